@@ -1,0 +1,56 @@
+# make demo and make test are all that a new checkout needs: Python from 3.10, pip, make and g++.
+# They set up a virtual environment in .venv, once; it is updated when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := cpu,models,plots,dev
+DSC := $(BIN)/dsc-split
+DEMO := demo
+
+.PHONY: help setup demo test check lint format clean
+
+help:
+	@echo "make demo     export efficientnet_b0, benchmark it, print its split lookup table, draw the pictures"
+	@echo "make test     all checks and all tests"
+	@echo "make check    the fast part, for people at work"
+	@echo "make lint     ruff and mypy alone"
+	@echo "make format   let ruff format the code"
+	@echo "make clean    remove what was generated, but not $(VENV)"
+
+setup: $(VENV)/.complete
+
+# The stamp is written last, so that a set-up that was interrupted is done again; a broken environment is made anew.
+$(VENV)/.complete: pyproject.toml
+	rm -f $@
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --editable '.[$(EXTRAS)]'
+	touch $@
+
+# The device is this machine with one thread, six times slower than it is; the server is this machine with all of them.
+demo: setup
+	mkdir -p $(DEMO)
+	$(DSC) export torchvision:efficientnet_b0 --output $(DEMO)/bundle \
+	    --device onnxruntime:cpu,threads=1,slowdown=6 --server onnxruntime:cpu
+	$(DSC) bench $(DEMO)/bundle --batches 1,4,16 --time-limit 3
+	$(DSC) table $(DEMO)/bundle --plots $(DEMO)/plots
+	$(DSC) pick $(DEMO)/bundle --batch 4 --rate 12
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(DEMO) build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

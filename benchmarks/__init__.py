@@ -1,0 +1,13 @@
+"""Time the engines: one cell per engine and batch size; a run that is killed goes on where it was.
+
+::
+
+    result = bench_bundle(Bundle.open("b4"), device="onnxruntime:cpu,threads=1,slowdown=6", batches=[1, 8])
+    print(result.counts)
+"""
+
+from dsc_split.benchmarks._cells import Cell, CellStore, Question
+from dsc_split.benchmarks._plan import BenchSettings
+from dsc_split.benchmarks._sweep import BenchResult, bench_bundle
+
+__all__ = ["BenchResult", "BenchSettings", "Cell", "CellStore", "Question", "bench_bundle"]

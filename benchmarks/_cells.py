@@ -1,0 +1,222 @@
+"""Cells: one measurement each, in one file each, named by the question that it answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import canonical_json, new_file, read_json, sha256_text
+from dsc_split.errors import DamagedError, DscError
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
+
+__all__ = ["FORMAT", "PROTOCOL_VERSION", "STATUSES", "VERSION", "Cell", "CellStore", "Question"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "dsc-split/cell"
+VERSION = 1
+PROTOCOL_VERSION = 1
+"""Version of how it is measured; cells of another version answer another question."""
+STATUSES = ("ok", "unstable", "out-of-memory", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a cell answers."""
+
+    graph_digest: str
+    """Digest of the graph with its weights, 64 hexadecimal digits."""
+    fingerprint: str
+    """SHA-256 of the target's run fingerprint, 64 hexadecimal digits."""
+    batch: int
+    """Batch size."""
+    period_ms: float | None
+    """Milliseconds between the starts of two calls; ``None`` where they follow at once."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the cell file's form."""
+        period_ms = None if self.period_ms is None else float(self.period_ms)
+        return {
+            "graph_digest": self.graph_digest,
+            "fingerprint": self.fingerprint,
+            "batch": self.batch,
+            "protocol": {"version": PROTOCOL_VERSION, "period_ms": period_ms},
+        }
+
+    @property
+    def key(self) -> str:
+        """Name of the cell's file: 64 hexadecimal digits."""
+        return sha256_text(FORMAT, canonical_json(self.to_json()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement: one engine at one batch size."""
+
+    question: Question
+    """What it answers."""
+    graph: str
+    """Path of the graph, relative to the bundle."""
+    target: str
+    """Canonical text of the target."""
+    run_fingerprint: dict[str, Any]
+    """What the timing depends on."""
+    emulated: dict[str, Any] | None
+    """``{"slowdown", "how"}``, or ``None`` where the times are this machine's own."""
+    status: str
+    """``ok``, ``unstable``, ``out-of-memory`` or ``failed``."""
+    reason: str
+    """Why it ended: ``precision reached``, ``time limit``, or the error."""
+    latency_ms: dict[str, Any] | None
+    """Statistics in milliseconds, slowdown included; ``None`` where nothing was measured."""
+    rounds: tuple[dict[str, Any], ...]
+    """Raw samples by round, as measured: ``{"started", "samples_ms", "first_after_pause_ms"}``."""
+    settings: dict[str, Any]
+    """How it was measured."""
+    environment: dict[str, Any]
+    """Where and under what load it was measured."""
+
+    @property
+    def batch(self) -> int:
+        """Batch size."""
+        return self.question.batch
+
+    @property
+    def samples_ms(self) -> list[list[float]]:
+        """Raw samples by round, in milliseconds."""
+        return [item["samples_ms"] for item in self.rounds]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the file's form, with the digest of its own body."""
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "key": self.question.key,
+            "question": self.question.to_json(),
+            "graph": self.graph,
+            "target": self.target,
+            "run_fingerprint": self.run_fingerprint,
+            "emulated": self.emulated,
+            "status": self.status,
+            "reason": self.reason,
+            "latency_ms": self.latency_ms,
+            "rounds": list(self.rounds),
+            "settings": self.settings,
+            "environment": self.environment,
+        }
+        return {**body, "body_sha256": _body_digest(body)}
+
+    @classmethod
+    def read(cls, path: Path) -> Cell:
+        """Read a cell's file.
+
+        Raises:
+            DamagedError: It is no cell, was changed since it was written, or is of a newer version.
+        """
+        document = read_json(path, "cell", DamagedError)
+        what = f"cell {str(path)!r}"
+        if document.get("format") != FORMAT or document.get("version") != VERSION:
+            found = f"{document.get('format')!r} version {document.get('version')!r}"
+            raise DamagedError(f"{what} is {found}; {FORMAT!r} version {VERSION} was expected.")
+        stated = document.pop("body_sha256", None)
+        if stated != _body_digest(document):
+            raise DamagedError(
+                f"{what} does not hold what its own SHA-256 says: it was changed or cut short."
+            )
+        try:
+            asked = document["question"]
+            question = Question(
+                graph_digest=asked["graph_digest"],
+                fingerprint=asked["fingerprint"],
+                batch=asked["batch"],
+                period_ms=asked["protocol"]["period_ms"],
+            )
+            cell = cls(
+                question=question,
+                rounds=tuple(document["rounds"]),
+                **{name: document[name] for name in _PLAIN_FIELDS},
+            )
+            fits = cell.question.to_json() == asked and cell.question.key == document["key"] == path.stem
+        except (KeyError, TypeError) as e:
+            raise DamagedError(f"{what} lacks {e}.") from e
+        if not fits or cell.status not in STATUSES:
+            raise DamagedError(f"{what} answers another question than its name says.")
+        return cell
+
+
+_PLAIN_FIELDS = (
+    "graph",
+    "target",
+    "run_fingerprint",
+    "emulated",
+    "status",
+    "reason",
+    "latency_ms",
+    "settings",
+    "environment",
+)
+
+
+def _body_digest(body: dict[str, Any]) -> str:
+    return sha256_text(canonical_json(body))
+
+
+class CellStore:
+    """The cells of a bundle, each in ``cells/KEY.json``.
+
+    A file that is damaged is left where it is, warned about, and counts as not there.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._folder = bundle.path / "cells"
+
+    def path(self, question: Question) -> Path:
+        """Say where the answer to ``question`` lies."""
+        return self._folder / f"{question.key}.json"
+
+    def get(self, question: Question) -> Cell | None:
+        """Read the answer to ``question``; ``None`` where there is none that can be read."""
+        path = self.path(question)
+        return _read(path) if path.is_file() else None
+
+    def put(self, cell: Cell) -> None:
+        """Write a cell, all or nothing, in place of an older answer.
+
+        Raises:
+            DscError: It cannot be written; the older answer is still there.
+        """
+        path = self.path(cell.question)
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as e:
+            raise DscError(f"cannot make folder {str(self._folder)!r}: {e.strerror or e}.") from e
+        with new_file(path) as file:
+            file.write(canonical_json(cell.to_json()) + b"\n")
+        logger.info(
+            "cell %s: %s batch %d on %s: %s", path.name[:12], cell.graph, cell.batch, cell.target, cell.status
+        )
+
+    def all(self) -> Iterator[Cell]:
+        """Read every cell that can be read, in the order of their names."""
+        for path in sorted(self._folder.glob("*.json")):
+            cell = _read(path)
+            if cell is not None:
+                yield cell
+
+    def remove_partial(self) -> None:
+        """Remove what a killed writer left half-written; hold the bundle's lock around this."""
+        for path in self._folder.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Cell | None:
+    try:
+        return Cell.read(path)
+    except DamagedError as e:
+        logger.warning("%s It is ignored.", e)
+        return None

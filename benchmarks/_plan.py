@@ -1,0 +1,245 @@
+"""What a benchmark has to measure: settings, batch sizes, and one task per cell that is not there yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dsc_split.benchmarks._cells import Cell, CellStore, Question
+from dsc_split.benchmarks._stats import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
+from dsc_split.benchmarks._timer import TIMER
+from dsc_split.engines._fingerprint import fingerprint_digest
+from dsc_split.engines._sides import SideGraph, side_graphs
+from dsc_split.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
+    from dsc_split.engines import BackendLike
+
+__all__ = ["DEFAULT_BATCHES", "ROUND_MS", "BenchSettings", "Task", "choose_batches", "make_tasks"]
+
+DEFAULT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+ROUND_MS = 50.0
+"""A round has as many calls as fit into this time, and at least one."""
+MAX_CALLS = 200
+"""A round has at most this many calls: every one of them is stored."""
+MAX_PACED_ROUND_MS = 500.0
+"""A round of paced calls lasts about this long at most."""
+MAX_WARM_UP_MS = 2000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """How to measure."""
+
+    precision_goal: float = 0.02
+    """Largest half-width of a cell's 95 % confidence interval, as a share of its median."""
+    time_limit_s: float = 10.0
+    """Seconds after which a cell is done in any case; only its own calls count."""
+    period_ms: float | None = None
+    """Milliseconds between the starts of two calls, as a camera would ask; ``None``: at once."""
+    memory_limit_bytes: int | None = None
+    """Memory of the engines that are timed together; ``None``: 80 % of what is free."""
+    again: bool = False
+    """Measure anew what has been measured already."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            UsageError: A number is not finite, or not above zero.
+        """
+        for name in ("precision_goal", "time_limit_s", "period_ms", "memory_limit_bytes"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value!r}; a finite number above 0 was expected.")
+
+    @property
+    def warm_up_ms(self) -> float:
+        """Milliseconds that a warm-up may take, two calls excepted."""
+        return min(MAX_WARM_UP_MS, 250.0 * self.time_limit_s)
+
+
+@dataclass(kw_only=True)
+class Task:
+    """One cell that is being measured. It collects rounds, possibly on top of those of an earlier run."""
+
+    side: str
+    """The side that asked for it first."""
+    graph: SideGraph
+    """What the engine computes."""
+    target: str
+    """Canonical text of the target."""
+    slowdown: float
+    """Declared emulation; 1 where there is none."""
+    threads: int | None
+    """Threads that the target asks for."""
+    run_fingerprint: dict[str, Any]
+    """What the timing depends on."""
+    question: Question
+    """What the cell answers."""
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """Rounds so far, those of an earlier run first."""
+    busy_s: float = 0.0
+    """Seconds spent on its rounds in this run."""
+    warm_up: dict[str, Any] = field(default_factory=dict)
+    """How its last warm-up went."""
+    start: dict[str, Any] = field(default_factory=dict)
+    """State of the machine when it was loaded."""
+    failures: int = 0
+    """How often it failed in this run, for another reason than memory."""
+    done: bool = False
+    """Whether its cell has been written."""
+
+    @property
+    def label(self) -> str:
+        """What is being measured, in words."""
+        return f"{self.graph.label}, batch {self.question.batch}"
+
+    def calls(self, settings: BenchSettings) -> int:
+        """Count the calls of its next round."""
+        call_ms = max(float(self.warm_up["call_ms"]), 1e-6)
+        count = max(1, min(MAX_CALLS, round(ROUND_MS / call_ms)))
+        if settings.period_ms is not None:
+            count = max(1, min(count, round(MAX_PACED_ROUND_MS / settings.period_ms)))
+        return count
+
+    def verdict(self, settings: BenchSettings) -> tuple[str, str] | None:
+        """Say how the cell ended, as status and reason; ``None`` while it needs more rounds."""
+        samples_ms = [item["samples_ms"] for item in self.rounds]
+        at_limit = self.busy_s >= settings.time_limit_s
+        if is_precise(samples_ms, settings.precision_goal, at_limit=at_limit):
+            return "ok", "precision reached"
+        if at_limit and len(samples_ms) >= MIN_ROUNDS_AT_LIMIT:
+            return "unstable", "time limit"
+        return None
+
+    def cell(self, status: str, reason: str, settings: dict[str, Any], environment: dict[str, Any]) -> Cell:
+        """Make the cell from what was collected."""
+        measured = status in ("ok", "unstable")
+        emulated = None
+        if self.slowdown > 1:
+            how = f"statistics multiplied by {self.slowdown:g}; raw samples are as measured"
+            emulated = {"slowdown": self.slowdown, "how": how}
+        latency_ms = None
+        if measured:
+            first = [sample for item in self.rounds for sample in item["first_after_pause_ms"]]
+            latency_ms = summarise([item["samples_ms"] for item in self.rounds], first, self.slowdown)
+        return Cell(
+            question=self.question,
+            graph=self.graph.path,
+            target=self.target,
+            run_fingerprint=self.run_fingerprint,
+            emulated=emulated,
+            status=status,
+            reason=reason,
+            latency_ms=latency_ms,
+            rounds=tuple(self.rounds) if measured else (),
+            settings={**settings, "threads": self.threads, "warm_up": self.warm_up},
+            environment={**environment, "start": self.start},
+        )
+
+
+def describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, Any]:
+    """Give the settings as they are recorded with every cell."""
+    return {
+        "precision_goal": settings.precision_goal,
+        "time_limit_s": settings.time_limit_s,
+        "period_ms": settings.period_ms,
+        "memory_limit_bytes": memory_limit_bytes,
+        "warm_up_limit_ms": settings.warm_up_ms,
+        "round_ms": ROUND_MS,
+        "min_rounds": MIN_ROUNDS,
+        "timer": TIMER,
+        "first_call_of_a_round": "not a sample: it finds the traces of another engine",
+        "inputs": "golden samples, repeated up to the batch size",
+    }
+
+
+def choose_batches(bundle: Bundle, batches: Sequence[int] | None) -> tuple[int, ...]:
+    """Give the batch sizes to measure: those asked for, else the usual ones that the model takes.
+
+    Raises:
+        UsageError: One is no positive whole number, or more than the model takes.
+    """
+    fixed = bundle.fixed_batch
+    if batches is None:
+        return (fixed,) if fixed else tuple(batch for batch in DEFAULT_BATCHES if batch <= bundle.max_batch)
+    for batch in batches:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise UsageError(f"batch {batch!r} is no batch size; a whole number from 1 was expected.")
+        if fixed is not None and batch != fixed:
+            raise UsageError(f"batch {batch} cannot be measured: the model takes batch {fixed} only.")
+        if batch > bundle.max_batch:
+            raise UsageError(
+                f"batch {batch} is larger than {bundle.max_batch}, the largest proven for this bundle. "
+                f"Export it again with --max-batch {batch}, or leave the batch out."
+            )
+    if not batches:
+        raise UsageError("no batch size is given; at least one was expected.")
+    return tuple(sorted(set(batches)))
+
+
+def make_tasks(
+    bundle: Bundle,
+    store: CellStore,
+    backends: dict[str, BackendLike],
+    batches: Sequence[int],
+    settings: BenchSettings,
+) -> tuple[list[Task], list[Cell]]:
+    """List what is to be measured, and the cells that are there already and good enough.
+
+    Args:
+        bundle: The bundle.
+        store: Its cells.
+        backends: The back-end of each side that takes part.
+        batches: Batch sizes.
+        settings: How to measure.
+
+    Returns:
+        Tasks in the order in which they run, each question once; and the cells that are reused.
+    """
+    tasks: dict[Question, Task] = {}
+    reused: dict[Question, Cell] = {}
+    for side, backend in backends.items():
+        fingerprint = backend.run_fingerprint()
+        digest = fingerprint_digest(fingerprint)
+        graphs = side_graphs(bundle, side)
+        for batch in batches:
+            for graph in graphs:
+                question = Question(
+                    graph_digest=bundle.graph_digest(graph.path),
+                    fingerprint=digest,
+                    batch=batch,
+                    period_ms=settings.period_ms,
+                )
+                if question in tasks or question in reused:
+                    continue
+                cell = None if settings.again else store.get(question)
+                if cell is not None and _is_final(cell, settings):
+                    reused[question] = cell
+                    continue
+                tasks[question] = Task(
+                    side=side,
+                    graph=graph,
+                    target=str(backend.target),
+                    slowdown=backend.target.slowdown,
+                    threads=backend.target.threads,
+                    run_fingerprint=fingerprint,
+                    question=question,
+                    rounds=list(cell.rounds) if cell is not None else [],
+                )
+    return list(tasks.values()), list(reused.values())
+
+
+def _is_final(cell: Cell, settings: BenchSettings) -> bool:
+    """Tell whether a cell answers its question as well as is asked.
+
+    Memory that ended is final, unless more of it is allowed now than then.
+    """
+    if cell.status == "out-of-memory":
+        allowed_bytes = settings.memory_limit_bytes
+        return allowed_bytes is None or allowed_bytes <= cell.settings["memory_limit_bytes"]
+    return cell.status == "ok" and is_precise(cell.samples_ms, settings.precision_goal, at_limit=True)

@@ -1,0 +1,90 @@
+"""Statistics of one cell: percentiles of the calls, confidence from the means of rounds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["MIN_ROUNDS", "MIN_ROUNDS_AT_LIMIT", "interval_ms", "is_precise", "percentile", "summarise"]
+
+MIN_ROUNDS = 5
+"""Rounds that a cell needs before it may stop."""
+MIN_ROUNDS_AT_LIMIT = 3
+"""Rounds that a cell needs when its time is up."""
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+         2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+         2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)  # fmt: skip
+"""Student's t, 97.5 % quantile, for 1 to 30 degrees of freedom."""
+
+
+def t_quantile(degrees: int) -> float:
+    """Give Student's 97.5 % quantile; beyond the table its expansion in ``1/degrees``, right to 3 digits."""
+    if degrees <= len(T_975):
+        return T_975[degrees - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * degrees)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Interpolate linearly between the sorted values, as NumPy does."""
+    position = share * (len(ordered) - 1)
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def interval_ms(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Give the median of all calls and the half-width of its 95 % confidence interval.
+
+    The half-width comes from the spread of the means of rounds, since calls in a row are not independent.
+    It is infinite for fewer than two rounds.
+    """
+    median = statistics.median(sample for samples in rounds for sample in samples)
+    count = len(rounds)
+    if count < 2:
+        return median, math.inf
+    spread = statistics.stdev(statistics.fmean(samples) for samples in rounds)
+    return median, t_quantile(count - 1) * spread / math.sqrt(count)
+
+
+def is_precise(rounds: Sequence[Sequence[float]], goal: float, *, at_limit: bool = False) -> bool:
+    """Tell whether there are rounds enough and the half-width is at most ``goal`` of the median."""
+    if len(rounds) < (MIN_ROUNDS_AT_LIMIT if at_limit else MIN_ROUNDS):
+        return False
+    median, half_width = interval_ms(rounds)
+    return half_width <= goal * median
+
+
+def summarise(
+    rounds: Sequence[Sequence[float]], first_after_pause: Sequence[float], slowdown: float
+) -> dict[str, Any]:
+    """Summarise a cell.
+
+    Args:
+        rounds: Milliseconds of each call, by round; no round is empty, and there are at least two.
+        first_after_pause: Milliseconds of the calls after a pause, which are not in ``rounds``.
+        slowdown: Every time is multiplied by it; the raw samples stay as they are.
+    """
+    median, half_width = interval_ms(rounds)
+    ordered = sorted(sample for samples in rounds for sample in samples)
+    first = sorted(first_after_pause)
+    return {
+        "n": len(ordered),
+        "median": median * slowdown,
+        "p90": percentile(ordered, 0.90) * slowdown,
+        "p95": percentile(ordered, 0.95) * slowdown,
+        "p99": percentile(ordered, 0.99) * slowdown,
+        "mean": statistics.fmean(ordered) * slowdown,
+        "std": (statistics.stdev(ordered) if len(ordered) > 1 else 0.0) * slowdown,
+        "ci": [max(0.0, median - half_width) * slowdown, (median + half_width) * slowdown],
+        "first_after_pause": {
+            "n": len(first),
+            "median": statistics.median(first) * slowdown,
+            "p95": percentile(first, 0.95) * slowdown,
+        }
+        if first
+        else None,
+    }

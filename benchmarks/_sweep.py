@@ -1,0 +1,178 @@
+"""Measure every engine of a bundle at every batch size."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.benchmarks._cells import STATUSES, Cell, CellStore
+from dsc_split.benchmarks._environment import available_memory_bytes, live_state, static_environment
+from dsc_split.benchmarks._group import Group
+from dsc_split.benchmarks._plan import BenchSettings, Task, choose_batches, describe, make_tasks
+from dsc_split.engines._check import last_target
+from dsc_split.engines._registry import get_backend
+from dsc_split.engines._sides import SIDES, record_target
+from dsc_split.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
+
+__all__ = ["BenchResult", "bench_bundle"]
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.8
+"""Share of the free memory that engines may hold, where no limit is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What :func:`bench_bundle` did."""
+
+    targets: dict[str, str]
+    """Side to the target that was measured."""
+    batches: tuple[int, ...]
+    """Batch sizes that were measured."""
+    cells: tuple[Cell, ...]
+    """Every cell that was asked for, reused ones first."""
+    reused: int
+    """How many were there already and good enough."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Status to the number of cells that ended in it."""
+        found = Counter(cell.status for cell in self.cells)
+        return {status: found[status] for status in STATUSES}
+
+
+def bench_bundle(
+    bundle: Bundle,
+    *,
+    sides: Sequence[str] = SIDES,
+    device: str | None = None,
+    server: str | None = None,
+    batches: Sequence[int] | None = None,
+    settings: BenchSettings | None = None,
+    progress: ProgressListener = silent,
+) -> BenchResult:
+    """Time every engine of a bundle, host to host, and write one cell for each and each batch size.
+
+    A cell is written as soon as it is done, so a run that is stopped goes on where it was. Cells that are
+    there already and precise enough are reused, looser ones continued.
+
+    Args:
+        bundle: The bundle; it is held locked all the while.
+        sides: The sides to measure.
+        device: Target of the device; the last one recorded for it, else ``onnxruntime:cpu``, where not given.
+        server: Target of the server, likewise.
+        batches: Batch sizes; 1, 2, 4 ... 64, as far as the model takes them, where not given.
+        settings: How to measure.
+        progress: Called when a cell is done, and when another engine has its turn.
+
+    Raises:
+        UsageError: A side, target or batch size is unknown or out of range.
+        BackendUnavailable: A back-end's library or its device is not there.
+        BundleError: A graph is missing or was changed.
+        BundleBusyError: Another command is writing the bundle.
+        DscError: A cell cannot be written.
+    """
+    settings = settings or BenchSettings()
+    chosen = choose_batches(bundle, batches)
+    wrong = [side for side in sides if side not in SIDES]
+    if wrong or not sides:
+        raise UsageError(f"sides are {list(sides)}; any of {list(SIDES)} were expected.")
+    given = {"device": device, "server": server}
+    backends = {
+        side: get_backend(given[side] or last_target(bundle, side)) for side in SIDES if side in sides
+    }
+    with bundle.lock():
+        store = CellStore(bundle)
+        store.remove_partial()
+        for side, backend in backends.items():
+            record_target(bundle, side, backend)
+        tasks, reused = make_tasks(bundle, store, backends, chosen, settings)
+        cells = _Sweep(bundle, store, settings, tasks, reused, progress).run()
+    return BenchResult(
+        targets={side: str(backend.target) for side, backend in backends.items()},
+        batches=chosen,
+        cells=(*reused, *cells),
+        reused=len(reused),
+    )
+
+
+class _Sweep:
+    """One run over all tasks."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        store: CellStore,
+        settings: BenchSettings,
+        tasks: Sequence[Task],
+        reused: Sequence[Cell],
+        progress: ProgressListener,
+    ) -> None:
+        self._bundle = bundle
+        self._store = store
+        self._settings = settings
+        self._tasks = tasks
+        self._progress = progress
+        self._reused = len(reused)
+        self._memory_limit_bytes = settings.memory_limit_bytes or int(MEMORY_SHARE * available_memory_bytes())
+        self._static = static_environment()
+        self._cells: dict[str, Cell] = {}
+        self._exhausted: dict[tuple[str, str], int] = {}
+        """Graph digest and fingerprint to the smallest batch at which memory ended."""
+        for cell in reused:
+            if cell.status == "out-of-memory":
+                self._note_exhausted(cell)
+
+    def run(self) -> list[Cell]:
+        """Measure all tasks, small batches first, and give their cells."""
+        if self._tasks:
+            logger.info("%d cells to measure, %d reused", len(self._tasks), self._reused)
+        groups: dict[tuple[str, int], list[Task]] = {}
+        for task in self._tasks:
+            groups.setdefault((task.question.fingerprint, task.question.batch), []).append(task)
+        for tasks in groups.values():
+            for task in tasks:
+                self._skip_if_exhausted(task)
+            group = Group(
+                self._bundle.path, self._settings, self._memory_limit_bytes, self._finish, self._announce
+            )
+            group.run(tasks)
+        if self._tasks:
+            self._announce(self._tasks[-1])
+        return list(self._cells.values())
+
+    def _announce(self, task: Task) -> None:
+        label = f"{task.side}: {task.label}"
+        done, total = self._reused + len(self._cells), self._reused + len(self._tasks)
+        self._progress(Progress(stage="bench", label=label, done=done, total=total))
+
+    def _finish(self, task: Task, status: str, reason: str) -> None:
+        """Write a task's cell; again, if it was timed again beside others."""
+        environment = {**self._static, "end": live_state()}
+        settings = describe(self._settings, self._memory_limit_bytes)
+        cell = task.cell(status, reason, settings, environment)
+        self._store.put(cell)
+        task.done = True
+        self._cells[cell.question.key] = cell
+        if status == "out-of-memory":
+            self._note_exhausted(cell)
+
+    def _note_exhausted(self, cell: Cell) -> None:
+        key = (cell.question.graph_digest, cell.question.fingerprint)
+        self._exhausted[key] = min(cell.batch, self._exhausted.get(key, cell.batch))
+
+    def _skip_if_exhausted(self, task: Task) -> None:
+        """Mark a task whose engine ran out of memory at a smaller batch: a larger one need not be tried."""
+        at = self._exhausted.get((task.question.graph_digest, task.question.fingerprint))
+        if at is not None and at <= task.question.batch:
+            self._finish(
+                task, "out-of-memory", f"out of memory at batch {at} already; this one was not tried"
+            )

@@ -1,0 +1,53 @@
+"""What a bundle holds, in a few lines: printed by the commands that make or change one."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from dsc_split.bundle import Bundle
+from dsc_split.cli._console import err, out, print_json
+
+__all__ = ["print_bundle"]
+
+
+def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
+    """Print the pairs of a bundle with their errors to stdout, and its warnings to stderr."""
+    manifest = bundle.manifest
+    for note in manifest.get("notes", []):
+        err.print(f"note: {note}.")
+    for item in manifest["failed_splits"]:
+        err.print(f"warning: pair {item['name']!r} is left out: {item['reason']}.")
+    if not bundle.splits:
+        err.print(
+            "warning: no cut is useful here, so there is full and no offload alone to choose from. "
+            f"See why: dsc-split cuts {bundle.path}"
+        )
+    if as_json:
+        print_json(manifest)
+        return
+    batch = f"batch {bundle.fixed_batch} only" if bundle.fixed_batch else f"batches 1 to {bundle.max_batch}"
+    out.print(
+        f"{bundle.path}: {manifest['model']['name']}, {manifest['precision']}, {batch}, {len(bundle.splits)} pairs"
+    )
+    out.print(f"weights: {manifest['model']['weights']['origin']}")
+    if not bundle.splits:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("pair", "ratio", "bytes at batch 1", "largest error", "early outputs"):
+        table.add_column(
+            heading,
+            justify="right" if heading in ("ratio", "bytes at batch 1", "largest error") else "left",
+            overflow="fold",
+        )
+    for split in bundle.splits:
+        error = split.data["max_rel_error"]
+        table.add_row(
+            Text(split.name),
+            f"{split.data['ratio']:.4f}",
+            f"{split.size_bytes(bundle.fixed_batch or 1):,}",
+            "not proven" if error is None else f"{error:.1e}" if error else "0",
+            Text(", ".join(split.early_outputs)),
+        )
+    out.print(table)

@@ -1,0 +1,100 @@
+"""``dsc-split export``: a model in, a bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsc_split.cli._cut_options import (
+    Cuts,
+    InputBytes,
+    InputShapes,
+    MaxBatch,
+    MaxTensors,
+    Modules,
+    RatioOf,
+    Sample,
+    Seed,
+    Weights,
+    channel_values,
+)
+
+__all__ = ["export"]
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="torchvision:NAME, timm:NAME, FILE.py:FUNCTION, package.module:FUNCTION, MODEL.pt2 or MODEL.onnx.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="BUNDLE", help="Folder to make; a bundle there is replaced."),
+    ],
+    input_shape: InputShapes = None,
+    sample: Sample = None,
+    weights: Weights = None,
+    seed: Seed = 0,
+    max_batch: MaxBatch = 64,
+    uint8_input: Annotated[
+        bool,
+        typer.Option("--uint8-input", help="Take 8-bit images: scaling and normalisation go into the graph."),
+    ] = False,
+    mean: Annotated[
+        Any, typer.Option(parser=channel_values, metavar="M,...", help="Mean per channel of inputs in 0..1.")
+    ] = None,
+    std: Annotated[
+        Any,
+        typer.Option(parser=channel_values, metavar="S,...", help="Standard deviation per channel, likewise."),
+    ] = None,
+    input_bytes: InputBytes = None,
+    no_full_offload: Annotated[
+        bool, typer.Option("--no-full-offload", help="Inputs must not be sent to the server.")
+    ] = False,
+    cuts: Cuts = None,
+    modules: Modules = None,
+    ratio: RatioOf = "bytes",
+    max_tensors: MaxTensors = 1,
+    device: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="What the device's engines are built for.")
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="What the server's engines are built for.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
+) -> None:
+    """Export a model into a bundle: its graph, the head / tail pairs of its best cuts, each proven, and engines."""
+    import sys
+
+    from dsc_split.cli._bundle_summary import print_bundle
+    from dsc_split.cli._console import progress
+    from dsc_split.engines import Target, build_engines
+    from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
+
+    targets = {side: Target.parse(text) for side, text in (("device", device), ("server", server)) if text}
+    options = ExportOptions(
+        source=SourceOptions(
+            input_shapes=tuple(input_shape or ()),
+            sample=sample,
+            weights=weights,
+            max_batch=max_batch,
+            seed=seed,
+        ),
+        cut=CutOptions.checked(cuts=cuts, modules=modules, ratio=ratio, max_tensors=max_tensors),
+        uint8_input=uint8_input,
+        mean=mean,
+        std=std,
+        input_bytes=input_bytes,
+        full_offload=not no_full_offload,
+        command=" ".join(["dsc-split", "export", *sys.argv[2:]]),
+    )
+    with progress() as listener:
+        bundle = export_bundle(source, output, options, progress=listener)
+        for side, target in targets.items():
+            build_engines(bundle, side, str(target), progress=listener)
+    print_bundle(bundle, as_json=json)

@@ -1,0 +1,129 @@
+"""Parsers of option values that several commands share; each names what it got and what it takes.
+
+They are for ``typer.Option(parser=...)``. Typer reads ``tuple[int, ...]`` as an option of several words, so
+a list is annotated as ``Any`` there::
+
+    batches: Annotated[Any, typer.Option(parser=positive_integers, metavar="N,...")] = None
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import typer
+
+__all__ = ["number", "positive_integers", "positive_numbers", "size_bytes"]
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_UNITS_BY_LOWER_CASE = {unit.lower(): factor for unit, factor in _UNITS.items()}
+MAX_INTEGER = 2**31 - 1
+"""A batch or a thread count beyond this is a slip of the finger."""
+
+
+def size_bytes(text: str) -> int:
+    """Parse a size, ``8GiB``, ``500 MB`` or ``1048576``, into bytes.
+
+    Raises:
+        typer.BadParameter: The text is no size, or zero.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _UNITS_BY_LOWER_CASE.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        units = ", ".join(unit for unit in _UNITS if unit)
+        raise typer.BadParameter(
+            f"{text!r} is no size: a number and a unit were expected, such as 8GiB (units: {units})."
+        )
+    value = float(match[1]) * factor
+    if not 1 <= value < 2**63:
+        raise typer.BadParameter(
+            f"size {text!r} is out of range: at least 1 byte and less than 2^63 are taken."
+        )
+    return round(value)
+
+
+def positive_integers(text: str) -> tuple[int, ...]:
+    """Parse ``1,2,4`` into whole numbers from 1, sorted, each once.
+
+    Raises:
+        typer.BadParameter: The text is no such list.
+    """
+    numbers = set()
+    for item in _items(text, "1,2,4"):
+        if not re.fullmatch(r"[0-9]+", item) or not 1 <= int(item) <= MAX_INTEGER:
+            raise typer.BadParameter(
+                f"{item!r} in {text!r} is out of range: whole numbers from 1 were expected, such as 1,2,4."
+            )
+        numbers.add(int(item))
+    return tuple(sorted(numbers))
+
+
+def positive_numbers(text: str) -> tuple[float, ...]:
+    """Parse ``0.5,1,2`` into finite numbers above 0, sorted, each once.
+
+    Raises:
+        typer.BadParameter: The text is no such list.
+    """
+    parse = number(above=0.0)
+    return tuple(sorted({parse(item) for item in _items(text, "0.5,1,2")}))
+
+
+def number(
+    *,
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    infinite: bool = False,
+) -> Callable[[str], float]:
+    """Make a parser of numbers in a range. NaN is never in a range.
+
+    Args:
+        at_least: Smallest value taken.
+        above: Every value taken is larger than this.
+        at_most: Largest value taken.
+        infinite: Whether ``inf`` is taken too.
+
+    Returns:
+        A function for ``typer.Option(parser=...)``.
+    """
+    limits = [
+        *([f"at least {at_least:g}"] if at_least > -math.inf else []),
+        *([f"above {above:g}"] if above > -math.inf else []),
+        *([f"at most {at_most:g}"] if at_most < math.inf else []),
+        *([] if infinite else ["finite"]),
+    ]
+    expected = f"a number ({', '.join(limits)})" if limits else "a number"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no number: {expected} was expected.") from None
+        inside = value >= at_least and value > above and value <= at_most
+        if not inside or (math.isinf(value) and not infinite):
+            raise typer.BadParameter(f"{text!r} is out of range: {expected} was expected.")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def _items(text: str, example: str) -> list[str]:
+    items = [item.strip() for item in text.split(",")]
+    if "" in items:
+        raise typer.BadParameter(
+            f"{text!r} is no list: numbers with commas between were expected, such as {example}."
+        )
+    return items

@@ -1,0 +1,214 @@
+"""The program ``dsc-split``: finds the command, and turns every error into one line and an exit code.
+
+Only the command that is asked for is imported, so that ``dsc-split --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
+
+import typer
+
+from dsc_split import __version__
+from dsc_split.errors import DscError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "export": "Export a model into a bundle of proven head / tail pairs.",
+    "cuts": "List the places where a model can be cut.",
+    "cut": "Cut a bundle's model anew, into other pairs.",
+    "build": "Build the engines of one side for a target.",
+    "check": "Check the engines of one side against the golden samples.",
+    "bench": "Time every head and tail at every batch size, and write the table.",
+    "table": "Write and show the split lookup table.",
+    "pick": "Name the best choice for a batch size and a data rate.",
+    "doctor": "Say what is installed here, and what is missing for what.",
+}
+"""Each command's line in ``--help``: the docstring's first, function NAME in ``dsc_split.cli._NAME``."""
+
+EPILOG = (
+    "Rates are in MB/s (1 MB = 10^6 bytes). Exit codes: 0 done, 1 any other error, 2 wrong usage, 3 no such "
+    "cut or no proof, 4 a back-end failed, 5 a back-end is missing, 6 a file is damaged."
+)
+
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, show_default=False, help="Say what is done; twice: say everything."
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_debug = False
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the program, and exit.
+
+    Args:
+        arguments: What follows the program's name; ``None`` for that of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    with _exit_on_error():
+        try:
+            _app(arguments)(args=arguments, prog_name="dsc-split")
+        finally:
+            sys.stdout.flush()
+    raise SystemExit(0)
+
+
+def _app(arguments: Sequence[str]) -> typer.Typer:
+    """Make the application; of the commands that ``arguments`` does not name it has the help line alone."""
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    app.callback(epilog=EPILOG)(_root)
+    for name, summary in COMMANDS.items():
+        if name in arguments:
+            app.command(name)(_runnable(_load(name)))
+        else:
+            app.command(name, help=summary)(_not_asked_for)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dsc-split {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+    verbose: Verbose = 0,
+    debug: Debug = False,
+) -> None:
+    """Split a model between a device and a server, and know at which data rate which split is fastest."""
+    _set_up(verbose, debug)
+
+
+def _not_asked_for() -> None:
+    raise AssertionError("a command whose name is not among the arguments was run")
+
+
+def _load(name: str) -> Callable[..., None]:
+    """Import the function of a command."""
+    function: Callable[..., None] = getattr(importlib.import_module(f"dsc_split.cli._{name}"), name)
+    return function
+
+
+def _runnable(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that all share, and the handling of errors."""
+    signature = inspect.signature(function, eval_str=True)
+    shared = {"verbose": Verbose, "debug": Debug}
+    defaults: dict[str, Any] = {"verbose": 0, "debug": False}
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in shared.items()
+    ]
+
+    @functools.wraps(function)
+    def command(*, verbose: int, debug: bool, **options: Any) -> None:
+        _set_up(verbose, debug)
+        with _exit_on_error():
+            function(**options)
+
+    parameters = [*signature.parameters.values(), *extra]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by Typer
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _exit_on_error() -> Iterator[None]:
+    """Turn an error of the block into a message on stderr and an exit code."""
+    try:
+        yield
+    except DscError as e:
+        _fail(str(e), e.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted: what is finished stays.", 1)
+    except MemoryError:
+        _fail("out of memory. Try a smaller batch or a smaller model, or free memory.", 1)
+    except BrokenPipeError:
+        # Whoever reads our output has seen enough: say nothing, not even when Python flushes stdout at exit.
+        _give_up_unwritable(sys.stdout)
+        raise SystemExit(1) from None
+    except OSError as e:
+        _give_up_unwritable(sys.stdout)
+        full = "; free some space and run it again" if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        place = f"{e.filename!r}: " if e.filename is not None else ""
+        _fail(f"{place}{e.strerror or e}{full}.", 1)
+    except (typer.Abort, typer.BadParameter, typer.Exit):
+        raise  # Typer's own: it prints what is wrong with the usage, and exits.
+    except Exception as e:
+        hint = "" if _debug else " Run it again with --debug to see where."
+        _fail(f"internal error: {type(e).__name__}: {e}.{hint}", 1)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    if _debug:
+        import traceback
+
+        traceback.print_exc()
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    print("\033[31merror:\033[0m" if colour else "error:", message, file=sys.stderr)
+    raise SystemExit(exit_code) from None
+
+
+def _give_up_unwritable(stream: TextIO) -> None:
+    """Send what is buffered for a stream nowhere if it cannot be written: Python would complain at exit."""
+    try:
+        stream.flush()
+    except OSError:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+# ---- logging -----------------------------------------------------------------------------------------------
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes log records to stderr, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from dsc_split.cli._console import err
+
+        try:
+            err.print(f"{record.levelname.lower()}: {self.format(record)}", soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+def _set_up(verbose: int, debug: bool) -> None:
+    """Set how much is said; called for the program's options and the command's: who asks for more gets it."""
+    global _debug
+    _debug = _debug or debug
+    root, ours = logging.getLogger(), logging.getLogger("dsc_split")
+    if not any(isinstance(handler, _ConsoleHandler) for handler in root.handlers):
+        root.addHandler(_ConsoleHandler())
+        logging.captureWarnings(True)
+        ours.setLevel(logging.WARNING)
+        root.setLevel(logging.ERROR)
+    if verbose:
+        level, others = (logging.INFO, logging.WARNING) if verbose == 1 else (logging.DEBUG, logging.INFO)
+        ours.setLevel(min(ours.level, level))
+        root.setLevel(min(root.level, others))

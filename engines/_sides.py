@@ -1,0 +1,126 @@
+"""Which graphs of a bundle run on which side, and where their golden samples lie."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import sha256_file
+from dsc_split.engines._fingerprint import target_id
+from dsc_split.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dsc_split.bundle import Bundle, Split
+    from dsc_split.engines._base import BackendLike
+
+__all__ = ["SIDES", "SideGraph", "golden_samples", "read_samples", "record_target", "side_graphs"]
+
+SIDES = ("device", "server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideGraph:
+    """A graph that runs on one side."""
+
+    kind: str
+    """``model``, ``head`` or ``tail``."""
+    path: str
+    """Path of the graph, relative to the bundle."""
+    split: Split | None
+    """The pair it belongs to; ``None`` for the whole model."""
+
+    @property
+    def label(self) -> str:
+        """What it is, in words."""
+        return "whole model" if self.split is None else f"{self.kind} {self.split.name}"
+
+
+def side_graphs(bundle: Bundle, side: str) -> tuple[SideGraph, ...]:
+    """List what runs on a side, the whole model first.
+
+    On the device that is every head and the whole model; on the server every tail and, unless inputs must not
+    be sent, the whole model.
+
+    Raises:
+        UsageError: ``side`` is neither.
+        BundleError: A graph is not there, or is not the one that the manifest lists.
+    """
+    if side not in SIDES:
+        raise UsageError(f"side is {side!r}; {' or '.join(map(repr, SIDES))} was expected.")
+    whole = SideGraph(kind="model", path=bundle.manifest["model"]["path"], split=None)
+    graphs = [whole] if side == "device" or bundle.full_offload else []
+    for split in bundle.splits:
+        kind, path = ("head", split.head) if side == "device" else ("tail", split.tail)
+        graphs.append(SideGraph(kind=kind, path=path, split=split))
+    for graph in graphs:
+        _verify(bundle, graph.path)
+    return tuple(graphs)
+
+
+def _verify(bundle: Bundle, relative: str) -> None:
+    path = bundle.file(relative)
+    listed = bundle.manifest["files"].get(relative)
+    if listed is None:
+        raise BundleError(f"manifest of {str(bundle.path)!r} does not list {relative!r}. Export it again.")
+    if not path.is_file():
+        raise BundleError(
+            f"bundle {str(bundle.path)!r} lacks {relative!r}, which its manifest lists. Export it again."
+        )
+    found = sha256_file(path)
+    if found != listed["sha256"]:
+        raise BundleError(
+            f"{str(path)!r} has SHA-256 {found[:12]}...; the manifest says {listed['sha256'][:12]}.... "
+            f"The file was changed or damaged. Export it again."
+        )
+
+
+def record_target(bundle: Bundle, side: str, backend: BackendLike) -> None:
+    """Put a target at the end of the manifest's list for ``side``; hold the bundle's lock around this.
+
+    A target that stands there already moves to the end, with the fingerprint it has now.
+    """
+    target, fingerprint = str(backend.target), backend.build_fingerprint()
+    entry = {"target": target, "fingerprint": fingerprint, "id": target_id(fingerprint)}
+    recorded = bundle.manifest["targets"].setdefault(side, [])
+    if recorded and recorded[-1] == entry:
+        return
+    bundle.manifest["targets"][side] = [item for item in recorded if item["target"] != target] + [entry]
+    bundle.save()
+
+
+def read_samples(path: Path) -> dict[str, np.ndarray]:
+    """Read a file of samples: arrays under keys like ``input:NAME``.
+
+    Raises:
+        BundleError: It cannot be read, or holds anything but plain arrays.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+        raise BundleError(
+            f"samples {str(path)!r} cannot be read: {e}. Make them again, or export again."
+        ) from e
+
+
+def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray] | None:
+    """Read the golden samples of the whole model or of a pair; ``None`` where the bundle has none.
+
+    Returns:
+        Keys ``input:NAME``, ``output:NAME`` for the whole model, ``cut:NAME``, ``early:NAME`` for a pair.
+    """
+    relative = "samples/model.npz" if split is None else f"samples/{split.name}.npz"
+    path = bundle.file(relative)
+    return read_samples(path) if path.is_file() else None
+
+
+def strip_prefix(samples: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Give the entries under ``prefix``, without it."""
+    return {key[len(prefix) :]: value for key, value in samples.items() if key.startswith(prefix)}

@@ -1,0 +1,98 @@
+"""What an engine is built for: back-end, architecture and options, as one line of text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsc_split.engines._registry import BACKENDS
+from dsc_split.errors import UsageError
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A target: ``BACKEND[:ARCHITECTURE][,key=value]...``.
+
+    ::
+
+        Target.parse("onnxruntime:cpu,threads=1,slowdown=6")
+
+    ``str()`` gives the canonical text: architecture always named, options in a fixed order.
+    """
+
+    backend: str
+    """Name in the table of back-ends: ``onnxruntime``."""
+    architecture: str
+    """What the back-end runs on: ``cpu``, ``cuda``."""
+    options: tuple[tuple[str, int | float], ...] = ()
+    """Options that were given, in canonical order."""
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read a target.
+
+        Raises:
+            UsageError: The back-end, architecture or an option is unknown, given twice, or out of range.
+        """
+        head, *pairs = (part.strip() for part in text.split(","))
+        backend, colon, architecture = head.partition(":")
+        if backend not in BACKENDS:
+            raise UsageError(f"target {text!r}: unknown back-end {backend!r}. {_hint(backend, BACKENDS)}")
+        entry = BACKENDS[backend]
+        if not colon:
+            architecture = next(iter(entry.architectures))
+        if architecture not in entry.architectures:
+            hint = _hint(architecture, entry.architectures)
+            raise UsageError(
+                f"target {text!r}: back-end {backend!r} has no architecture {architecture!r}. {hint}"
+            )
+        known = {option.name: option for option in entry.options}
+        given: dict[str, int | float] = {}
+        for pair in pairs:
+            name, _, value = (part.strip() for part in pair.partition("="))
+            if name not in known:
+                hint = _hint(name, known)
+                raise UsageError(f"target {text!r}: back-end {backend!r} has no option {name!r}. {hint}")
+            if name in given:
+                raise UsageError(f"target {text!r}: option {name!r} is given twice. Give it once.")
+            try:
+                given[name] = known[name].parse(value)
+            except ValueError as e:
+                raise UsageError(
+                    f"target {text!r}: option {name!r} is {value!r}; {known[name].expected} was expected."
+                ) from e
+        options = tuple(
+            (option.name, given[option.name])
+            for option in entry.options
+            if option.name in given and given[option.name] != option.neutral
+        )
+        return cls(backend=backend, architecture=architecture, options=options)
+
+    def __str__(self) -> str:
+        options = "".join(f",{name}={_number(value)}" for name, value in self.options)
+        return f"{self.backend}:{self.architecture}{options}"
+
+    @property
+    def threads(self) -> int | None:
+        """Threads that one engine may use; ``None`` leaves it to the library."""
+        value = dict(self.options).get("threads")
+        return None if value is None else int(value)
+
+    @property
+    def slowdown(self) -> float:
+        """How many times slower than this machine the emulated one is; 1 where nothing is emulated."""
+        return float(dict(self.options).get("slowdown", 1.0))
+
+
+def _number(value: int | float) -> str:
+    return repr(int(value)) if value == int(value) else repr(value)
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    listed = f"Known: {', '.join(names)}."
+    return f"Did you mean {near[0]!r}? {listed}" if near else listed

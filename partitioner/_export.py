@@ -1,0 +1,287 @@
+"""A source in, a bundle out: the graph and its weights, the pairs, their proof, golden samples, the manifest."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsc_split._optional import require
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
+from dsc_split.errors import DscError, ExportError, UsageError
+from dsc_split.partitioner._folders import discard, put_in_place
+from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
+from dsc_split.partitioner._pairs import cut_into, output_infos
+from dsc_split.partitioner._proof import Reference, largest_batch, relative_error, run_reference
+from dsc_split.partitioner._samples import load_sample
+from dsc_split.partitioner._selection import CutOptions
+from dsc_split.partitioner._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["ExportOptions", "export_bundle"]
+
+logger = logging.getLogger(__name__)
+
+_EXPORT_TOLERANCE = 1e-3
+"""Largest ``max|difference| / max|reference|`` between PyTorch and the exported graph. Their kernels differ, so this
+is wider than a pair's proof; an export that lost or changed an operation is off by orders more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the user says about an export, besides the source's name."""
+
+    source: SourceOptions = field(default_factory=SourceOptions)
+    cut: CutOptions = field(default_factory=CutOptions)
+    uint8_input: bool = False
+    """Put cast, scaling and normalisation into the graph, so that full offload sends 8-bit images."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel of inputs in 0..1; by default the model's own."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation per channel of inputs in 0..1; by default the model's own."""
+    input_bytes: int | None = None
+    """What full offload really sends per sample (a JPEG, say), where that is not the inputs' own size."""
+    full_offload: bool = True
+    """Whether inputs may be sent to the server as they are."""
+    command: str = ""
+    """The command line, for the manifest."""
+
+
+def export_bundle(
+    source: str,
+    output: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: ProgressListener = silent,
+) -> Bundle:
+    """Export a model into a bundle folder: the whole graph, its pairs, their proof and golden samples.
+
+    Args:
+        source: As for :func:`load_model`.
+        output: The folder to make. A bundle that stands there is replaced, its cells kept; anything else is not
+            touched.
+        options: What the user says about the export.
+        progress: Told what is going on.
+
+    Returns:
+        The bundle. Without a useful cut it has no splits, and full and no offload are what is left to choose from.
+
+    Raises:
+        UsageError: No such source, an option that does not fit, or ``output`` is something else than a bundle.
+        ModelFileError: A model or weights file is damaged, hostile, or does not fit.
+        ExportError: PyTorch cannot export the model, or the graph does not compute what it computes.
+        CutError: A cut that was named cannot be made, or no pair passed its proof.
+        BackendError: ONNX Runtime cannot run the graph.
+        DscError: The folder cannot be written.
+    """
+    options = options or ExportOptions()
+    folder = Path(output)
+    _check_output(folder)
+    if options.input_bytes is not None and options.input_bytes < 1:
+        raise UsageError(f"--input-bytes is {options.input_bytes}; at least 1 is expected.")
+    require(
+        "onnxruntime",
+        extra="cpu",
+        purpose="prove that the graph and its pairs compute what the model computes",
+    )
+    loaded = load_model(source, options.source, progress=progress)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    except OSError as e:
+        raise DscError(f"cannot make a folder beside {str(folder)!r}: {e.strerror or e}.") from e
+    try:
+        try:
+            _write(loaded, source, partial, options, progress)
+            if Bundle.is_bundle(folder):
+                with lock_folder(folder):
+                    put_in_place(partial, folder)
+            else:
+                put_in_place(partial, folder)
+        except OSError as e:
+            raise DscError(f"cannot write {str(folder)!r}: {e.strerror or e}. Nothing was changed.") from e
+    finally:
+        discard(partial)
+    return Bundle.open(folder)
+
+
+def _check_output(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"--output {str(folder)!r} is a file or a link; it is not overwritten. Choose another name.")
+    if folder.is_dir() and any(folder.iterdir()) and not Bundle.is_bundle(folder):
+        raise UsageError(
+            f"--output {str(folder)!r} exists and is no bundle; it is not overwritten. Choose another name."
+        )
+
+
+def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOptions, progress: ProgressListener) -> None:
+    model = loaded.model
+    graphs = folder / "onnx"
+    graphs.mkdir()
+    progress(Progress(stage="export", label="weights", done=0, total=0))
+    weights = store_weights(model, graphs / "weights.data")
+    stored = store_graph(model, graphs / "model.onnx")
+    sample = load_sample(options.source.sample) if options.source.sample else None
+    fixed_batch = fixed_batch_of(model)
+    batches = (1, 2, 3) if fixed_batch is None else (fixed_batch,)
+    infos = input_infos(model)
+    progress(Progress(stage="prove", label="the exported graph", done=0, total=0))
+    references = run_reference(graphs / "model.onnx", infos, batches, sample)
+    export_error = _compare_with_torch(loaded, references)
+    if options.uint8_input:
+        stored = _take_uint8(loaded, options, graphs / "model.onnx")
+        infos = input_infos(model)
+        references = run_reference(graphs / "model.onnx", infos, batches, sample if _fits(sample, infos) else None)
+    max_batch, lowered = fixed_batch or loaded.max_batch, ""
+    if fixed_batch is None and max_batch > batches[-1]:
+        progress(Progress(stage="prove", label=f"batch {max_batch}", done=0, total=0))
+        max_batch, lowered = largest_batch(graphs / "model.onnx", infos, max_batch)
+    manifest = _manifest(
+        loaded,
+        source,
+        options,
+        infos=infos,
+        stored=stored,
+        weights=weights,
+        fixed_batch=fixed_batch,
+        max_batch=max_batch,
+        export_error=export_error,
+        notes=[*loaded.notes, *([f"the largest batch is {max_batch}: {lowered}"] if lowered else [])],
+    )
+    manifest["outputs"] = [info.to_json() for info in output_infos(model, references)]
+    bundle = Bundle(folder, manifest)
+    cut_into(bundle, options.cut, references, progress=progress)
+
+
+def _fits(sample: Mapping[str, np.ndarray[Any, Any]] | None, infos: Sequence[TensorInfo]) -> bool:
+    """Tell whether a sample still has the inputs' types, once images have become 8-bit."""
+    return sample is not None and all(
+        np.can_cast(sample[info.name].dtype, info.dtype) for info in infos if info.name in sample
+    )
+
+
+def _take_uint8(loaded: LoadedModel, options: ExportOptions, path: Path) -> StoredFile:
+    from dsc_split.partitioner._preprocess import add_uint8_input
+
+    own_mean, own_std = loaded.normalisation or (None, None)
+    mean, std = options.mean or own_mean, options.std or own_std
+    if mean is None or std is None:
+        raise UsageError(
+            "--uint8-input needs the mean and standard deviation that the model was trained with, and its configuration "
+            "has none. Give them for inputs in 0..1: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+        )
+    add_uint8_input(loaded.model, mean, std)
+    return store_graph(loaded.model, path)
+
+
+def _compare_with_torch(loaded: LoadedModel, references: Sequence[Reference]) -> float | None:
+    """Compare the graph with PyTorch on every batch and seed.
+
+    Raises:
+        ExportError: They disagree.
+    """
+    if loaded.reference is None:
+        return None
+    worst = 0.0
+    for reference in references:
+        expected = loaded.reference(reference.inputs)
+        for (name, actual), want in zip(reference.outputs.items(), expected, strict=True):
+            _, max_rel = relative_error(actual, np.asarray(want).astype(actual.dtype, copy=False))
+            batch = next(iter(reference.inputs.values())).shape
+            if max_rel > _EXPORT_TOLERANCE:
+                raise ExportError(
+                    f"the exported graph does not compute what the model computes: output {name!r} is off by "
+                    f"{max_rel:.2g} of its largest value (input {list(batch)}); at most {_EXPORT_TOLERANCE:g} is expected. "
+                    "A forward that depends on the values or the batch size in Python does that."
+                )
+            worst = max(worst, max_rel)
+    return worst
+
+
+def _manifest(
+    loaded: LoadedModel,
+    source: str,
+    options: ExportOptions,
+    *,
+    infos: Sequence[TensorInfo],
+    stored: StoredFile,
+    weights: StoredFile | None,
+    fixed_batch: int | None,
+    max_batch: int,
+    export_error: float | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    files: dict[str, Any] = {"onnx/model.onnx": {"sha256": stored.sha256, "size": stored.size_bytes, "role": "model"}}
+    if weights is not None:
+        files["onnx/weights.data"] = {"sha256": weights.sha256, "size": weights.size_bytes, "role": "weights"}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "pair_id": "",
+        "model": {
+            "name": loaded.name,
+            "source": _without_folder(source),
+            "path": "onnx/model.onnx",
+            "weights": {"path": "onnx/weights.data" if weights else None, "origin": loaded.weights_origin},
+            "opset": dict(loaded.model.opset_imports),
+            "export_max_rel_error": export_error,
+            "uint8_input": options.uint8_input,
+        },
+        "precision": _precision(loaded.model),
+        "batch": {"symbol": loaded.batch_symbol, "fixed": fixed_batch, "max": max_batch},
+        "inputs": [info.to_json() for info in infos],
+        "outputs": [],
+        "input_bytes_stated": options.input_bytes,
+        "full_offload": options.full_offload,
+        "splits": [],
+        "failed_splits": [],
+        "targets": {"device": [], "server": []},
+        "samples": {},
+        "files": files,
+        "notes": notes,
+        "provenance": {"command": options.command, "versions": _versions()},
+    }
+
+
+def _without_folder(source: str) -> str:
+    """Give a source as it is put into the manifest: a file's name, and not where it lay."""
+    return Path(source).name if "/" in source or "\\" in source else source
+
+
+def _precision(model: ir.Model) -> str:
+    import onnx_ir as ir
+
+    half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    return "fp16" if any(value.dtype in half for node in model.graph for value in node.outputs) else "fp32"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version()}
+    for package in (
+        "dsc-split",
+        "torch",
+        "torchvision",
+        "timm",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "onnxruntime",
+        "numpy",
+    ):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,61 @@
+"""Put a finished bundle folder where it belongs, so that there is the old one or the new one at every moment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from pathlib import Path
+
+__all__ = ["discard", "put_in_place"]
+
+_KEPT = ("cells",)
+"""What a replaced bundle hands on: cells are keyed by what was measured, so they stay true."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Move the finished folder ``new`` to ``folder``; a bundle that stands there is replaced and removed.
+
+    Raises:
+        OSError: The file system refuses; the old folder then stands as it was.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    new.chmod(0o777 & ~umask)
+    if not folder.exists():
+        new.rename(folder)
+        return
+    for name in _KEPT:
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, new / name, dirs_exist_ok=True)
+    if _exchange(new, folder):
+        return
+    if not any(folder.iterdir()):
+        new.rename(folder)
+        return
+    # No exchange on this system: for the moment between two renames the old bundle has another name.
+    aside = folder.with_name(f".{folder.name}.old")
+    discard(aside)
+    folder.rename(aside)
+    new.rename(folder)
+    discard(aside)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder that nobody needs, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders in one step (Linux ``renameat2``); tell whether the system could."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)

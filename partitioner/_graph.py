@@ -1,0 +1,193 @@
+"""What a cut search needs to know of a graph: which values carry data, who reads them, which module made them.
+
+A value is **data** when it depends on what is in the inputs. One that depends on constants and on the inputs'
+shapes alone is **free**: either side computes it for itself, so it never crosses a cut. The one way from data to
+free is through ``Shape`` and ``Size`` of a value whose shape is known as straight lines in the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dsc_split.partitioner._shapes import Line, count_elements, known_shape
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["GraphIndex", "index_graph", "shape_lines"]
+
+MODULE_KEY = "dsc_split.module"
+"""Node metadata: the innermost module that the node comes from."""
+
+MODULE_CLASSES_KEY = "dsc_split.module_classes"
+"""Model metadata: JSON object from module path to class name."""
+
+_RANDOM_OPS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+@dataclass(kw_only=True)
+class GraphIndex:
+    """A graph in execution order, with each value's readers and kind."""
+
+    nodes: list[ir.Node]
+    """The main graph's nodes, sorted topologically."""
+    reads: list[tuple[ir.Value, ...]]
+    """For each node, what it reads: its inputs and what its If / Loop / Scan bodies capture."""
+    is_data: set[ir.Value]
+    """Values that depend on what is in the inputs."""
+    data_nodes: list[int]
+    """Positions of the nodes that make data, ascending."""
+    readers: dict[ir.Value, list[int]]
+    """Positions of the data nodes that read a data value."""
+    position: dict[ir.Value, int]
+    """Position of the node that makes a value; inputs are not in it."""
+    random_node: ir.Node | None
+    """A node whose result differs from run to run, if there is one."""
+    needs_batch: list[int]
+    """Positions of the free nodes that learn the batch from the shape of a data value."""
+    modules: list[str] = field(default_factory=list)
+    """For each node, the innermost module it comes from; empty for the root or where it is not known."""
+
+
+def shape_lines(node: ir.Node) -> tuple[Line, ...] | None:
+    """Give what a ``Shape`` or ``Size`` node answers, as straight lines in the batch; ``None`` where not known."""
+    value = node.inputs[0]
+    shape = known_shape(value) if value is not None else None
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        elements = count_elements(shape)
+        return None if elements is None else (elements,)
+    rank = len(shape)
+    bounds = [node.attributes.get("start"), node.attributes.get("end")]
+    start = 0 if bounds[0] is None else bounds[0].as_int()
+    end = rank if bounds[1] is None else bounds[1].as_int()
+    start, end = (min(max(bound + rank if bound < 0 else bound, 0), rank) for bound in (start, end))
+    return shape[start:end]
+
+
+def is_shape_query(node: ir.Node) -> bool:
+    """Tell whether a node reads nothing of its input but the shape."""
+    return node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
+
+
+def index_graph(model: ir.Model) -> GraphIndex:
+    """Index the main graph of ``model`` in one pass over its nodes.
+
+    Args:
+        model: Normalised: sorted topologically, no dead nodes, shapes known as far as they can be.
+    """
+    random_functions = _random_functions(model)
+    index = GraphIndex(
+        nodes=list(model.graph),
+        reads=[],
+        is_data=set(model.graph.inputs),
+        data_nodes=[],
+        readers={},
+        position={},
+        random_node=None,
+        needs_batch=[],
+    )
+    for position, node in enumerate(index.nodes):
+        reads = tuple(
+            dict.fromkeys([value for value in node.inputs if value is not None] + _captured(node, model.graph))
+        )
+        index.reads.append(reads)
+        index.modules.append(node.metadata_props.get(MODULE_KEY, ""))
+        random = _is_random(node, random_functions)
+        if random:
+            index.random_node = index.random_node or node
+        data = random or any(value in index.is_data for value in reads)
+        if data and is_shape_query(node):
+            lines = shape_lines(node)
+            if lines is not None:
+                data = False
+                if any(line.scale for line in lines):
+                    index.needs_batch.append(position)
+        for value in node.outputs:
+            index.position[value] = position
+        if data:
+            index.data_nodes.append(position)
+            index.is_data.update(node.outputs)
+            for value in reads:
+                if value in index.is_data:
+                    index.readers.setdefault(value, []).append(position)
+    return index
+
+
+def _captured(node: ir.Node, graph: ir.Graph) -> list[ir.Value]:
+    """List the values of ``graph`` that the bodies of ``node`` read, in reading order."""
+    captured: dict[ir.Value, None] = {}
+    for body in bodies(node):
+        for inner in walk(body):
+            for value in inner.inputs:
+                if value is not None and value.graph is graph:
+                    captured[value] = None
+        for each in _graphs_in(body):
+            captured.update((value, None) for value in each.outputs if value.graph is graph)
+    return list(captured)
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that are attributes of ``node``."""
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type.name == "GRAPH":
+            yield attribute.as_graph()
+        elif attribute.type.name == "GRAPHS":
+            yield from attribute.as_graphs()
+
+
+def walk(graph: ir.Graph | ir.Function) -> Iterator[ir.Node]:
+    """Yield the nodes of ``graph`` and of every body in it."""
+    for node in graph:
+        yield node
+        for body in bodies(node):
+            yield from walk(body)
+
+
+def _graphs_in(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield graph
+    for node in graph:
+        for body in bodies(node):
+            yield from _graphs_in(body)
+
+
+def _random_functions(model: ir.Model) -> set[tuple[str, str, str]]:
+    """Find the local functions that call a random op, through other functions too."""
+    functions = model.functions
+
+    @functools.cache
+    def random(key: tuple[str, str, str]) -> bool:
+        return any(
+            _is_random_op(node) or (_function_key(node) in functions and random(_function_key(node)))
+            for node in walk(functions[key])
+        )
+
+    return {key for key in functions if random(key)}
+
+
+def _function_key(node: ir.Node) -> tuple[str, str, str]:
+    return node.op_identifier()
+
+
+def _is_random_op(node: ir.Node) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    if node.op_type in _RANDOM_OPS:
+        return True
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        training = node.inputs[2].const_value
+        return training is None or bool(training.numpy())
+    return False
+
+
+def _is_random(node: ir.Node, random_functions: set[tuple[str, str, str]]) -> bool:
+    nodes = [node, *(inner for body in bodies(node) for inner in walk(body))]
+    return any(_is_random_op(each) or _function_key(each) in random_functions for each in nodes)

@@ -1,0 +1,124 @@
+"""Names of cuts, and which modules end at one."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dsc_split.partitioner._graph import MODULE_CLASSES_KEY, GraphIndex
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["ModuleEnds", "matches_pattern", "unique_name"]
+
+_MAX_NAME = 100
+_RESERVED = re.compile(
+    r"(?i)(con|prn|aux|nul|com\d|lpt\d|model|weights|(full|no)-offload|compressive|natural|frontier|all)(\.|$)"
+)
+"""File names that Windows keeps for itself, and words that mean something else in a bundle or after ``--cuts``."""
+
+_ACTIVATION_CLASSES = frozenset(
+    "ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh "
+    "Softplus Softsign Softshrink Hardshrink Tanhshrink LogSigmoid Threshold GLU Swish QuickGELU GELUTanh "
+    "HardSwish HardSigmoid HardMish SwishMe HardSwishMe HardSigmoidMe MishMe".split()
+)
+_ACTIVATION_OPS = frozenset(
+    "Relu LeakyRelu PRelu ThresholdedRelu Elu Celu Selu Gelu Mish Sigmoid Tanh HardSwish HardSigmoid Softplus "
+    "Softsign Shrink Swish QuickGelu FastGelu BiasGelu".split()
+)
+
+
+def matches_pattern(path: str, pattern: str) -> bool:
+    """Tell whether a module path matches, ``*`` standing for anything but a dot."""
+    parts, patterns = path.split("."), pattern.split(".")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def unique_name(suggestion: str, taken: set[str]) -> str:
+    """Make a suggestion safe as a file name, and unlike every name in ``taken``, which it joins.
+
+    Args:
+        suggestion: Any text.
+        taken: Names given out so far, in lower case.
+    """
+    name = re.sub(r"[^\w.@+-]", "_", suggestion, flags=re.ASCII).strip(".") or "cut"
+    if name.startswith("-") or _RESERVED.match(name):
+        name = f"_{name}"
+    if len(name) > _MAX_NAME:
+        name = f"{name[: _MAX_NAME - 9]}-{hashlib.sha256(suggestion.encode()).hexdigest()[:8]}"
+    base, number = name, 2
+    while name.lower() in taken:
+        suffix = f"-{number}"
+        name, number = base[: _MAX_NAME - len(suffix)] + suffix, number + 1
+    taken.add(name.lower())
+    return name
+
+
+class ModuleEnds:
+    """Knows where in the graph each module ends."""
+
+    def __init__(self, index: GraphIndex, model: ir.Model) -> None:
+        self._index = index
+        self._classes: dict[str, str] = json.loads(model.metadata_props.get(MODULE_CLASSES_KEY, "{}"))
+        self._last: dict[str, int] = {}
+        for position in index.data_nodes:
+            for path in _with_parents(index.modules[position]):
+                self._last[path] = position
+
+    def ending_at(self, position: int, live: Sequence[ir.Value]) -> tuple[str, ...]:
+        """List the modules whose output is what crosses after ``position``, the outermost first."""
+        paths = self._common(live)
+        return tuple(path for path in paths if self._last[path] <= position)
+
+    def suggest(self, position: int, live: Sequence[ir.Value], ending: Sequence[str]) -> str:
+        """Suggest a name: the outermost module that ends here, else the innermost one and the tensor."""
+        if ending:
+            return ending[0]
+        inside = self._common(live)
+        tensor = "+".join(value.name or "" for value in live)
+        return f"{inside[-1]}@{tensor}" if inside else tensor
+
+    def feeds_activation(self, live: Sequence[ir.Value]) -> bool:
+        """Tell whether the one tensor that crosses is read by the activation that belongs to its layer alone."""
+        if len(live) != 1:
+            return False
+        value = live[0]
+        positions = self._index.readers.get(value, [])
+        made_in = self._index.modules[self._index.position[value]] if value in self._index.position else None
+        by_class = [self._is_activation(self._index.modules[position], made_in) for position in positions]
+        return bool(positions) and (all(by_class) or self._by_op(value, positions))
+
+    def _is_activation(self, module: str, made_in: str | None) -> bool:
+        return module != made_in and self._classes.get(module, "").rpartition(".")[2] in _ACTIVATION_CLASSES
+
+    def _by_op(self, value: ir.Value, positions: Sequence[int]) -> bool:
+        nodes = [self._index.nodes[position] for position in positions]
+        if len(nodes) == 1:
+            node = nodes[0]
+            return node.op_type in _ACTIVATION_OPS or (node.op_type == "Clip" and node.inputs[0] is value)
+        gates = [node for node in nodes if node.op_type in ("Sigmoid", "HardSigmoid", "Tanh", "Erf")]
+        products = [node for node in nodes if node.op_type == "Mul"]
+        if len(nodes) != 2 or len(gates) != 1 or len(products) != 1:
+            return False
+        return gates[0].outputs[0] in products[0].inputs
+
+    def _common(self, live: Sequence[ir.Value]) -> list[str]:
+        """List the modules that every tensor was made in, the outermost first."""
+        chains = [
+            _with_parents(self._index.modules[self._index.position[value]]) if value in self._index.position else []
+            for value in live
+        ]
+        return [path for path in chains[0] if all(path in chain for chain in chains[1:])] if chains else []
+
+
+def _with_parents(path: str) -> list[str]:
+    """``"a.b.c"`` to ``["a", "a.b", "a.b.c"]``; the root is left out."""
+    if not path:
+        return []
+    parts = path.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]

@@ -1,0 +1,308 @@
+"""ONNX files from anywhere, as sources: checked, then read with their weights left on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._optional import require
+from dsc_split.errors import ModelFileError, UsageError
+from dsc_split.partitioner._samples import load_sample
+from dsc_split.partitioner._shapes import BATCH
+from dsc_split.partitioner._normalize import settle_shapes
+from dsc_split.partitioner._sources import InputShape, LoadedModel, SourceOptions, parse_input_shapes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["load_onnx"]
+
+logger = logging.getLogger(__name__)
+
+_MIN_OPSET = 11
+_BATCH_NAMES = frozenset(
+    {"batch", "batch_size", "batchsize", "batch_dim", "n", "b", "bs", "bsz", "nbatch", "num_batch"}
+)
+
+_Dims = list["int | str | None"]
+
+
+def load_onnx(path: Path, options: SourceOptions) -> LoadedModel:
+    """Read an ONNX file as a source.
+
+    Args:
+        path: The file; external data lies in its folder or below.
+        options: ``input_shapes`` and ``sample`` settle dimensions that are free.
+
+    Raises:
+        UsageError: There is no such file, or a dimension besides the batch has no size.
+        ModelFileError: The file is damaged or hostile, or its opset is too old.
+    """
+    onnx = require("onnx", extra="onnx", purpose="read ONNX files")
+    ir = require("onnx_ir", extra="onnx", purpose="read ONNX files")
+    if not path.is_file():
+        raise UsageError(f"no ONNX file {str(path)!r}.")
+    proto = _read(path, onnx)
+    _check_external_data(proto, path)
+    _check(proto, path, onnx)
+    try:
+        model: ir.Model = ir.serde.deserialize_model(proto)
+    except Exception as e:  # onnx_ir wraps whatever its reader meets, without a common base
+        raise ModelFileError(f"{str(path)!r} cannot be read: {e.__cause__ or e}") from e
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    model.graph.name = model.graph.name or path.stem
+    sample = load_sample(options.sample) if options.sample else {}
+    layout = _settle_inputs(model, options, sample, path)
+    settle_shapes(model, symbols=(BATCH, *layout.batch_symbols), sizes=layout.sizes)
+    return LoadedModel(
+        model=model,
+        name=path.stem,
+        batch_symbol=BATCH if layout.has_batch else None,
+        max_batch=options.max_batch,
+        weights_origin="from the model file",
+        normalisation=None,
+        notes=layout.notes,
+        reference=None,
+    )
+
+
+def _read(path: Path, onnx: Any) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, RuntimeError) as e:
+        raise ModelFileError(f"{str(path)!r} is no ONNX model, or is damaged: {e}") from e
+    except OSError as e:
+        raise ModelFileError(f"{str(path)!r} cannot be read: {e.strerror or e}") from e
+    if not proto.graph.output or not proto.graph.node:
+        raise ModelFileError(f"{str(path)!r} holds no graph with nodes and outputs; it is empty, or no ONNX model.")
+    opset = max((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), default=None)
+    if opset is not None and opset < _MIN_OPSET:
+        raise ModelFileError(
+            f"{str(path)!r} has opset {opset}; {_MIN_OPSET} or later is expected. Convert it: "
+            f"onnx.version_converter.convert_version(model, {_MIN_OPSET + 6})"
+        )
+    return proto
+
+
+def _check(proto: onnx.ModelProto, path: Path, onnx: Any) -> None:
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as e:
+        first = str(e).strip().splitlines()[0]
+        raise ModelFileError(f"{str(path)!r} is not valid ONNX: {first}") from e
+    except ValueError:
+        # A graph of more than 2 GB in one message is more than the checker takes; ONNX Runtime will judge it.
+        logger.info("%s is too large for the ONNX checker", path)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Any) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _tensors(inner)
+
+
+def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse weights that are missing, too short, or outside the model's folder."""
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise ModelFileError(
+            f"{str(path)!r} has the sparse initialiser {name!r}; store it dense: cutting knows dense weights only."
+        )
+    folder = path.parent.resolve()
+    sizes: dict[str, int] = {}
+    functions = (tensor for function in proto.functions for tensor in _tensors_of_nodes(function.node))
+    for tensor in [*_tensors(proto.graph), *functions]:
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        what = f"{str(path)!r}: weights {tensor.name!r} lie in {location!r}"
+        if location not in sizes:
+            file = folder / location
+            if not location or Path(location).is_absolute() or not file.resolve().is_relative_to(folder):
+                raise ModelFileError(
+                    f"{what}, which is outside the model's folder. Export the model with its weights beside it."
+                )
+            if not file.is_file():
+                raise ModelFileError(f"{what}, which does not exist. Copy it beside the model.")
+            sizes[location] = file.stat().st_size
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+        except ValueError as e:
+            raise ModelFileError(f"{what}, at an offset or length that is no number.") from e
+        if offset < 0 or length < 0 or offset + length > sizes[location]:
+            raise ModelFileError(
+                f"{what} from byte {offset} to {offset + length}, and the file has {sizes[location]} bytes. Copy it again."
+            )
+
+
+# ---- the batch, and every other dimension of the inputs ---------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    has_batch: bool
+    sizes: dict[str, int]
+    batch_symbols: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str, Any], path: Path) -> _Layout:
+    """Decide which dimension is the batch, and give every other one a size; writes the inputs' shapes."""
+    import onnx_ir as ir
+
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    dims = {value.name or "": _dims_of(value) for value in inputs}
+    for value in inputs:
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise ModelFileError(f"{str(path)!r}: input {value.name!r} is no tensor; only tensors can be fed.")
+    sizes: dict[str, int] = {}
+    stated = _stated_shapes(options, dims)
+    for name, shape in stated.items():
+        _apply(name, dims, shape, sizes)
+    symbols = _batch_symbols(dims)
+    notes = []
+    if len(symbols) > 1:
+        notes.append(f"the dimensions {', '.join(map(repr, symbols))} were taken for one batch")
+    for name, shape in dims.items():
+        for axis, dim in enumerate(shape):
+            if dim in symbols:
+                shape[axis] = BATCH
+        if name in sample and sample[name].ndim == len(shape):
+            for axis, dim in enumerate(shape):
+                if dim != BATCH and not isinstance(dim, int):
+                    _assign(shape, axis, int(sample[name].shape[axis]), sizes)
+    for name, shape in dims.items():
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, str) and dim in sizes:
+                shape[axis] = sizes[dim]
+            if shape[axis] is None or (isinstance(shape[axis], str) and shape[axis] != BATCH):
+                given = ",".join(
+                    "batch" if each == BATCH else str(each if isinstance(each, int) else "SIZE") for each in shape
+                )
+                which = repr(dim) if dim else "without a name"
+                raise UsageError(
+                    f"input {name!r} has the free dimension {which} on axis {axis}, besides the batch. "
+                    f"Give its size: --input-shape {name}={given}"
+                )
+    for value in inputs:
+        value.shape = ir.Shape([dim if dim is not None else 0 for dim in dims[value.name or ""]])
+    has_batch = any(BATCH in shape for shape in dims.values())
+    return _Layout(
+        has_batch=has_batch,
+        sizes=sizes,
+        batch_symbols=symbols,
+        notes=tuple(notes),
+    )
+
+
+def _dims_of(value: ir.Value) -> _Dims:
+    if value.shape is None:
+        return []
+    # Old exporters write -1 or 0 for a free dimension.
+    return [(dim if dim > 0 else None) if isinstance(dim, int) else (dim.value or None) for dim in value.shape]
+
+
+def _stated_shapes(options: SourceOptions, dims: Mapping[str, _Dims]) -> dict[str, InputShape]:
+    stated: dict[str, InputShape] = {}
+    for shape in parse_input_shapes(options.input_shapes):
+        name = shape.name
+        if name is None:
+            fitting = [
+                key for key, each in dims.items() if not each or len(each) in (len(shape.dims), len(shape.dims) - 1)
+            ]
+            if len(fitting) != 1:
+                raise UsageError(
+                    f"--input-shape {_text(shape.dims[1:])} names no input, and the model has "
+                    f"{', '.join(map(repr, dims))}. Name it: --input-shape {next(iter(dims), 'NAME')}=..."
+                )
+            name = fitting[0]
+        if name not in dims:
+            raise UsageError(f"--input-shape names the input {name!r}; the model has {', '.join(map(repr, dims))}.")
+        stated[name] = shape
+    return stated
+
+
+def _text(dims: Sequence[int | None]) -> str:
+    return ",".join("batch" if dim is None else str(dim) for dim in dims)
+
+
+def _apply(name: str, dims: dict[str, _Dims], shape: InputShape, sizes: dict[str, int]) -> None:
+    """Put a stated shape onto an input; a fixed dimension of the file stays, and must agree."""
+    own = dims[name]
+    wanted = shape.dims
+    if own and wanted[0] is None and len(wanted) == len(own) + 1:
+        wanted = wanted[1:]  # every axis was given, the batch too
+    if not own:
+        dims[name] = [BATCH if dim is None else dim for dim in wanted]
+        return
+    if len(wanted) != len(own):
+        raise UsageError(
+            f"--input-shape {name}={_text(wanted)} has {len(wanted)} dimensions with the batch; "
+            f"the model's input has {len(own)}."
+        )
+    for axis, size in enumerate(wanted):
+        if size is None:
+            _mark_batch(own, axis, dims)
+        elif isinstance(own[axis], int) and size != own[axis]:
+            raise UsageError(
+                f"--input-shape {name}={_text(wanted)} asks for {size} on axis {axis}; "
+                f"the model has {own[axis]} there, and it is fixed in the file."
+            )
+        else:
+            _assign(own, axis, size, sizes)
+
+
+def _mark_batch(own: _Dims, axis: int, dims: Mapping[str, _Dims]) -> None:
+    """Make one axis the batch, and with it every axis that the file gives the same name."""
+    dim = own[axis]
+    if isinstance(dim, int):
+        return
+    for other in dims.values():
+        for at, each in enumerate(other):
+            if (other is own and at == axis) or (dim is not None and each == dim):
+                other[at] = BATCH
+
+
+def _assign(shape: _Dims, axis: int, size: int, sizes: dict[str, int]) -> None:
+    dim = shape[axis]
+    if isinstance(dim, str):
+        sizes[dim] = size
+    shape[axis] = size
+
+
+def _batch_symbols(dims: Mapping[str, _Dims]) -> tuple[str, ...]:
+    """Find what the file calls the batch: by its name, else what stands first."""
+    if any(BATCH in shape for shape in dims.values()):
+        return (BATCH,)
+    symbols = list(dict.fromkeys(dim for shape in dims.values() for dim in shape if isinstance(dim, str)))
+    named = [symbol for symbol in symbols if symbol.lower() in _BATCH_NAMES or "batch" in symbol.lower()]
+    in_front = list(dict.fromkeys(shape[0] for shape in dims.values() if shape and isinstance(shape[0], str)))
+    chosen = named or in_front
+    if not chosen:
+        unnamed = [shape for shape in dims.values() if shape and shape[0] is None]
+        for shape in unnamed:
+            shape[0] = BATCH
+        return (BATCH,) if unnamed else ()
+    for shape in dims.values():
+        if shape and shape[0] is None:
+            shape[0] = chosen[0]
+    return tuple(chosen)

@@ -1,0 +1,291 @@
+"""Write the pairs of chosen cuts into a bundle, prove each, and keep golden samples."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsc_split._files import sha256_file, sha256_text, write_bytes
+from dsc_split._optional import require
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.bundle import Bundle, Split, TensorInfo
+from dsc_split.errors import BackendError, BundleError, CutError
+from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
+from dsc_split.partitioner._cutter import Cutter
+from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
+from dsc_split.partitioner._selection import CutOptions, select_cuts
+from dsc_split.partitioner._shapes import tensor_info
+from dsc_split.partitioner._store import encode_graph, store_bytes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["bundle_cuts", "cut_bundle", "cut_into", "output_infos"]
+
+logger = logging.getLogger(__name__)
+
+_GOLDEN_BATCH = 2
+"""Batch of the golden samples, where the batch is a symbol: the smallest that tells samples apart."""
+
+
+def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: ProgressListener = silent) -> Bundle:
+    """Cut the model of a bundle anew: other cuts, other rules. Cells stay; pairs that are no longer asked for go.
+
+    Args:
+        bundle: The bundle; it is locked meanwhile.
+        options: Which cuts to make.
+        progress: Told what is going on.
+
+    Raises:
+        BundleBusyError: Another command is writing the bundle.
+        CutError: A cut that was named cannot be made, or no pair passed its proof; the bundle is as it was.
+        BundleError: The bundle's model is damaged.
+        DscError: A file cannot be written.
+    """
+    options = options or CutOptions()
+    with bundle.lock():
+        references = None
+        if options.prove:
+            progress(Progress(stage="prove", label="the whole model", done=0, total=0))
+            batches = (1, 2, 3) if bundle.fixed_batch is None else (bundle.fixed_batch,)
+            references = run_reference(bundle.model_path, bundle.inputs, batches, None)
+        cut_into(bundle, options, references, progress=progress)
+    return Bundle.open(bundle.path)
+
+
+def bundle_cuts(bundle: Bundle, options: CutOptions | None = None) -> CutList:
+    """List the cuts of a bundle's model; see :func:`find_cuts`.
+
+    Raises:
+        BundleError: The bundle's model is damaged.
+    """
+    return _list_cuts(_read_model(bundle), bundle, options or CutOptions())[0]
+
+
+def output_infos(model: ir.Model, references: Sequence[Reference]) -> tuple[TensorInfo, ...]:
+    """Describe the outputs of the whole model; one whose size depends on the data counts as empty."""
+    infos = []
+    for value in model.graph.outputs:
+        info = tensor_info(value)
+        if info is None:
+            seen = references[0].outputs[value.name or ""] if references else np.zeros(0)
+            info = TensorInfo(
+                name=value.name or "",
+                dtype=str(seen.dtype),
+                shape=tuple(f"data_{axis}" for axis in range(seen.ndim)),
+                elements_by_batch=(0, 0),
+                itemsize=seen.dtype.itemsize,
+            )
+        infos.append(info)
+    return tuple(infos)
+
+
+def cut_into(
+    bundle: Bundle,
+    options: CutOptions,
+    references: Sequence[Reference] | None,
+    *,
+    progress: ProgressListener = silent,
+) -> None:
+    """Write pairs, samples and manifest into a bundle that the caller holds.
+
+    Args:
+        bundle: Its model and weights are written, its manifest is complete but for the splits.
+        options: Which cuts to make.
+        references: What the whole model answers; ``None`` for no proof, and no golden samples.
+        progress: Told what is going on.
+
+    Raises:
+        CutError: A cut that was named cannot be made, or no pair passed its proof.
+        BackendError: ONNX Runtime fails on a pair that was named.
+        DscError: A file cannot be written.
+    """
+    proto = _read_model(bundle)
+    found, model = _list_cuts(proto, bundle, options)
+    stated = bundle.manifest["input_bytes_stated"] is not None
+    wanted = options.cuts or ("frontier" if stated or not bundle.full_offload else "compressive")
+    chosen = select_cuts(found, model, wanted)
+    cutter = Cutter(proto)
+    splits, failed, graphs = [], [], {}
+    for done, cut in enumerate(chosen):
+        progress(Progress(stage="cut", label=cut.name, done=done, total=len(chosen)))
+        pair = cutter.cut(cut)
+        entry = _entry(cut)
+        head, tail = encode_graph(pair.head), encode_graph(pair.tail)
+        reason = _prove(bundle, entry, head, tail, references) if references is not None else ""
+        if reason:
+            logger.warning("pair %s is left out: %s", cut.name, reason)
+            failed.append({"name": cut.name, "reason": reason})
+        else:
+            splits.append(entry)
+            graphs[entry["head"]], graphs[entry["tail"]] = head, tail
+    progress(Progress(stage="cut", label="", done=len(chosen), total=len(chosen)))
+    if failed and not splits:
+        raise CutError(f"no pair passed its proof: {failed[0]['name']!r} {failed[0]['reason']}")
+    files = {}
+    for path, data in graphs.items():
+        stored = store_bytes(data, bundle.path / path)
+        files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": path.rsplit(".", 2)[1]}
+    if references is not None:
+        files |= _write_samples(bundle, splits, references)
+    _finish(bundle, splits, failed, files)
+
+
+def _read_model(bundle: Bundle) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError
+
+    onnx = require("onnx", extra="onnx", purpose="read and cut graphs")
+    require("onnx_ir", extra="onnx", purpose="read and cut graphs")
+    path = bundle.model_path
+    try:
+        data = path.read_bytes()
+        listed = bundle.manifest["files"].get(bundle.manifest["model"]["path"], {}).get("sha256")
+        if sha256_file(path) != listed:
+            raise BundleError(
+                f"{str(path)!r} is not what the manifest lists (SHA-256 differs). Export the model again."
+            )
+        return onnx.ModelProto.FromString(data)
+    except (OSError, DecodeError) as e:
+        raise BundleError(f"{str(path)!r} cannot be read: {e}. Export the model again.") from e
+
+
+def _list_cuts(proto: onnx.ModelProto, bundle: Bundle, options: CutOptions) -> tuple[CutList, ir.Model]:
+    import onnx_ir as ir
+
+    model = ir.serde.deserialize_model(proto)
+    found = find_cuts(
+        model,
+        modules=options.modules,
+        ratio=options.ratio,
+        max_tensors=options.max_tensors,
+        input_bytes=bundle.manifest["input_bytes_stated"],
+        fixed_batch=bundle.fixed_batch,
+    )
+    return found, model
+
+
+def _entry(cut: Cut) -> dict[str, Any]:
+    """Describe a pair for the manifest; its errors are not known yet."""
+    return {
+        **cut.to_json(),
+        "tensors": [
+            {
+                **tensor.info.to_json(),
+                "op_type": tensor.op_type,
+                "passthrough": tensor.passthrough,
+                "size_bytes": tensor.info.size_bytes(1),
+            }
+            for tensor in cut.tensors
+            if tensor.info is not None
+        ],
+        "head": f"onnx/{cut.name}.head.onnx",
+        "tail": f"onnx/{cut.name}.tail.onnx",
+        "max_abs_error": None,
+        "max_rel_error": None,
+    }
+
+
+def _as_split(entry: dict[str, Any]) -> Split:
+    return Split(
+        name=entry["name"],
+        tensors=tuple(TensorInfo.from_json(tensor) for tensor in entry["tensors"]),
+        passthrough=tuple(tensor["name"] for tensor in entry["tensors"] if tensor["passthrough"]),
+        head=entry["head"],
+        tail=entry["tail"],
+        early_outputs=tuple(entry["early_outputs"]),
+        data=entry,
+    )
+
+
+def _prove(bundle: Bundle, entry: dict[str, Any], head: bytes, tail: bytes, references: Sequence[Reference]) -> str:
+    """Prove one pair, note its error in ``entry``; returns why it failed, or nothing."""
+    try:
+        error = prove_pair(head, tail, _as_split(entry), references, weights_folder=bundle.model_path.parent)
+    except BackendError as e:
+        return str(e)
+    entry["max_abs_error"], entry["max_rel_error"] = error.max_abs, error.max_rel
+    entry["proof"] = {"seeds": list(SEEDS), "batches": sorted({_batch_of(bundle, ref) for ref in references})}
+    tolerance = TOLERANCE[bundle.manifest["precision"]]
+    if error.max_rel <= tolerance:
+        return ""
+    return (
+        f"is off by {error.max_rel:.2g} of the largest value of output {error.worst_output!r}; "
+        f"at most {tolerance:g} is expected of {bundle.manifest['precision']}"
+    )
+
+
+def _batch_of(bundle: Bundle, reference: Reference) -> int:
+    """Find the batch of a reference from its inputs' sizes."""
+    if bundle.fixed_batch is not None:
+        return bundle.fixed_batch
+    for info in bundle.inputs:
+        per_batch, constant = info.elements_by_batch
+        if per_batch:
+            return (int(reference.inputs[info.name].size) - constant) // per_batch
+    return 1
+
+
+def _write_samples(bundle: Bundle, splits: Sequence[dict[str, Any]], references: Sequence[Reference]) -> dict[str, Any]:
+    """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut."""
+    from dsc_split.partitioner._ort import open_session, run_session
+
+    wanted = _GOLDEN_BATCH if bundle.fixed_batch is None else bundle.fixed_batch
+    golden = next((each for each in references if _batch_of(bundle, each) == wanted), references[0])
+    folder = bundle.path / "samples"
+    folder.mkdir(exist_ok=True)
+    arrays = {
+        "model": {
+            **{f"input:{name}": value for name, value in golden.inputs.items()},
+            **{f"output:{name}": value for name, value in golden.outputs.items()},
+        }
+    }
+    for entry in splits:
+        split = _as_split(entry)
+        values = run_session(open_session(bundle.path / split.head), golden.inputs, split.head)
+        crossing = [tensor.name for tensor in split.tensors if tensor.name not in split.passthrough]
+        arrays[split.name] = {
+            **{f"cut:{name}": values[name] for name in crossing},
+            **{f"early:{name}": values[name] for name in split.early_outputs},
+        }
+    files = {}
+    for name, each in arrays.items():
+        path = folder / f"{name}.npz"
+        buffer = io.BytesIO()
+        np.savez(buffer, **each)  # type: ignore[arg-type]  # names are free, and the stub thinks of allow_pickle
+        write_bytes(path, buffer.getvalue())
+        files[f"samples/{path.name}"] = {
+            "sha256": sha256_file(path),
+            "size": path.stat().st_size,
+            "role": "sample",
+        }
+    bundle.manifest["samples"] = {
+        "batch": _batch_of(bundle, golden),
+        "files": {name: f"samples/{name}.npz" for name in arrays},
+    }
+    return files
+
+
+def _finish(bundle: Bundle, splits: list[dict[str, Any]], failed: list[dict[str, str]], files: dict[str, Any]) -> None:
+    """Write the manifest, then remove the files that it no longer lists."""
+    manifest = bundle.manifest
+    before = set(manifest["files"])
+    whole = manifest["model"]["path"], manifest["model"]["weights"]["path"]
+    manifest["files"] = {path: entry for path, entry in manifest["files"].items() if path in whole} | files
+    manifest["splits"], manifest["failed_splits"] = splits, failed
+    manifest["pair_id"] = _pair_id(bundle)
+    bundle.save()
+    for path in before - set(manifest["files"]):
+        bundle.file(path).unlink(missing_ok=True)
+
+
+def _pair_id(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    parts = [bundle.graph_digest(manifest["model"]["path"]), manifest["precision"]]
+    for entry in sorted(manifest["splits"], key=lambda entry: str(entry["name"])):
+        parts += [entry["name"], bundle.graph_digest(entry["head"]), bundle.graph_digest(entry["tail"])]
+    return f"sha256:{sha256_text('dsc-split/pair', *parts)}"

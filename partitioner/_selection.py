@@ -1,0 +1,125 @@
+"""Which of the cuts found are to be made: what ``--cuts`` says."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from dsc_split.errors import CutError, UsageError
+from dsc_split.partitioner._cuts import Cut, CutList, Ratio, live_sets
+from dsc_split.partitioner._graph import index_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["CutOptions", "select_cuts"]
+
+_SETS = ("compressive", "natural", "frontier", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutOptions:
+    """Which cuts to look for, and which of them to make."""
+
+    cuts: str | None = None
+    """``compressive``, ``natural``, ``frontier``, ``all``, or names separated by commas; a name is a cut's, a
+    module's or a tensor's. ``None``: ``compressive``, or ``frontier`` where full offload is excluded or its size
+    is stated (a JPEG smaller than every natural cut must not leave nothing to choose from)."""
+    modules: str | None = None
+    """Only outputs of modules whose path matches; ``*`` does not cross a dot."""
+    ratio: Ratio = "bytes"
+    """What sizes are compared in."""
+    max_tensors: int = 1
+    """Tensors that may cross at once."""
+    prove: bool = True
+    """Whether every pair is run against the whole model."""
+
+    @classmethod
+    def checked(cls, *, ratio: str = "bytes", **options: Any) -> CutOptions:
+        """Make options from what a user wrote.
+
+        Raises:
+            UsageError: ``ratio`` is neither ``bytes`` nor ``elements``, or ``max_tensors`` is below 1.
+        """
+        if ratio not in ("bytes", "elements"):
+            raise UsageError(f"--ratio is {ratio!r}; 'bytes' or 'elements' is expected.")
+        if options.get("max_tensors", 1) < 1:
+            raise UsageError(f"--max-tensors is {options['max_tensors']}; at least one tensor crosses a cut.")
+        return cls(ratio=cast("Ratio", ratio), **options)
+
+
+def select_cuts(found: CutList, model: ir.Model, wanted: str) -> list[Cut]:
+    """Pick cuts from those found.
+
+    Args:
+        found: From :func:`find_cuts`.
+        model: The graph that they were found in, to say why a place is no cut.
+        wanted: A set's name, or names separated by commas.
+
+    Raises:
+        CutError: A name is unknown, does not separate the graph, or is of a cut that is refused.
+    """
+    if wanted in _SETS:
+        return [cut for cut in found.cuts if not cut.refused and (wanted == "all" or getattr(cut, wanted))]
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not names:
+        raise CutError(f"--cuts {wanted!r} names nothing. Give {', '.join(_SETS)}, or names separated by commas.")
+    chosen = {}
+    for name in names:
+        cut = _find(found, name)
+        if cut is None:
+            raise CutError(_why_not(found, model, name))
+        if cut.refused:
+            raise CutError(f"cut {name!r} cannot be made: {cut.reason.removeprefix('refused: ')}.")
+        chosen[cut.name] = cut
+    return sorted(chosen.values(), key=lambda cut: cut.position)
+
+
+def _find(found: CutList, name: str) -> Cut | None:
+    """Find a cut by its own name, else by a module that ends there, else by a tensor that crosses alone."""
+    for cut in found.cuts:
+        if cut.name == name:
+            return cut
+    for cut in found.cuts:
+        if name in cut.modules:
+            return cut
+    for cut in found.cuts:
+        if [tensor.name for tensor in cut.tensors] == [name]:
+            return cut
+    return None
+
+
+def _why_not(found: CutList, model: ir.Model, name: str) -> str:
+    """Say why there is no cut of that name: what goes round the place, or what it may have been meant to be."""
+    index = index_graph(model)
+    inside = [
+        position
+        for position in index.data_nodes
+        if index.modules[position] == name or index.modules[position].startswith(f"{name}.")
+    ]
+    made = [position for value, position in index.position.items() if value.name == name]
+    place = max(made or inside, default=None)
+    if any(value.name == name for value in [*model.graph.inputs, *model.graph.outputs]):
+        return f"{name!r} is an input or output of the graph: that is full offload or no offload, and no cut."
+    if place is None:
+        known = [cut.name for cut in found.cuts]
+        near = difflib.get_close_matches(name, [*known, *(m for cut in found.cuts for m in cut.modules)], n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"no cut, module or tensor is called {name!r}.{hint} List them: dsc-split cuts"
+    if place not in index.data_nodes:
+        return f"{name!r} does not depend on what is in the inputs: both sides compute it, and nothing is cut there."
+    for position, live in live_sets(index, model):
+        if position == place:
+            own = set(index.nodes[place].outputs)
+            round_it = [value for value in live if value not in own] or list(live)
+            other = round_it[-1]
+            reader = next((index.nodes[at] for at in index.readers[other] if at > place), None)
+            also = f" is also read by tail node {reader.name!r}" if reader is not None else " is read after it"
+            return (
+                f"cut {name!r} does not separate the graph: {other.name!r}{also}. "
+                f"Admit it with --max-tensors {len(live)}, or cut later."
+                if len(live) > 1 or other not in own
+                else f"cut {name!r} is left out by --modules. List what is left: dsc-split cuts"
+            )
+    return f"nothing is read after {name!r}: that is no offload, and no cut."

@@ -1,0 +1,126 @@
+"""Write a model into a bundle: the graph, and its weights once, in one file beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import new_file, write_bytes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["StoredFile", "encode_graph", "store_bytes", "store_graph", "store_weights"]
+
+INLINE_BELOW_BYTES = 1024
+"""Smaller tensors stay in the graph: shape inference reads them there."""
+
+_ALIGNMENT = 64
+_BLOCK_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file that was written."""
+
+    sha256: str
+    size_bytes: int
+
+
+def store_weights(model: ir.Model, path: Path) -> StoredFile | None:
+    """Write every large initialiser of ``model`` to ``path``, each byte once, hashing on the way.
+
+    The model's initialisers then refer to the file; small ones stay as they are.
+
+    Returns:
+        What was written, or ``None`` where nothing is large enough.
+
+    Raises:
+        DscError: The file cannot be written.
+    """
+    import onnx_ir as ir
+
+    placed: dict[int, tuple[int, int]] = {}
+    large = [
+        (value, value.const_value)
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and value.const_value.dtype != ir.DataType.STRING
+        and value.const_value.nbytes >= INLINE_BELOW_BYTES
+    ]
+    if not large:
+        return None
+    digest = hashlib.sha256()
+    position = 0
+    with new_file(path) as file:
+
+        def write(data: Any) -> None:
+            nonlocal position
+            digest.update(data)
+            file.write(data)
+            position += len(data)
+
+        for _, tensor in large:
+            if id(tensor) in placed:
+                continue
+            # Large weights start on a page, so that a runtime can map them into memory.
+            alignment = mmap.PAGESIZE if tensor.nbytes >= 1024 * 1024 else _ALIGNMENT
+            write(b"\0" * (-position % alignment))
+            placed[id(tensor)] = (position, tensor.nbytes)
+            for block in _blocks(tensor):
+                write(block)
+    for value, tensor in large:
+        offset, length = placed[id(tensor)]
+        value.const_value = ir.ExternalTensor(
+            path.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(list(tensor.shape.numpy())),
+            name=value.name or "",
+            base_dir=str(path.parent),
+        )
+    return StoredFile(sha256=digest.hexdigest(), size_bytes=position)
+
+
+def _blocks(tensor: ir.TensorProtocol) -> Any:
+    import numpy as np
+
+    array = tensor.numpy()
+    if array.dtype.itemsize * array.size == tensor.nbytes and array.flags.c_contiguous:
+        data = memoryview(array.reshape(-1).view(np.uint8))
+    else:
+        data = memoryview(tensor.tobytes())
+    for start in range(0, len(data), _BLOCK_BYTES):
+        yield data[start : start + _BLOCK_BYTES]
+
+
+def encode_graph(proto: onnx.ModelProto) -> bytes:
+    """Give a graph in its canonical form, the one that digests are taken of."""
+    return proto.SerializeToString(deterministic=True)
+
+
+def store_graph(model: ir.Model, path: Path) -> StoredFile:
+    """Write a graph in its canonical form.
+
+    Raises:
+        DscError: The file cannot be written.
+    """
+    import onnx_ir as ir
+
+    return store_bytes(encode_graph(ir.serde.serialize_model(model)), path)
+
+
+def store_bytes(data: bytes, path: Path) -> StoredFile:
+    """Write bytes to a file, all or nothing.
+
+    Raises:
+        DscError: The file cannot be written.
+    """
+    write_bytes(path, data)
+    return StoredFile(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))

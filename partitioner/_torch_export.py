@@ -1,0 +1,273 @@
+"""From a PyTorch module to an ONNX graph whose batch is a symbol, or fixed with the reason why."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsc_split.errors import DscError, ExportError, UsageError
+from dsc_split.partitioner._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner._torch_inputs import TorchInputs, candidate_inputs, named_outputs
+from dsc_split.partitioner._torch_metadata import rename_symbol, set_module_metadata
+from dsc_split.partitioner._torch_source import TorchModel, describe
+from dsc_split.partitioner._weights import is_untrained, recalibrate
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["export_model"]
+
+logger = logging.getLogger(__name__)
+
+BATCH_SYMBOL = "batch"
+EXAMPLE_BATCH = 2
+"""The exporter takes a dimension of size 0 or 1 for a constant."""
+
+
+class _UnsupportedError(ExportError):
+    """Something in the model has no ONNX counterpart, whatever the batch."""
+
+
+def export_model(model: TorchModel, options: SourceOptions) -> LoadedModel:
+    """Export ``model`` with a symbolic batch, or where it does not allow that, with a fixed one.
+
+    Raises:
+        UsageError: The inputs are not known, or the model does not run on them.
+        ExportError: The model cannot be exported.
+        ModelFileError: The sample does not fit.
+    """
+    candidates = candidate_inputs(model, options)
+    try:
+        inputs = _first_that_runs(model, candidates)
+        return _export(model, inputs, None, options)
+    except _UnsupportedError:
+        raise
+    except (ExportError, UsageError) as e:
+        failure: DscError = e
+    inputs = candidates[0]
+    for batch in _fixed_sizes(inputs):
+        try:
+            _check_runs(model, inputs, batch)
+            loaded = _export(model, inputs, batch, options)
+        except (ExportError, UsageError) as e:
+            last = e
+            continue
+        note = f"The batch is fixed at {batch}, because {failure}"
+        logger.warning("%s", note)
+        return dataclasses.replace(loaded, notes=(note, *loaded.notes))
+    raise last
+
+
+def _fixed_sizes(inputs: TorchInputs) -> list[int]:
+    """List the fixed batch sizes to try: 1, and the example's own."""
+    own = [t.shape[axis] for t, axis in zip(inputs.tensors(), inputs.axes, strict=True) if axis is not None]
+    return sorted({1, own[0]})
+
+
+def _first_that_runs(model: TorchModel, candidates: list[TorchInputs]) -> TorchInputs:
+    """Find the placement of the batch with which the module runs at another batch size than the example's."""
+    first: UsageError | None = None
+    for inputs in candidates:
+        try:
+            _check_runs(model, inputs, EXAMPLE_BATCH)
+            return inputs
+        except UsageError as e:
+            first = first or e
+    assert first is not None
+    raise first
+
+
+def _check_runs(model: TorchModel, inputs: TorchInputs, batch: int) -> None:
+    args, kwargs = inputs.at_batch(batch)
+    try:
+        named_outputs(_call(model, args, kwargs))
+    except ExportError:
+        raise
+    except Exception as e:
+        raise UsageError(
+            f"{model.name!r} does not run on inputs {inputs.describe(batch)}: {describe(e)}. Give the right "
+            "shapes with --input-shape, and integer inputs as the function's example inputs or with --sample."
+        ) from e
+
+
+def _call(model: TorchModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model.module(*args, **kwargs)
+
+
+def _export(model: TorchModel, inputs: TorchInputs, batch: int | None, options: SourceOptions) -> LoadedModel:
+    """Export at a fixed batch size, or with a symbol where ``batch`` is ``None``."""
+    origin, notes = _calibrate(model, inputs, batch or EXAMPLE_BATCH, options)
+    program = _run_exporter(model, inputs, batch, options)
+    exported: ir.Model = program.model
+    set_module_metadata(exported, program.exported_program)
+    max_batch = batch or options.max_batch
+    if batch is None:
+        _check_free(model, inputs, exported, options)
+        max_batch = min(max_batch, _largest_batch(program.exported_program, inputs))
+    result = _call(model, *inputs.at_batch(batch or EXAMPLE_BATCH))
+    _set_names(exported, inputs.names, [name for name, _ in named_outputs(result)], model.name)
+    if max_batch < options.max_batch and batch is None:
+        notes = (*notes, f"PyTorch says that the model takes batches up to {max_batch}.")
+
+    def reference(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        result = _call(model, *inputs.from_arrays(feeds))
+        return [tensor.contiguous().numpy() for _, tensor in named_outputs(result)]
+
+    return LoadedModel(
+        model=exported,
+        name=model.name,
+        batch_symbol=BATCH_SYMBOL if batch is None else None,
+        max_batch=max_batch,
+        weights_origin=origin,
+        normalisation=model.normalisation,
+        reference=reference,
+        notes=notes,
+    )
+
+
+def _calibrate(
+    model: TorchModel, inputs: TorchInputs, batch: int, options: SourceOptions
+) -> tuple[str, tuple[str, ...]]:
+    """Recalibrate BatchNorm where the weights are only initialised; says so in the origin of the weights."""
+    if not options.calibrate or not is_untrained(model.module):
+        return model.weights_origin, ()
+    try:
+        recalibrate(model.module, lambda run: _call(model, *inputs.at_batch(batch, seed=options.seed + run)))
+    except ValueError as e:
+        return model.weights_origin, (f"BatchNorm statistics were not recalibrated: {describe(e)}.",)
+    return f"{model.weights_origin}, BatchNorm statistics recalibrated", ()
+
+
+def _run_exporter(model: TorchModel, inputs: TorchInputs, batch: int | None, options: SourceOptions) -> Any:
+    import torch
+
+    args, kwargs = inputs.at_batch(batch or EXAMPLE_BATCH)
+    free = None
+    if batch is None:
+        free = inputs.dynamic_shapes(torch.export.Dim(BATCH_SYMBOL, min=1, max=max(options.max_batch, EXAMPLE_BATCH)))
+    # The exporter knows few containers and no numbers among the outputs; it gets the bare tensors.
+    hook = model.module.register_forward_hook(
+        lambda module, args, result: tuple(tensor for _, tensor in named_outputs(result))
+    )
+    try:
+        return torch.onnx.export(
+            model.module, args, kwargs=dict(kwargs), dynamo=True, dynamic_shapes=free, verbose=False
+        )
+    except Exception as e:
+        kind = _UnsupportedError if type(_innermost(e)).__name__ == "DispatchError" else ExportError
+        raise kind(f"{model.name!r} cannot be exported: {_reason(e)}") from e
+    finally:
+        hook.remove()
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Dig the first cause out of the exporter's report, in one or two sentences."""
+    cause = _innermost(error)
+    text = str(cause)
+    op = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
+    if op:
+        return f"the operator {op.group(1)} has no ONNX counterpart in the exporter."
+    violations = re.findall(r"^\s+- (.+)$", text, re.MULTILINE)
+    said = violations[0] if violations and "onstraint" in text else text.strip().partition("\n")[0]
+    said = " ".join(said.split())[:400].rstrip(".")
+    where = _where(cause, text)
+    if "data-dependent" in text:
+        return f"its control flow depends on values{where}: {said}. Use torch.where or torch.cond there."
+    return f"{said}{where}." if violations else f"{type(cause).__name__}: {said}{where}."
+
+
+def _where(cause: BaseException, text: str) -> str:
+    """Name the line of the user's code that the exporter blames."""
+    blamed = re.search(r'raised this error:\s+File "([^"]+)", line (\d+), in \w+\s+(.+)', text)
+    if blamed is None:
+        return ""
+    return f" ({Path(blamed.group(1)).name}, line {blamed.group(2)}: {blamed.group(3).strip()})"
+
+
+def _check_free(model: TorchModel, inputs: TorchInputs, exported: ir.Model, options: SourceOptions) -> None:
+    """Make sure that the batch is one symbol, and give it its name.
+
+    The exporter gives in silently where the model insists on a batch size; it is then asked again for why.
+    """
+    symbols = set()
+    for value, axis in zip(exported.graph.inputs, inputs.axes, strict=True):
+        if axis is not None:
+            assert value.shape is not None
+            symbols.add(str(getattr(value.shape[axis], "value", value.shape[axis])))
+    symbol = symbols.pop() if len(symbols) == 1 else ""
+    if re.fullmatch(r"[A-Za-z_]\w*", symbol):
+        rename_symbol(exported, symbol, BATCH_SYMBOL)
+        return
+    raise ExportError(f"{model.name!r} cannot be exported with a free batch: {_why_fixed(model, inputs, options)}")
+
+
+def _why_fixed(model: TorchModel, inputs: TorchInputs, options: SourceOptions) -> str:
+    import torch
+
+    args, kwargs = inputs.at_batch(EXAMPLE_BATCH)
+    free = torch.export.Dim(BATCH_SYMBOL, min=1, max=max(options.max_batch, EXAMPLE_BATCH))
+    try:
+        torch.export.export(model.module, args, dict(kwargs), dynamic_shapes=inputs.dynamic_shapes(free), strict=False)
+    except Exception as e:
+        return _reason(e)
+    return "its operations hold for the example's batch size only."
+
+
+def _largest_batch(program: Any, inputs: TorchInputs) -> int:
+    """Read up to which batch size the exported program holds."""
+    names = program.graph_signature.user_inputs
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    largest = np.iinfo(np.int64).max
+    tensors = [node for node in placeholders if hasattr(node.meta.get("val"), "shape")]
+    for node, axis in zip(tensors, inputs.axes, strict=True):
+        if axis is not None:
+            expression = getattr(node.meta["val"].shape[axis], "node", None)
+            bounds = program.range_constraints.get(getattr(expression, "expr", None))
+            if bounds is not None and bounds.upper.is_Integer:
+                largest = min(largest, int(bounds.upper))
+    return int(largest)
+
+
+def _set_names(exported: ir.Model, inputs: tuple[str, ...], outputs: list[str], name: str) -> None:
+    """Name the graph, its inputs and outputs; make every output the result of a node of its own."""
+    import onnx_ir as ir
+
+    graph = exported.graph
+    graph.name = name
+    for index, value in enumerate(graph.outputs):
+        if value.producer() is None or any(value is other for other in list(graph.outputs)[:index]):
+            node = ir.node("Identity", [value], name=f"node_output_{index}")
+            copy = node.outputs[0]
+            copy.name, copy.type, copy.shape = f"output_copy_{index}", value.type, value.shape
+            node.metadata_props.update({"dsc_split.module": ""})
+            graph.append(node)
+            graph.outputs[index] = copy
+    assert len(graph.inputs) == len(inputs)
+    assert len(graph.outputs) == len(outputs)
+    outputs = [f"{output}_out" if output in inputs else output for output in outputs]
+    borders = [*graph.inputs, *graph.outputs]
+    names = [*inputs, *outputs]
+    taken = set(names)
+    values = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.name in taken and not any(value is border for border in borders):
+            value.name = f"{value.name}_inner"
+    # By way of names that nothing has, because two borders may swap theirs.
+    for step in ("\0{}", "{}"):
+        for border, wanted in zip(borders, names, strict=True):
+            border.name = step.format(wanted)

@@ -1,0 +1,139 @@
+"""What the exporter says about each node: kept as one module path per node, the rest is dropped."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch.export import ExportedProgram
+
+__all__ = ["CLASSES_KEY", "MODULE_KEY", "rename_symbol", "set_module_metadata"]
+
+MODULE_KEY = "dsc_split.module"
+"""Node metadata: dotted path of the innermost module call; empty for the root."""
+CLASSES_KEY = "dsc_split.module_classes"
+"""Model metadata: JSON object from module path to class name."""
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_NO_STACK = "_empty_nn_module_stack_from_metadata_hook"
+
+
+def set_module_metadata(model: ir.Model, program: ExportedProgram) -> None:
+    """Replace the exporter's metadata: stack traces leak paths, and are most of the file.
+
+    A module that is called several times has one path per call: ``act``, ``act@1``, ``act@2``. Paths of
+    the calls inside begin with it.
+    """
+    paths, classes = _call_paths(program)
+    graphs = _graphs(model)
+    nodes = [node for graph in graphs for node in graph.all_nodes()]
+    known = {id(node): path for node in nodes if (path := _path_of(node, paths)) is not None}
+    for node in nodes:
+        path = known.get(id(node))
+        if path is None:
+            path = known[id(node)] = _path_from_neighbours(node, known)
+    for node in nodes:
+        node.metadata_props.clear()
+        node.metadata_props[MODULE_KEY] = known[id(node)]
+        node.doc_string = None
+        for value in node.outputs:
+            _clear(value)
+    for graph in graphs:
+        for inner in (graph, *graph.subgraphs()):
+            inner.metadata_props.clear()
+            inner.doc_string = None
+            for value in inner.inputs:
+                _clear(value)
+    for value in model.graph.initializers.values():
+        _clear(value)
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.metadata_props[CLASSES_KEY] = json.dumps(classes, sort_keys=True)
+
+
+def _clear(value: ir.Value) -> None:
+    value.metadata_props.clear()
+    value.doc_string = None
+
+
+def _call_paths(program: ExportedProgram) -> tuple[dict[str, str], dict[str, str]]:
+    """Give the module call's path for every node of the exported program, and the class for each path."""
+    paths: dict[str, str] = {}
+    classes: dict[str, str] = {}
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if node.op != "placeholder" and stack:
+            paths[node.name] = _call_path(stack, classes)
+    return paths, classes
+
+
+def _call_path(stack: Mapping[str, tuple[str, Any]], classes: dict[str, str]) -> str:
+    """Join the calls on a module stack; the exporter marks repeated calls in the keys only, as ``...@1``."""
+    path = above = ""
+    for key, (module, kind) in stack.items():
+        if module == _NO_STACK:
+            return ""
+        if module != above:
+            below = module.removeprefix(above + ".") if above else module
+            call = re.search(r"@\d+$", key)
+            path = ".".join(filter(None, (path, below))) + (call.group() if call else "")
+            above = module
+        classes.setdefault(path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}")
+    return path
+
+
+def _path_of(node: ir.Node, paths: Mapping[str, str]) -> str | None:
+    """Find a node's path by the name of the exported program's node it was made from."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
+    if len(scopes) < 2:
+        return None
+    plain = "" if scopes[-2] == _NO_STACK else str(scopes[-2])
+    # Nodes in the bodies of control flow have names of their own, which may also stand in the main graph.
+    path = paths.get(scopes[-1], plain)
+    return path if re.sub(r"@\d+", "", path).endswith(plain) else plain
+
+
+def _path_from_neighbours(node: ir.Node, known: Mapping[int, str]) -> str:
+    """Place a node that the optimiser made: in the innermost module that holds all nodes it is tied to."""
+    tied: list[ir.Node | None] = [value.producer() for value in node.inputs if value is not None]
+    tied += [use.node for value in node.outputs for use in value.uses()]
+    return _common([known[id(other)] for other in tied if other is not None and id(other) in known])
+
+
+def _common(paths: Iterable[str]) -> str:
+    """Give the longest path that all of ``paths`` begin with."""
+    split = [path.split(".") for path in paths]
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
+    return ".".join(parts[0] for parts in shared)
+
+
+def rename_symbol(model: ir.Model, old: str, new: str) -> None:
+    """Rename a symbolic dimension everywhere, also inside of expressions."""
+    import onnx_ir as ir
+
+    if old == new:
+        return
+    pattern = re.compile(rf"(?<!\w){re.escape(old)}(?!\w)")
+    for value in _all_values(model):
+        if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
+            value.shape = ir.Shape(
+                [dim if isinstance(dim, int) else dim.value and pattern.sub(new, dim.value) for dim in value.shape]
+            )
+
+
+def _graphs(model: ir.Model) -> list[ir.Graph | ir.Function]:
+    return [model.graph, *model.functions.values()]
+
+
+def _all_values(model: ir.Model) -> Iterable[ir.Value]:
+    for graph in _graphs(model):
+        for inner in (graph, *graph.subgraphs()):
+            yield from inner.inputs
+        for node in graph.all_nodes():
+            yield from node.outputs

@@ -1,0 +1,201 @@
+"""PyTorch models from the user's own code and from ``.pt2`` files."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dsc_split.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dsc_split.partitioner._sources import SourceOptions
+
+__all__ = ["TorchModel", "load_function", "load_program"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchModel:
+    """A PyTorch module that is ready to be exported, but for its inputs."""
+
+    module: nn.Module
+    """In evaluation mode, on the CPU."""
+    name: str
+    """Readable name."""
+    weights_origin: str
+    """Where the weights came from, as the manifest says it."""
+    example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    """Positional and keyword arguments to call it with, of any batch size."""
+    image_shape: tuple[int, ...] | None = None
+    """Shape of the first input per sample, from the model's own configuration."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation per channel, from the model's own configuration."""
+
+
+def load_program(path: Path) -> TorchModel:
+    """Load an exported program (``torch.export.save``).
+
+    Raises:
+        ModelFileError: The file is damaged, or no exported program.
+    """
+    import torch
+
+    try:
+        program = torch.export.load(path)
+        module = program.module()
+    except Exception as e:
+        raise ModelFileError(
+            f"{str(path)!r} cannot be read as an exported program: {describe(e)}. "
+            "Write it with torch.export.save(torch.export.export(module, args), path)."
+        ) from e
+    return TorchModel(
+        module=module,
+        name=path.stem,
+        weights_origin="from the model file",
+        example=program.example_inputs,
+    )
+
+
+def load_function(where: str, function: str, options: SourceOptions) -> TorchModel:
+    """Call the user's function for a module, or a module and its example inputs.
+
+    Args:
+        where: ``FILE.py``, or a dotted module name; the current folder counts as importable.
+        function: Name in that file.
+        options: Seed and weights.
+
+    Raises:
+        UsageError: No such file or function; it raised; it returned something else.
+        ModelFileError: The weights file does not fit.
+    """
+    import torch
+    from torch import nn
+
+    from dsc_split.partitioner._weights import load_weights
+
+    if options.weights == "pretrained":
+        raise UsageError(
+            f"--weights pretrained does not go with '{where}:{function}': a function loads its own weights. "
+            "Give a weights file, or nothing."
+        )
+    with _importable(where), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        made = _call(where, function)
+    module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"function {function!r} of {where!r} returned {_type_name(made)}; a torch.nn.Module was expected, "
+            "or a tuple of a module and its example inputs."
+        )
+    module = module.eval().requires_grad_(False).cpu()
+    origin = f"as {function} of {Path(where).name} made them (seed {options.seed})"
+    if options.weights not in (None, "random"):
+        origin = load_weights(module, Path(str(options.weights)))
+    return TorchModel(
+        module=module,
+        name=f"{Path(where).stem.rpartition('.')[2]}_{function}" if where.endswith(".py") else f"{where}.{function}",
+        weights_origin=origin,
+        example=None if example is None else _as_arguments(example, module),
+    )
+
+
+@contextlib.contextmanager
+def _importable(where: str) -> Iterator[None]:
+    """Let the user's file import its neighbours, and a dotted name be found from the current folder."""
+    folder = str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _call(where: str, function: str) -> Any:
+    module = _import_file(Path(where)) if where.endswith(".py") else _import_name(where)
+    if not hasattr(module, function):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        nearest = difflib.get_close_matches(function, names, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise UsageError(f"{where!r} has no function {function!r}.{hint}")
+    make = getattr(module, function)
+    if not callable(make):
+        raise UsageError(f"{function!r} of {where!r} is {_type_name(make)}; a function was expected.")
+    return _run(lambda: make(), f"function {function!r} of {where!r}")
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"no such file: {str(path)!r}.")
+    name = f"_dsc_split_source_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _run(lambda: spec.loader.exec_module(module), f"file {str(path)!r}")  # type: ignore[union-attr] # asserted
+    return module
+
+
+def _import_name(name: str) -> ModuleType:
+    try:
+        missing = importlib.util.find_spec(name) is None
+    except ModuleNotFoundError as e:
+        if e.name is None or not (name + ".").startswith(e.name + "."):
+            raise UsageError(f"module {name!r} cannot be imported: {e}.") from e
+        missing = True
+    except (ImportError, ValueError) as e:
+        raise UsageError(f"module {name!r} cannot be imported: {e}.") from e
+    if missing:
+        nearest = difflib.get_close_matches(name, ["torchvision", "timm"], n=1)
+        hint = f" Did you mean the source '{nearest[0]}:NAME'?" if nearest else ""
+        raise UsageError(f"no module named {name!r}, neither installed nor in the current folder.{hint}")
+    module: ModuleType = _run(lambda: importlib.import_module(name), f"module {name!r}")
+    return module
+
+
+def _run(call: Callable[[], Any], what: str) -> Any:
+    """Run the user's code, and say in one line what it raised and where."""
+    try:
+        return call()
+    except (Exception, SystemExit) as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        raise UsageError(f"{what} raised {describe(e)} ({Path(frame.filename).name}, line {frame.lineno}).") from e
+
+
+def _as_arguments(example: Any, module: nn.Module) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Tell how a module is called with the example that came with it."""
+    import inspect
+
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    if isinstance(example, Mapping):
+        parameters = inspect.signature(module.forward).parameters
+        takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        if takes_any or all(name in parameters for name in example):
+            return (), dict(example)
+    return (example,), {}
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
+    return f"a value of type {type(value).__name__}"
+
+
+def describe(error: BaseException) -> str:
+    """Say what an exception says in one short line, without paths of this machine."""
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:297] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

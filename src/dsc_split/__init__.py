@@ -1,0 +1,13 @@
+"""Dynamic split computing: cut a model into head / tail pairs, time them, pick the cut at run time.
+
+The rooms are imported by name: ``dsc_split.partitioner`` (a model in, pairs out), ``dsc_split.engines``
+(one subgraph on one target), ``dsc_split.benchmarks`` (cells and the table). What all of them share is here.
+"""
+
+from dsc_split import errors
+from dsc_split.bundle import Bundle
+from dsc_split.lookup_table import LookupTable
+
+__all__ = ["Bundle", "LookupTable", "__version__", "errors"]
+
+__version__ = "0.1.0"

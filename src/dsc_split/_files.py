@@ -1,0 +1,167 @@
+"""Writing files so that a crash leaves the old one or the new one, and reading JSON that may be hostile."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from dsc_split.errors import DamagedError, DscError
+
+__all__ = [
+    "canonical_json",
+    "new_file",
+    "read_json",
+    "sha256_file",
+    "sha256_text",
+    "write_bytes",
+    "write_json",
+]
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""A manifest or table larger than this is refused before it is parsed."""
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside ``path`` for writing, and rename it onto ``path`` when the block ends well.
+
+    Raises:
+        DscError: The file cannot be written (no space, no permission, no such folder); nothing is left behind.
+    """
+    partial = None
+    try:
+        fd, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(partial).chmod(0o666 & ~umask)
+        Path(partial).replace(path)
+        partial = None
+        _sync_folder(path.parent)
+    except OSError as e:
+        raise DscError(f"cannot write {str(path)!r}: {e.strerror or e}. Nothing was changed.") from e
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` durable, where the system can."""
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, all or nothing."""
+    with new_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write ``document`` to ``path`` as indented JSON, all or nothing. NaN and infinities are refused."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def canonical_json(document: Any) -> bytes:
+    """Encode ``document`` in the one way that digests are taken of: sorted keys, no blanks, no NaN."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def read_json(
+    source: Path | bytes, what: str, error: Callable[[str], DamagedError], *, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """Read a JSON object that may be damaged or hostile.
+
+    Args:
+        source: A path, or the bytes themselves.
+        what: What the file is, in words, for messages.
+        error: The error class to raise.
+        max_bytes: Larger input is refused before it is parsed.
+
+    Raises:
+        DamagedError: The file cannot be read, is too large, is no UTF-8, no JSON or no object, or has a
+            duplicate key, NaN, an infinity, or nesting that is too deep.
+    """
+    if isinstance(source, Path):
+        what = f"{what} {str(source)!r}"
+        try:
+            size_bytes = source.stat().st_size
+            if size_bytes > max_bytes:
+                raise error(f"{what} has {size_bytes} bytes; at most {max_bytes} are read.")
+            data = source.read_bytes()
+        except OSError as e:
+            raise error(f"{what} cannot be read: {e.strerror or e}.") from e
+    else:
+        data = source
+        if len(data) > max_bytes:
+            raise error(f"{what} has {len(data)} bytes; at most {max_bytes} are read.")
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no JSON number")
+
+    def refuse_infinite(digits: str) -> float:
+        number = float(digits)
+        if number in (float("inf"), float("-inf")):
+            raise ValueError(f"number {digits[:40]} is out of range")
+        return number
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ValueError(f"key {key!r} stands twice in one object")
+            result[key] = value
+        return result
+
+    try:
+        document = json.loads(
+            data.decode("utf-8"),
+            parse_constant=refuse_constant,
+            parse_float=refuse_infinite,
+            object_pairs_hook=refuse_duplicates,
+        )
+    except UnicodeDecodeError as e:
+        raise error(f"{what} is not UTF-8: {e.reason} at byte {e.start}.") from e
+    except ValueError as e:
+        raise error(f"{what} is no valid JSON: {e}.") from e
+    except RecursionError as e:
+        raise error(f"{what} is no valid JSON: nested too deeply.") from e
+    if not isinstance(document, dict):
+        raise error(f"{what} holds a JSON {type(document).__name__}; an object was expected.")
+    return document
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file; returns 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_text(*parts: str | bytes) -> str:
+    """Hash a sequence of parts, each preceded by its length, so that no two sequences collide by gluing."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()

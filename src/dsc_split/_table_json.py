@@ -1,0 +1,396 @@
+"""``table.json``, version 1: reading what may be damaged or hostile, and writing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dsc_split._table_math import Lines, evaluate, slopes
+from dsc_split._table_types import (
+    FULL_OFFLOAD,
+    NO_OFFLOAD,
+    SPLIT,
+    BatchTable,
+    Choice,
+    Link,
+    Row,
+    Segment,
+    Side,
+)
+from dsc_split.errors import TableError
+
+if TYPE_CHECKING:
+    from dsc_split.lookup_table import LookupTable
+
+__all__ = [
+    "FORMAT",
+    "MAX_TABLE_BYTES",
+    "VERSION",
+    "read_link",
+    "read_table",
+    "segment_at_fault",
+    "table_document",
+]
+
+FORMAT = "dsc-split/table"
+VERSION = 1
+MAX_TABLE_BYTES = 8 * 1024 * 1024
+"""A larger file is refused before it is parsed; real tables have a few KB."""
+MAX_CHOICES = 1000
+"""More choices are refused: the checks take time by their square."""
+MAX_INTEGER = 2**53
+"""Whole numbers up to this are exact in binary64, which other readers use."""
+_ROUNDING = 1e-9
+"""Relative difference within which another writer's switch rates are taken as the same."""
+
+_KINDS = (FULL_OFFLOAD, SPLIT, NO_OFFLOAD)
+
+
+def read_table(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a table's fields, by the names of :class:`LookupTable`; segments are checked for form alone.
+
+    Raises:
+        TableError: Something is missing, of the wrong type or out of range; the message names the place.
+    """
+    if not isinstance(document, Mapping):
+        _fail("lookup table", document, "an object")
+    if document.get("format") != FORMAT:
+        _fail("format", document.get("format"), repr(FORMAT))
+    version = _integer(document, "", "version", minimum=1)
+    if version > VERSION:
+        raise TableError(
+            f"version: the table is of version {version}; this dsc-split reads up to {VERSION}. Update dsc-split."
+        )
+    for i, feature in enumerate(_items(document, "", "requires")):
+        if not isinstance(feature, str):
+            _fail(f"requires[{i}]", feature, "a text")
+        raise TableError(
+            f"requires[{i}]: the table requires {feature!r}, which this dsc-split does not know. Update dsc-split."
+        )
+    choices = _read_choices(document)
+    batches = tuple(
+        _read_batch(item, f"batches[{i}]", choices) for i, item in enumerate(_items(document, "", "batches"))
+    )
+    if not batches:
+        _fail("batches", [], "at least one batch")
+    _ascending([item.batch for item in batches], "batches", "batch")
+    count = _text(document, "", "count") if "count" in document else "bytes"
+    if count not in ("bytes", "elements"):
+        _fail("count", count, "'bytes' or 'elements'")
+    emulated = _value(document, "", "emulated")
+    if not (emulated is None or (isinstance(emulated, (str, Mapping)) and emulated)):
+        _fail("emulated", emulated, "null, or what was emulated as a text or an object")
+    return {
+        "pair_id": _text(document, "", "pair_id"),
+        "precision": _text(document, "", "precision"),
+        "emulated": emulated,
+        "device": _read_side(document, "device"),
+        "server": _read_side(document, "server"),
+        "link": read_link(_object(document, "", "link"), "link."),
+        "choices": tuple(choices.values()),
+        "batches": batches,
+        "count": count,
+    }
+
+
+def read_link(document: Mapping[str, Any], where: str, *, defaults: Link | None = None) -> Link:
+    """Read a link.
+
+    Args:
+        document: The object.
+        where: What stands before a key in messages.
+        defaults: Where missing keys are taken from; ``None``: none may miss.
+
+    Raises:
+        TableError: A key is missing, of the wrong type or out of range.
+    """
+    if defaults is not None:
+        document = {**_link_document(defaults), **document}
+    downlink = _value(document, where, "downlink_rate_mb_s")
+    if downlink is not None:
+        downlink = _number(document, where, "downlink_rate_mb_s")
+        if downlink == 0.0:
+            _fail(f"{where}downlink_rate_mb_s", 0, "a number above 0, or null for the uplink's rate")
+    count_downlink = _value(document, where, "count_downlink")
+    if not isinstance(count_downlink, bool):
+        _fail(f"{where}count_downlink", count_downlink, "true or false")
+    return Link(
+        c0_ms=_number(document, where, "c0_ms"),
+        c1_ms_per_mb=_number(document, where, "c1_ms_per_mb"),
+        rtt_ms=_number(document, where, "rtt_ms"),
+        round_trips=_number(document, where, "round_trips"),
+        count_downlink=count_downlink,
+        downlink_rate_mb_s=downlink,
+        source=_text(document, where, "source"),
+    )
+
+
+def table_document(table: LookupTable) -> dict[str, Any]:
+    """Give the form of ``table.json``."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "requires": [],
+        "pair_id": table.pair_id,
+        "precision": table.precision,
+        "count": table.count,
+        "emulated": table.emulated,
+        "device": {"target": table.device.target, "fingerprint": table.device.fingerprint},
+        "server": {"target": table.server.target, "fingerprint": table.server.fingerprint},
+        "link": _link_document(table.link),
+        "choices": [{"id": choice.id, "kind": choice.kind, "name": choice.name} for choice in table.choices],
+        "batches": [
+            {
+                "batch": item.batch,
+                "rows": [_row_document(row) for row in item.rows],
+                "segments": [
+                    {"choice": segment.choice, "below_rate_mb_s": segment.below_rate_mb_s} for segment in item.segments
+                ],
+            }
+            for item in table.batches
+        ],
+    }
+
+
+def segment_at_fault(segments: Sequence[Segment], lines: Lines) -> tuple[int, str] | None:
+    """Find a segment whose choice is not the best there, by more than rounding.
+
+    A choice's distance from the lower envelope is a convex function of the inverse rate, so it is the best
+    within a segment if it is at both ends.
+
+    Returns:
+        The segment's position and the reason, or ``None``.
+    """
+    index_of = {choice.id: index for index, choice in enumerate(lines.choices)}
+    slope = slopes(lines)
+    start = None
+    for position, segment in enumerate(segments):
+        index = index_of.get(segment.choice)
+        if index is None:
+            return position, f"choice {segment.choice} has no row"
+        if start is None and slope[index] > min(slope) * (1.0 + _ROUNDING):
+            return (
+                position,
+                f"choice {segment.choice} sends more than another, so it is not the best at the lowest rates",
+            )
+        end = math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s
+        for rate in (end,) if start is None else (start, end):
+            times = evaluate(lines, rate)
+            if not times[index] <= min(times) * (1.0 + _ROUNDING):
+                best = lines.choices[times.index(min(times))].id
+                return position, f"at {rate:g} MB/s choice {best} is faster than choice {segment.choice}"
+        start = end
+    return None
+
+
+# ---- the parts ---------------------------------------------------------------------------------------------
+
+
+def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
+    items = _items(document, "", "choices")
+    if not 1 <= len(items) <= MAX_CHOICES:
+        _fail("choices", f"{len(items)} items", f"1 to {MAX_CHOICES}")
+    choices: dict[int, Choice] = {}
+    names = set()
+    for i, item in enumerate(items):
+        where = f"choices[{i}]"
+        _expect_object(item, where)
+        kind = _text(item, f"{where}.", "kind")
+        if kind not in _KINDS:
+            _fail(f"{where}.kind", kind, "one of " + ", ".join(map(repr, _KINDS)))
+        choice = Choice(id=_integer(item, f"{where}.", "id"), kind=kind, name=_text(item, f"{where}.", "name"))
+        if (kind != SPLIT or choice.name in _KINDS) and choice.name != kind:
+            _fail(f"{where}.name", choice.name, f"the name {kind!r}" if kind != SPLIT else "a cut's name")
+        if choice.name in names:
+            _fail(f"{where}.name", choice.name, "a name that no other choice has")
+        names.add(choice.name)
+        choices[choice.id] = choice
+    _ascending([item["id"] for item in items], "choices", "id")
+    return choices
+
+
+def _read_batch(document: Any, where: str, choices: Mapping[int, Choice]) -> BatchTable:
+    _expect_object(document, where)
+    rows = tuple(
+        _read_row(item, f"{where}.rows[{i}]", choices) for i, item in enumerate(_items(document, f"{where}.", "rows"))
+    )
+    if not rows:
+        _fail(f"{where}.rows", [], "at least one row; a batch without rows is left out")
+    _ascending([row.choice for row in rows], f"{where}.rows", "choice")
+    return BatchTable(
+        batch=_integer(document, f"{where}.", "batch", minimum=1),
+        rows=rows,
+        segments=_read_segments(document, where, choices),
+    )
+
+
+def _read_segments(document: Mapping[str, Any], where: str, choices: Mapping[int, Choice]) -> tuple[Segment, ...]:
+    segments = []
+    items = _items(document, f"{where}.", "segments")
+    if not items:
+        _fail(f"{where}.segments", [], "at least one segment")
+    previous = 0.0
+    for i, item in enumerate(items):
+        here = f"{where}.segments[{i}]."
+        _expect_object(item, here[:-1])
+        below = _value(item, here, "below_rate_mb_s")
+        if (below is None) != (i == len(items) - 1):
+            _fail(f"{here}below_rate_mb_s", below, "a rate; null stands at the last segment, and only there")
+        if below is not None:
+            below = _number(item, here, "below_rate_mb_s")
+            if below <= previous:
+                _fail(f"{here}below_rate_mb_s", below, f"a rate above {previous!r}, the one before")
+            previous = below
+        segments.append(Segment(choice=_known_choice(item, here, choices), below_rate_mb_s=below))
+    return tuple(segments)
+
+
+def _read_row(document: Any, where: str, choices: Mapping[int, Choice]) -> Row:
+    _expect_object(document, where)
+    where += "."
+    timing_valid = _value(document, where, "timing_valid")
+    if not isinstance(timing_valid, bool):
+        _fail(f"{where}timing_valid", timing_valid, "true or false")
+    row = Row(
+        choice=_known_choice(document, where, choices),
+        head_ms=_number(document, where, "head_ms"),
+        head_ci_ms=_interval(document, where, "head_ci_ms"),
+        head_p95_ms=_optional_number(document, where, "head_p95_ms"),
+        tail_ms=_number(document, where, "tail_ms"),
+        tail_ci_ms=_interval(document, where, "tail_ci_ms"),
+        tail_p95_ms=_optional_number(document, where, "tail_p95_ms"),
+        uplink_bytes=_integer(document, where, "uplink_bytes"),
+        downlink_bytes=_integer(document, where, "downlink_bytes"),
+        timing_valid=timing_valid,
+    )
+    if not choices[row.choice].uses_server:
+        for key in ("tail_ms", "uplink_bytes", "downlink_bytes"):
+            if getattr(row, key):
+                _fail(f"{where}{key}", getattr(row, key), f"0, because {NO_OFFLOAD!r} uses no server")
+    return row
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    return {
+        "choice": row.choice,
+        "head_ms": row.head_ms,
+        "head_ci_ms": None if row.head_ci_ms is None else list(row.head_ci_ms),
+        "head_p95_ms": row.head_p95_ms,
+        "tail_ms": row.tail_ms,
+        "tail_ci_ms": None if row.tail_ci_ms is None else list(row.tail_ci_ms),
+        "tail_p95_ms": row.tail_p95_ms,
+        "uplink_bytes": row.uplink_bytes,
+        "downlink_bytes": row.downlink_bytes,
+        "timing_valid": row.timing_valid,
+    }
+
+
+def _link_document(link: Link) -> dict[str, Any]:
+    return {
+        "c0_ms": link.c0_ms,
+        "c1_ms_per_mb": link.c1_ms_per_mb,
+        "rtt_ms": link.rtt_ms,
+        "round_trips": link.round_trips,
+        "count_downlink": link.count_downlink,
+        "downlink_rate_mb_s": link.downlink_rate_mb_s,
+        "source": link.source,
+    }
+
+
+def _read_side(document: Mapping[str, Any], key: str) -> Side:
+    side = _object(document, "", key)
+    return Side(target=_text(side, f"{key}.", "target"), fingerprint=_text(side, f"{key}.", "fingerprint"))
+
+
+# ---- single values -----------------------------------------------------------------------------------------
+
+
+def _fail(where: str, got: Any, expected: str) -> NoReturn:
+    shown = repr(got)
+    if len(shown) > 60:
+        shown = shown[:57] + "..."
+    raise TableError(f"{where}: got {shown}; expected {expected}. Make the table again: dsc-split table BUNDLE")
+
+
+def _value(document: Mapping[str, Any], where: str, key: str) -> Any:
+    if key not in document:
+        raise TableError(f"{where}{key}: the key is missing.")
+    return document[key]
+
+
+def _number(document: Mapping[str, Any], where: str, key: str) -> float:
+    value = _value(document, where, key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _fail(f"{where}{key}", value, "a number from 0")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0.0 <= number < math.inf:
+        _fail(f"{where}{key}", value, "a number from 0")
+    return number
+
+
+def _optional_number(document: Mapping[str, Any], where: str, key: str) -> float | None:
+    return None if _value(document, where, key) is None else _number(document, where, key)
+
+
+def _integer(document: Mapping[str, Any], where: str, key: str, *, minimum: int = 0) -> int:
+    value = _value(document, where, key)
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_INTEGER:
+        _fail(f"{where}{key}", value, f"a whole number from {minimum}")
+    return value
+
+
+def _known_choice(document: Mapping[str, Any], where: str, choices: Mapping[int, Choice]) -> int:
+    choice = _integer(document, where, "choice")
+    if choice not in choices:
+        _fail(f"{where}choice", choice, "the id of one of the choices")
+    return choice
+
+
+def _interval(document: Mapping[str, Any], where: str, key: str) -> tuple[float, float] | None:
+    value = _value(document, where, key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        _fail(f"{where}{key}", value, "null or [low, high]")
+    ends = dict(enumerate(value))
+    low, high = (_number({str(i): ends[i]}, f"{where}{key}.", str(i)) for i in (0, 1))
+    if low > high:
+        _fail(f"{where}{key}", value, "the lower end first")
+    return low, high
+
+
+def _text(document: Mapping[str, Any], where: str, key: str) -> str:
+    value = _value(document, where, key)
+    if not isinstance(value, str) or not value:
+        _fail(f"{where}{key}", value, "a text")
+    return value
+
+
+def _items(document: Mapping[str, Any], where: str, key: str) -> list[Any]:
+    value = _value(document, where, key)
+    if not isinstance(value, list):
+        _fail(f"{where}{key}", value, "a list")
+    return value
+
+
+def _object(document: Mapping[str, Any], where: str, key: str) -> Mapping[str, Any]:
+    return _expect_object(_value(document, where, key), f"{where}{key}")
+
+
+def _expect_object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        _fail(where, value, "an object")
+    return value
+
+
+def _ascending(values: Sequence[int], where: str, key: str) -> None:
+    for i, (before, after) in enumerate(itertools.pairwise(values)):
+        if after == before:
+            _fail(f"{where}[{i + 1}].{key}", after, "a number that does not stand twice")
+        if after < before:
+            _fail(f"{where}[{i + 1}].{key}", after, f"a number above {before}, the one before: they are sorted")

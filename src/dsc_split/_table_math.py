@@ -1,0 +1,202 @@
+"""The arithmetic of the lookup table: T of every choice, and where the best one changes.
+
+For a fixed batch, T is a straight line in the inverse of the data rate. A :class:`Lines` holds these lines
+ready for evaluation; everything that compares choices goes through :func:`evaluate`, so that all answers
+agree to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dsc_split._table_types import Choice, Link, Row, Segment
+
+__all__ = ["Lines", "best_index", "bytes_at", "evaluate", "make_lines", "slopes", "switch_rates"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """The choices at one batch size under one link, load and queue."""
+
+    measured_batch: int
+    """The batch size whose times these are."""
+    choices: tuple[Choice, ...]
+    """By ascending uplink bytes, then id: of equal times the first wins."""
+    rows: tuple[Row, ...]
+    """One per choice, with the bytes of the batch asked."""
+    numbers: tuple[tuple[float, float, float, float, bool], ...]
+    """Per choice: head_ms; the server's and network's part that no rate changes, in ms; uplink MB; downlink
+    MB (0 unless counted); whether it uses the server."""
+    variances_ms2: tuple[float, ...]
+    """Per choice: squared half-width of the confidence interval."""
+    counts_downlink: bool
+    """Whether any downlink MB are counted."""
+    downlink_rate_mb_s: float | None
+    """A downlink rate that does not follow the uplink's."""
+
+
+def make_lines(
+    rows: Iterable[tuple[Choice, Row]],
+    *,
+    measured_batch: int,
+    link: Link,
+    rtt_ms: float,
+    server_load: float,
+    queue_ms: float,
+    downlink_rate_mb_s: float | None,
+) -> Lines:
+    """Prepare the lines of ``rows``; the sums are taken in the order of the format."""
+    ordered = sorted(rows, key=lambda item: (item[1].uplink_bytes, item[0].id))
+    numbers = []
+    for choice, row in ordered:
+        if not choice.uses_server:
+            numbers.append((row.head_ms, 0.0, 0.0, 0.0, False))
+            continue
+        up_mb = row.uplink_bytes / 1e6
+        down_mb = row.downlink_bytes / 1e6 if link.count_downlink else 0.0
+        fixed_ms = (
+            row.tail_ms * server_load
+            + queue_ms
+            + rtt_ms * link.round_trips
+            + link.c0_ms
+            + link.c1_ms_per_mb * (up_mb + down_mb)
+        )
+        numbers.append((row.head_ms, fixed_ms, up_mb, down_mb, True))
+    return Lines(
+        measured_batch=measured_batch,
+        choices=tuple(choice for choice, _ in ordered),
+        rows=tuple(row for _, row in ordered),
+        numbers=tuple(numbers),
+        variances_ms2=tuple(row.variance_ms2(server_load) for _, row in ordered),
+        counts_downlink=link.count_downlink,
+        downlink_rate_mb_s=downlink_rate_mb_s,
+    )
+
+
+def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
+    """Give T in milliseconds of every choice at ``rate_mb_s``; infinite for what cannot be sent."""
+    if rate_mb_s > 0.0 and not lines.counts_downlink:
+        return [head + (fixed + 1000.0 * (up / rate_mb_s)) for head, fixed, up, _, _ in lines.numbers]
+    downlink = lines.downlink_rate_mb_s
+    if downlink is None:
+        downlink = rate_mb_s
+    times_ms = []
+    for head, fixed, up, down, uses_server in lines.numbers:
+        if not uses_server:
+            times_ms.append(head)
+        elif rate_mb_s == 0.0 or (down > 0.0 and downlink == 0.0):
+            times_ms.append(math.inf)
+        else:
+            back = down / downlink if down > 0.0 else 0.0
+            times_ms.append(head + (fixed + 1000.0 * (up / rate_mb_s + back)))
+    return times_ms
+
+
+def best_index(times_ms: list[float]) -> int:
+    """Find the best choice; of equal ones the first, which has the smaller uplink or the lower id."""
+    return times_ms.index(min(times_ms))
+
+
+def slopes(lines: Lines) -> list[float]:
+    """Give the MB of every choice that the data rate divides."""
+    follows = lines.downlink_rate_mb_s is None
+    return [up + down if follows else up for _, _, up, down, _ in lines.numbers]
+
+
+def switch_rates(lines: Lines) -> tuple[Segment, ...]:
+    """Find over which data rates each choice is the best: the lower envelope of the lines.
+
+    Every boundary is the very binary64 number at which :func:`evaluate` gives the next choice, while the
+    number just below it still gives the one before. Empty where no choice is finite at any rate.
+    """
+    at_infinity = evaluate(lines, math.inf)
+    last = best_index(at_infinity)
+    if at_infinity[last] == math.inf:
+        return ()
+    lowest = _lowest_crossing(slopes(lines), at_infinity)
+    if lowest is None:
+        return (Segment(choice=lines.choices[last].id, below_rate_mb_s=None),)
+
+    def best_at(rate_bits: int) -> int:
+        return best_index(evaluate(lines, _from_bits(rate_bits)))
+
+    ends: list[tuple[int, int]] = []
+    low = _to_bits(lowest / 2.0) or 1
+    _bisect(best_at, low, best_at(low), _to_bits(math.inf), last, ends)
+
+    # Where three lines meet within rounding, a choice may seem to come back; what lies between is no segment.
+    segments: list[tuple[int, float | None]] = []
+    for index, bits in [*((index, bits) for index, bits in ends), (last, None)]:
+        for position, (earlier, _) in enumerate(segments):
+            if earlier == index:
+                del segments[position:]
+                break
+        segments.append((index, None if bits is None else _from_bits(bits)))
+    return tuple(Segment(choice=lines.choices[index].id, below_rate_mb_s=below) for index, below in segments)
+
+
+def _bisect(
+    best_at: Callable[[int], int],
+    low: int,
+    low_best: int,
+    high: int,
+    high_best: int,
+    ends: list[tuple[int, int]],
+) -> None:
+    """Append (choice, first rate at which it is no longer the best) for each change between two rates."""
+    while low_best != high_best:
+        if high - low == 1:
+            ends.append((low_best, high))
+            return
+        middle = (low + high) // 2
+        middle_best = best_at(middle)
+        if middle_best == high_best:
+            high = middle
+        else:
+            if middle_best != low_best:
+                _bisect(best_at, low, low_best, middle, middle_best, ends)
+            low, low_best = middle, middle_best
+
+
+def _lowest_crossing(slopes_mb: list[float], intercepts_ms: list[float]) -> float | None:
+    """Find the lowest rate at which any two lines cross; below it nothing changes."""
+    lowest = None
+    for i, (slope, intercept) in enumerate(zip(slopes_mb, intercepts_ms, strict=True)):
+        for other_slope, other_intercept in zip(slopes_mb[:i], intercepts_ms[:i], strict=True):
+            gain_ms = other_intercept - intercept
+            if gain_ms == 0.0 or not math.isfinite(gain_ms):
+                continue
+            rate = 1000.0 * (slope - other_slope) / gain_ms
+            if rate > 0.0 and (lowest is None or rate < lowest):
+                lowest = rate
+    return lowest
+
+
+def bytes_at(batch: int, *, near: tuple[int, int], other: tuple[int, int] | None) -> int:
+    """Give the bytes at a batch size that was not measured.
+
+    Bytes are a straight line in the batch size: so much per sample, plus what has no batch axis. Two measured
+    batch sizes fix it; with one alone the bytes are in proportion.
+
+    Args:
+        batch: The batch size asked.
+        near: Batch size and bytes of the row whose times are used.
+        other: Batch size and bytes of another row of the same choice, if there is one.
+    """
+    near_batch, near_bytes = near
+    other_batch, other_bytes = other or (0, 0)
+    step = (near_bytes - other_bytes) * (near_batch - batch) // (near_batch - other_batch)
+    return max(0, near_bytes - step)
+
+
+def _to_bits(value: float) -> int:
+    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return bits
+
+
+def _from_bits(bits: int) -> float:
+    value: float = struct.unpack("<d", struct.pack("<q", bits))[0]
+    return value

@@ -1,0 +1,146 @@
+"""The answer of a lookup table for one state."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsc_split._table_math import Lines
+    from dsc_split._table_types import Choice, Segment, Terms
+    from dsc_split.lookup_table import LookupTable
+
+__all__ = ["Pick"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pick:
+    """The answer of a table for one state, and how sure it is."""
+
+    choice: Choice
+    """The fastest choice."""
+    latency_ms: float
+    """Its T in milliseconds."""
+    batch: int
+    """Batch size asked."""
+    rate_mb_s: float
+    """Uplink data rate asked, in MB/s."""
+    table: LookupTable = field(repr=False)
+    """The table that answered."""
+    given: Mapping[str, Any] = field(repr=False)
+    """What else was given with the question, by argument name."""
+    lines: Lines = field(repr=False)
+    """The choices that were compared."""
+    times_ms: list[float] = field(repr=False)
+    """T in milliseconds of each of them."""
+
+    @property
+    def measured_batch(self) -> int:
+        """The batch size whose times were used."""
+        return self.lines.measured_batch
+
+    @property
+    def runner_up(self) -> Choice | None:
+        """The second fastest choice; ``None`` where nothing else can answer."""
+        second = self._second()
+        return None if second is None else self.lines.choices[second]
+
+    @property
+    def margin_ms(self) -> float:
+        """How many milliseconds slower the runner-up is; infinite without one."""
+        second = self._second()
+        return math.inf if second is None else self.times_ms[second] - self.latency_ms
+
+    @property
+    def uncertainty_ms(self) -> float:
+        """Half-width of the 95 % confidence interval of ``margin_ms``, in milliseconds.
+
+        The root of the sum of the squared half-widths of both choices' head and tail; 0 without a runner-up.
+        """
+        second = self._second()
+        if second is None:
+            return 0.0
+        best = self.lines.choices.index(self.choice)
+        return math.sqrt(self.lines.variances_ms2[best] + self.lines.variances_ms2[second])
+
+    @property
+    def margin_ratio(self) -> float:
+        """How much slower the runner-up is, relative to ``latency_ms``; infinite without one."""
+        if self.margin_ms == 0.0:
+            return 0.0
+        return self.margin_ms / self.latency_ms if self.latency_ms > 0.0 else math.inf
+
+    @property
+    def tie(self) -> bool:
+        """Whether the margin is smaller than its uncertainty, so that either choice may be the faster one."""
+        return self.margin_ms == 0.0 or self.margin_ms < self.uncertainty_ms
+
+    @property
+    def terms(self) -> Terms:
+        """The terms of T of the choice that was picked."""
+        return next(terms for terms in self.ranking if terms.choice == self.choice)
+
+    def _second(self) -> int | None:
+        best = self.lines.choices.index(self.choice)
+        others = [index for index in range(len(self.times_ms)) if index != best]
+        second = min(others, key=self.times_ms.__getitem__, default=None)
+        return None if second is None or self.times_ms[second] == math.inf else second
+
+    @property
+    def ranking(self) -> tuple[Terms, ...]:
+        """Every choice that was allowed, the fastest first."""
+        return self.table.ranking(self.batch, self.rate_mb_s, **self.given)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The best choice over all data rates, all else as asked."""
+        return self.table.switch_rates(self.batch, **self.given)
+
+    @property
+    def best_from_mb_s(self) -> float:
+        """The data rate in MB/s from which on the choice is the best; 0 where it is from the start."""
+        segments = self.segments
+        for before, segment in itertools.pairwise(segments):
+            if segment.choice == self.choice.id and before.below_rate_mb_s is not None:
+                return before.below_rate_mb_s
+        return 0.0
+
+    @property
+    def best_below_mb_s(self) -> float:
+        """The data rate in MB/s at which the choice stops being the best; infinite where it never does."""
+        for segment in self.segments:
+            if segment.choice == self.choice.id and segment.below_rate_mb_s is not None:
+                return segment.below_rate_mb_s
+        return math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the answer with all it rests on as plain data; infinite numbers become ``None``."""
+
+        def finite(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
+        names = {choice.id: choice.name for choice in self.table.choices}
+        return {
+            "choice": self.choice.name,
+            "id": self.choice.id,
+            "kind": self.choice.kind,
+            "latency_ms": self.latency_ms,
+            "runner_up": None if self.runner_up is None else self.runner_up.name,
+            "margin_ms": finite(self.margin_ms),
+            "margin_ratio": finite(self.margin_ratio),
+            "uncertainty_ms": self.uncertainty_ms,
+            "tie": self.tie,
+            "batch": self.batch,
+            "measured_batch": self.measured_batch,
+            "rate_mb_s": finite(self.rate_mb_s),
+            "emulated": self.table.emulated,
+            "count": self.table.count,
+            "choices": [terms.to_json() for terms in self.ranking],
+            "segments": [
+                {"choice": names[segment.choice], "below_rate_mb_s": segment.below_rate_mb_s}
+                for segment in self.segments
+            ],
+        }

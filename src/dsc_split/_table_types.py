@@ -1,0 +1,177 @@
+"""What a lookup table is made of: plain records, as they stand in ``table.json``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = [
+    "FULL_OFFLOAD",
+    "NO_OFFLOAD",
+    "SPLIT",
+    "BatchTable",
+    "Choice",
+    "Link",
+    "Row",
+    "Segment",
+    "Side",
+    "Terms",
+]
+
+FULL_OFFLOAD = "full-offload"
+SPLIT = "split"
+NO_OFFLOAD = "no-offload"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One way to run the model that the table picks from."""
+
+    id: int
+    """Number of the choice, unique in the table; among equals the lower one wins."""
+    kind: str
+    """``full-offload``, ``split`` or ``no-offload``."""
+    name: str
+    """The cut's name; for the other two kinds, the kind itself."""
+
+    @property
+    def uses_server(self) -> bool:
+        """Whether anything is sent: everything but no offload."""
+        return self.kind != NO_OFFLOAD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one side was measured on."""
+
+    target: str
+    """The target that its engines were built for."""
+    fingerprint: str
+    """Run fingerprint: 64 hexadecimal digits over machine, library and options."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """The cost of the network, apart from the data rate; the defaults are the paper's Eq. 4."""
+
+    c0_ms: float = 0.0
+    """Milliseconds that every request costs (serialising, framing)."""
+    c1_ms_per_mb: float = 0.0
+    """Milliseconds per MB (10^6 bytes) sent or received, whatever the rate."""
+    rtt_ms: float = 0.0
+    """Round-trip time in milliseconds."""
+    round_trips: float = 1.0
+    """Round trips per request."""
+    count_downlink: bool = False
+    """Whether the outputs' way back is counted."""
+    downlink_rate_mb_s: float | None = None
+    """Downlink rate in MB/s; ``None``: the same as the uplink's."""
+    source: str = "paper"
+    """Where these numbers are from, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The measured terms of one choice at one batch size."""
+
+    choice: int
+    """Id of the choice."""
+    head_ms: float
+    """Median time on the device in milliseconds, for the whole batch."""
+    head_ci_ms: tuple[float, float] | None
+    """95 % confidence interval of ``head_ms``; ``None`` where it is not known."""
+    head_p95_ms: float | None
+    """95th percentile on the device in milliseconds."""
+    tail_ms: float
+    """Median time on the server in milliseconds, for the whole batch."""
+    tail_ci_ms: tuple[float, float] | None
+    """95 % confidence interval of ``tail_ms``; ``None`` where it is not known."""
+    tail_p95_ms: float | None
+    """95th percentile on the server in milliseconds."""
+    uplink_bytes: int
+    """Bytes that the device sends for the whole batch."""
+    downlink_bytes: int
+    """Bytes of the outputs that come back for the whole batch."""
+    timing_valid: bool = True
+    """Whether the times were taken on what the table names; false where they must be measured again."""
+
+    def variance_ms2(self, server_load: float) -> float:
+        """Give the squared half-width of the confidence interval of head plus tail, in ms^2."""
+        head = _half_width(self.head_ci_ms)
+        tail = _half_width(self.tail_ci_ms) * server_load
+        return head * head + tail * tail
+
+
+def _half_width(interval: tuple[float, float] | None) -> float:
+    return 0.0 if interval is None else (interval[1] - interval[0]) / 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A range of data rates over which one choice is the best; it begins where the one before it ends."""
+
+    choice: int
+    """Id of the choice."""
+    below_rate_mb_s: float | None
+    """The choice is the best below this rate in MB/s, not at it; ``None`` at the last one: without end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTable:
+    """All rows of one measured batch size."""
+
+    batch: int
+    """Batch size."""
+    rows: tuple[Row, ...]
+    """One row per choice that could be measured, by ascending id; never empty."""
+    segments: tuple[Segment, ...]
+    """Best choice by data rate, ascending, for the table's own link, load 1, no mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The terms of T of one choice in one state; ``latency_ms`` is their sum."""
+
+    choice: Choice
+    """The choice."""
+    head_ms: float
+    """Milliseconds on the device."""
+    uplink_ms: float
+    """Milliseconds that the bytes need on the way up."""
+    network_ms: float
+    """Milliseconds of the network that no rate shortens: round trips, cost per request and per byte."""
+    queue_ms: float
+    """Milliseconds of waiting on the server before the tail starts."""
+    tail_ms: float
+    """Milliseconds on the server, at the load asked."""
+    downlink_ms: float
+    """Milliseconds that the outputs need on the way back, where they are counted."""
+    latency_ms: float
+    """T in milliseconds, evaluated in the order of the format; infinite where nothing can be sent."""
+    uplink_bytes: int
+    """Bytes on the way up, at the batch asked."""
+    downlink_bytes: int
+    """Bytes on the way back, at the batch asked, whether they are counted or not."""
+
+    def to_json(self) -> dict[str, object]:
+        """Give plain data; infinite times become ``None``."""
+        times = {
+            key: value if math.isfinite(value) else None
+            for key, value in (
+                ("latency_ms", self.latency_ms),
+                ("head_ms", self.head_ms),
+                ("uplink_ms", self.uplink_ms),
+                ("network_ms", self.network_ms),
+                ("queue_ms", self.queue_ms),
+                ("tail_ms", self.tail_ms),
+                ("downlink_ms", self.downlink_ms),
+            )
+        }
+        return {
+            "choice": self.choice.name,
+            "id": self.choice.id,
+            "kind": self.choice.kind,
+            **times,
+            "uplink_bytes": self.uplink_bytes,
+            "downlink_bytes": self.downlink_bytes,
+        }

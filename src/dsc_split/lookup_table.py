@@ -1,0 +1,413 @@
+"""The split lookup table: for a batch size and a data rate, which choice is the fastest.
+
+The table keeps terms, not answers: what head and tail take, what goes over the link, and the link's cost. So
+one table answers any rate, round-trip time, server load and mask::
+
+    table = LookupTable.load("b4/table.json")
+    pick = table.pick(8, 12.0)
+    print(pick.choice.name, pick.latency_ms)
+
+Every answer is the least T over the rows of a batch size, in binary64 and in this order::
+
+    T = head_ms + [uses the server] * (tail_ms * server_load + queue_ms + rtt_ms * round_trips + c0_ms
+        + c1_ms_per_mb * (U + V) + 1000 * (U / rate + V / downlink_rate))
+
+with U the MB up (10^6 bytes) and V the MB back, 0 unless the link counts them. Of equal choices the one with
+fewer bytes up wins, then the lower id. This module needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import operator
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dsc_split import _table_json
+from dsc_split._files import read_json
+from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, switch_rates
+from dsc_split._table_pick import Pick
+from dsc_split._table_types import BatchTable, Choice, Link, Row, Segment, Side, Terms
+from dsc_split.errors import TableError, UsageError
+
+__all__ = ["BatchTable", "Choice", "Link", "LookupTable", "Pick", "Row", "Segment", "Side", "Terms"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookupTable:
+    """The terms of every choice at every measured batch size, on one device and one server."""
+
+    pair_id: str
+    """Identity of the pairs that were measured: ``sha256:...``."""
+    precision: str
+    """``fp32`` or ``fp16``."""
+    emulated: str | Mapping[str, Any] | None
+    """What was emulated, and how; ``None`` where every time was measured as it stands."""
+    device: Side
+    """What the heads were measured on."""
+    server: Side
+    """What the tails were measured on."""
+    link: Link
+    """Cost of the network, apart from the rate."""
+    choices: tuple[Choice, ...]
+    """By ascending id."""
+    batches: tuple[BatchTable, ...]
+    """By ascending batch size."""
+    count: str = "bytes"
+    """``bytes``, or ``elements`` where every element counts as one byte, as in the paper."""
+    _plain: dict[int, Lines] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    # ---- reading and writing -------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | bytes) -> LookupTable:
+        """Read a table from a file, from a bundle's ``table.json``, or from the bytes themselves.
+
+        Raises:
+            UsageError: There is no such file, or the bundle has no table yet.
+            TableError: The file is damaged, contradicts itself, or is of a newer version.
+        """
+        what = source if isinstance(source, bytes) else _table_path(Path(source))
+        document = read_json(what, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES)
+        try:
+            return cls.from_json(document)
+        except TableError as e:
+            name = "lookup table" if isinstance(what, bytes) else f"lookup table {str(what)!r}"
+            raise TableError(f"{name}: {e} If it was not meant so, make it again: dsc-split table BUNDLE") from e
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LookupTable:
+        """Read the form of ``table.json``, version 1. Unknown keys are ignored.
+
+        Raises:
+            TableError: Something is missing, of the wrong type, out of range or contradictory; the message
+                names the place. Or the version is newer, or something unknown is required.
+        """
+        table = cls(**_table_json.read_table(document))
+        for position in range(len(table.batches)):
+            table._check_segments(position)
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the form of ``table.json``, version 1."""
+        return _table_json.table_document(self)
+
+    # ---- asking --------------------------------------------------------------------------------------------
+
+    def pick(
+        self,
+        batch: int,
+        rate_mb_s: float,
+        *,
+        downlink_rate_mb_s: float | None = None,
+        rtt_ms: float | None = None,
+        server_load: float | None = None,
+        queue_ms: float | None = None,
+        allow: Collection[str | int] | None = None,
+    ) -> Pick:
+        """Give the fastest choice in one state.
+
+        Args:
+            batch: Batch size. One that was not measured takes the times of the next larger measured one, and
+                its own bytes.
+            rate_mb_s: Uplink data rate in MB/s (10^6 bytes); 0 where nothing can be sent, infinite where
+                bytes cost nothing.
+            downlink_rate_mb_s: Downlink rate in MB/s; default: the link's, or else the uplink's.
+            rtt_ms: Round-trip time in milliseconds; default: the link's.
+            server_load: Ratio of the tail's time now to its time when measured; default 1.
+            queue_ms: Wait in milliseconds before the tail starts; default 0.
+            allow: Names or ids of the choices that may be taken; default: all.
+
+        Raises:
+            UsageError: A number is NaN, negative or out of range, the batch is larger than all measured ones,
+                a choice is unknown, or nothing that is allowed can answer.
+        """
+        given: dict[str, Any] = _NOTHING_GIVEN
+        lines = None
+        if downlink_rate_mb_s is None and rtt_ms is None and server_load is None and queue_ms is None and allow is None:
+            lines = self._plain.get(batch)
+        else:
+            given = {
+                "downlink_rate_mb_s": downlink_rate_mb_s,
+                "rtt_ms": rtt_ms,
+                "server_load": server_load,
+                "queue_ms": queue_ms,
+                "allow": allow,
+            }
+        if lines is None:
+            lines = self._lines(batch, **given)
+        rate = _number("data rate", "MB/s", rate_mb_s)
+        times = evaluate(lines, rate)
+        latency_ms = min(times)
+        if latency_ms == math.inf:
+            raise UsageError(
+                f"at {rate:g} MB/s nothing can be sent, and no choice that is allowed at batch {batch} runs "
+                f"on the device alone ({_names(lines.choices)}). Allow 'no-offload', or wait for the link."
+            )
+        return Pick(
+            choice=lines.choices[times.index(latency_ms)],
+            latency_ms=latency_ms,
+            batch=batch,
+            rate_mb_s=rate,
+            table=self,
+            given=given,
+            lines=lines,
+            times_ms=times,
+        )
+
+    def ranking(
+        self,
+        batch: int,
+        rate_mb_s: float,
+        *,
+        downlink_rate_mb_s: float | None = None,
+        rtt_ms: float | None = None,
+        server_load: float | None = None,
+        queue_ms: float | None = None,
+        allow: Collection[str | int] | None = None,
+    ) -> tuple[Terms, ...]:
+        """List every allowed choice with the terms of its T, the fastest first.
+
+        Arguments and errors as in :meth:`pick`.
+        """
+        lines = self._lines(
+            batch,
+            downlink_rate_mb_s=downlink_rate_mb_s,
+            rtt_ms=rtt_ms,
+            server_load=server_load,
+            queue_ms=queue_ms,
+            allow=allow,
+        )
+        rate = _number("data rate", "MB/s", rate_mb_s)
+        downlink = rate if lines.downlink_rate_mb_s is None else lines.downlink_rate_mb_s
+        load = 1.0 if server_load is None else float(server_load)
+        queue = 0.0 if queue_ms is None else float(queue_ms)
+        rtt = self.link.rtt_ms if rtt_ms is None else float(rtt_ms)
+        terms = []
+        for choice, row, numbers, latency_ms in zip(
+            lines.choices, lines.rows, lines.numbers, evaluate(lines, rate), strict=True
+        ):
+            _, _, up, down, uses_server = numbers
+            fixed_ms = rtt * self.link.round_trips + self.link.c0_ms + self.link.c1_ms_per_mb * (up + down)
+            terms.append(
+                Terms(
+                    choice=choice,
+                    head_ms=row.head_ms,
+                    uplink_ms=_transfer_ms(up, rate, uses_server),
+                    network_ms=fixed_ms if uses_server else 0.0,
+                    queue_ms=queue if uses_server else 0.0,
+                    tail_ms=row.tail_ms * load if uses_server else 0.0,
+                    downlink_ms=_transfer_ms(down, downlink, uses_server and down > 0.0),
+                    latency_ms=latency_ms,
+                    uplink_bytes=row.uplink_bytes,
+                    downlink_bytes=row.downlink_bytes,
+                )
+            )
+        return tuple(sorted(terms, key=lambda item: item.latency_ms))
+
+    def latency_ms(
+        self,
+        choice: str | int,
+        batch: int,
+        rate_mb_s: float,
+        *,
+        downlink_rate_mb_s: float | None = None,
+        rtt_ms: float | None = None,
+        server_load: float | None = None,
+        queue_ms: float | None = None,
+    ) -> float:
+        """Give T in milliseconds of one choice, by name or id; infinite where it cannot be sent.
+
+        Other arguments and errors as in :meth:`pick`.
+        """
+        lines = self._lines(
+            batch,
+            downlink_rate_mb_s=downlink_rate_mb_s,
+            rtt_ms=rtt_ms,
+            server_load=server_load,
+            queue_ms=queue_ms,
+            allow=[choice],
+        )
+        return evaluate(lines, _number("data rate", "MB/s", rate_mb_s))[0]
+
+    def switch_rates(
+        self,
+        batch: int,
+        *,
+        downlink_rate_mb_s: float | None = None,
+        rtt_ms: float | None = None,
+        server_load: float | None = None,
+        queue_ms: float | None = None,
+        allow: Collection[str | int] | None = None,
+    ) -> tuple[Segment, ...]:
+        """Give the best choice over all data rates: where it changes, to the last bit.
+
+        At a boundary :meth:`pick` gives the next segment's choice, at the number just below it this one's.
+        Arguments and errors as in :meth:`pick`.
+        """
+        lines = self._lines(
+            batch,
+            downlink_rate_mb_s=downlink_rate_mb_s,
+            rtt_ms=rtt_ms,
+            server_load=server_load,
+            queue_ms=queue_ms,
+            allow=allow,
+        )
+        segments = switch_rates(lines)
+        if not segments:
+            raise UsageError(
+                f"nothing that is allowed at batch {batch} ({_names(lines.choices)}) can answer at any data "
+                "rate. Allow 'no-offload', or give a downlink rate above 0."
+            )
+        return segments
+
+    def choice(self, name: str | int) -> Choice:
+        """Find a choice by name or id.
+
+        Raises:
+            UsageError: The table has no such choice.
+        """
+        for choice in self.choices:
+            if name == choice.name or (name == choice.id and not isinstance(name, bool)):
+                return choice
+        raise UsageError(f"unknown choice {name!r}; the table has {_names(self.choices)}.")
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _lines(
+        self,
+        batch: int,
+        *,
+        downlink_rate_mb_s: float | None = None,
+        rtt_ms: float | None = None,
+        server_load: float | None = None,
+        queue_ms: float | None = None,
+        allow: Collection[str | int] | None = None,
+    ) -> Lines:
+        """Prepare the lines of one state, and keep those of the plain one."""
+        batch = _batch(batch)
+        plain = (downlink_rate_mb_s, rtt_ms, server_load, queue_ms, allow) == (None,) * 5
+        if plain and batch in self._plain:
+            return self._plain[batch]
+        position = bisect.bisect_left(self.batches, batch, key=lambda item: item.batch)
+        if position == len(self.batches):
+            measured = ", ".join(str(item.batch) for item in self.batches)
+            raise UsageError(
+                f"batch {batch} is larger than every measured one ({measured}). "
+                f"Measure it: dsc-split bench BUNDLE --batches {measured.replace(' ', '')},{batch}"
+            )
+        rows = [(self.choice(row.choice), self._row_at(batch, position, row)) for row in self.batches[position].rows]
+        if allow is not None:
+            allowed = self._ids(allow)
+            there = rows
+            rows = [item for item in rows if item[0].id in allowed]
+            if not rows:
+                measured_batch = self.batches[position].batch
+                raise UsageError(
+                    f"none of the choices that are allowed has a row at batch {measured_batch}. "
+                    f"Allow one of {_names(tuple(choice for choice, _ in there))}."
+                )
+        if downlink_rate_mb_s is None:
+            downlink_rate_mb_s = self.link.downlink_rate_mb_s
+        else:
+            downlink_rate_mb_s = _number("downlink rate", "MB/s", downlink_rate_mb_s)
+        lines = make_lines(
+            rows,
+            measured_batch=self.batches[position].batch,
+            link=self.link,
+            rtt_ms=self.link.rtt_ms if rtt_ms is None else _finite("round-trip time", "ms", rtt_ms),
+            server_load=1.0 if server_load is None else _finite("server load", "times", server_load),
+            queue_ms=0.0 if queue_ms is None else _finite("queue", "ms", queue_ms),
+            downlink_rate_mb_s=downlink_rate_mb_s,
+        )
+        if plain:
+            self._plain[batch] = lines
+        return lines
+
+    def _ids(self, allow: Collection[str | int]) -> set[int]:
+        if isinstance(allow, str):
+            raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
+        return {self.choice(name).id for name in allow}
+
+    def _row_at(self, batch: int, position: int, row: Row) -> Row:
+        """Give ``row`` of the batch table at ``position`` the bytes of ``batch``."""
+        measured = self.batches[position].batch
+        if measured == batch:
+            return row
+        up = down = None
+        for table in (*reversed(self.batches[:position]), *self.batches[position + 1 :]):
+            for other in table.rows:
+                if other.choice == row.choice:
+                    up, down = (table.batch, other.uplink_bytes), (table.batch, other.downlink_bytes)
+                    break
+            if up is not None:
+                break
+        return replace(
+            row,
+            uplink_bytes=bytes_at(batch, near=(measured, row.uplink_bytes), other=up),
+            downlink_bytes=bytes_at(batch, near=(measured, row.downlink_bytes), other=down),
+        )
+
+    def _check_segments(self, position: int) -> None:
+        """Refuse segments that the rows contradict by more than rounding."""
+        table = self.batches[position]
+        wrong = _table_json.segment_at_fault(table.segments, self._lines(table.batch))
+        if wrong is not None:
+            segment, why = wrong
+            raise TableError(f"batches[{position}].segments[{segment}] contradicts the rows: {why}.")
+
+
+_NOTHING_GIVEN: dict[str, Any] = {}
+
+
+def _table_path(path: Path) -> Path:
+    if path.is_dir():
+        if not (path / "table.json").exists():
+            raise UsageError(f"{str(path)!r} has no table.json. Make it: dsc-split bench {path}")
+        return path / "table.json"
+    if not path.exists():
+        raise UsageError(f"no lookup table {str(path)!r}: there is no such file. Give a bundle or its table.json.")
+    return path
+
+
+def _names(choices: tuple[Choice, ...]) -> str:
+    return ", ".join(repr(choice.name) for choice in choices)
+
+
+def _batch(batch: int) -> int:
+    try:
+        size = operator.index(batch)
+    except TypeError:
+        raise UsageError(f"batch {batch!r} is no batch size; a whole number from 1 was expected.") from None
+    if size < 1 or isinstance(batch, bool):
+        raise UsageError(f"batch {batch!r} is no batch size; a whole number from 1 was expected.")
+    return size
+
+
+def _number(what: str, unit: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{what} {value!r} is no number; {unit} from 0 were expected.") from None
+    if not number >= 0.0:
+        raise UsageError(f"{what} {number:g} is out of range; {unit} from 0 were expected.")
+    return number
+
+
+def _finite(what: str, unit: str, value: float) -> float:
+    number = _number(what, unit, value)
+    if number == math.inf:
+        raise UsageError(
+            f"{what} is infinite; {unit} from 0 were expected. To leave the server out, allow 'no-offload' alone."
+        )
+    return number
+
+
+def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:
+    if not sends:
+        return 0.0
+    return 1000.0 * (size_mb / rate_mb_s) if rate_mb_s > 0.0 else math.inf

@@ -1,0 +1,170 @@
+"""What people get: the wheel, the sdist, and the links that editable installs and type checkers need."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dsc_split import __version__
+
+WHEEL = f"dsc_split-{__version__}-py3-none-any.whl"
+SDIST = f"dsc_split-{__version__}.tar.gz"
+
+
+def build(project: Path, folder: Path, *targets: str) -> None:
+    """Build with the back-end itself: no network, no isolation."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    command += [word for target in targets for word in ("-t", target)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def built(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    build(root, folder, "wheel", "sdist")
+    return folder
+
+
+def wheel_content(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as wheel:
+        return {name: wheel.read(name) for name in wheel.namelist()}
+
+
+def python_files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if not path.is_symlink()}
+
+
+def test_wheel_puts_nothing_but_dsc_split_into_site_packages(built: Path) -> None:
+    tops = {name.partition("/")[0] for name in wheel_content(built / WHEEL)}
+
+    assert tops == {"dsc_split", f"dsc_split-{__version__}.dist-info"}
+
+
+def test_wheel_has_every_file_of_the_root_and_of_every_room(
+    built: Path, root: Path, rooms: tuple[str, ...]
+) -> None:
+    names = set(wheel_content(built / WHEEL))
+
+    expected = {f"dsc_split/{path.name}" for path in (root / "src" / "dsc_split").glob("*.py")}
+    for room in rooms:
+        expected |= {f"dsc_split/{room}/{name}" for name in python_files(root / room)}
+    assert {name for name in names if name.endswith(".py")} == expected
+    assert "dsc_split/py.typed" in names
+    assert [name for name in names if "tests" in name or "__pycache__" in name] == []
+
+
+def test_wheel_declares_the_program_and_the_licence(built: Path) -> None:
+    content = wheel_content(built / WHEEL)
+    info = f"dsc_split-{__version__}.dist-info"
+
+    assert b"dsc-split = dsc_split.cli.main:main" in content[f"{info}/entry_points.txt"]
+    assert b"Apache License" in content[f"{info}/licenses/LICENSE"]
+    assert b"License-Expression: Apache-2.0" in content[f"{info}/METADATA"]
+
+
+def test_sdist_has_the_rooms_the_tests_and_nothing_generated(built: Path, rooms: tuple[str, ...]) -> None:
+    with tarfile.open(built / SDIST) as sdist:
+        names = [member.name.partition("/")[2] for member in sdist.getmembers()]
+        links = [member.name for member in sdist.getmembers() if member.issym() or member.islnk()]
+
+    tops = {name.partition("/")[0] for name in names}
+    assert {*rooms, "src", "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= tops
+    assert tops & {".venv", "demo", "dist", "build", ".git"} == set()
+    assert [name for name in names if "__pycache__" in name] == []
+    assert links == []
+
+
+def test_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    with tarfile.open(built / SDIST) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    build(tmp_path / SDIST.removesuffix(".tar.gz"), tmp_path, "wheel")
+
+    assert wheel_content(tmp_path / WHEEL) == wheel_content(built / WHEEL)
+
+
+def test_each_room_has_its_link_for_editable_installs(root: Path, rooms: tuple[str, ...]) -> None:
+    links = {
+        path.name: path.readlink() for path in (root / "src" / "dsc_split").iterdir() if path.is_symlink()
+    }
+
+    assert links == {room: Path("..") / ".." / room for room in rooms}
+
+
+def test_pyproject_names_every_room_wherever_rooms_are_named(root: Path, rooms: tuple[str, ...]) -> None:
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+
+    for room in rooms:
+        assert f'"src/dsc_split/{room}",' in text, "the link is excluded from the builds"
+        assert f'"{room}" = "dsc_split/{room}"' in text, "the wheel maps the folder"
+        assert f'"{room}".msg = ' in text, "ruff bans the bare name"
+
+
+def test_no_file_of_the_repository_names_a_home_folder(root: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    home = re.compile(rb"/(?:home|Users|root)/\w")
+
+    found = [
+        name
+        for name in listed.stdout.split("\0")
+        if name
+        and (path := root / name).is_file()
+        and not path.is_symlink()
+        and home.search(path.read_bytes())
+    ]
+
+    assert "pyproject.toml" in listed.stdout.split("\0")
+    assert found == []
+
+
+def test_continuous_integration_runs_the_readmes_test_command(root: Path) -> None:
+    script = root / ".ci" / "run"
+
+    assert os.access(script, os.X_OK)
+    assert "\nmake test\n" in script.read_text(encoding="utf-8")
+
+
+def test_makefile_is_understood(root: Path) -> None:
+    for goal in ("demo", "test", "check", "lint", "format", "clean"):
+        done = subprocess.run(
+            ["make", "--dry-run", goal], cwd=root, capture_output=True, text=True, timeout=60, check=False
+        )
+
+        assert done.returncode == 0, done.stderr
+
+
+def test_interrupted_set_up_is_done_again(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_bytes((root / "Makefile").read_bytes())
+    (tmp_path / "pyproject.toml").write_text("")
+    # A python that fails in pip, as an interrupted or offline install does.
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@" >>calls\ncase "$*" in *install*) exit "$(cat status)";; esac\n')
+    python.chmod(0o755)
+    setup = ["make", "setup"]
+
+    (tmp_path / "status").write_text("1")
+    first = subprocess.run(setup, cwd=tmp_path, capture_output=True, timeout=60, check=False).returncode
+    (tmp_path / "status").write_text("0")
+    second = subprocess.run(setup, cwd=tmp_path, capture_output=True, timeout=60, check=False).returncode
+    third = subprocess.run(setup, cwd=tmp_path, capture_output=True, timeout=60, check=False).returncode
+
+    assert (first != 0, second, third) == (True, 0, 0)
+    installs = [line for line in (tmp_path / "calls").read_text().splitlines() if "install" in line]
+    assert len(installs) == 2
