@@ -123,6 +123,7 @@ class Cutter:
             node = index.nodes[position]
             if is_tail and is_shape_query(node) and value not in index.is_data:
                 source = node.inputs[0]
+                assert source is not None
                 here = source in given or index.position.get(source, -1) > after or source not in index.is_data
                 if not here:
                     queries.add(position)
@@ -198,7 +199,7 @@ class Cutter:
         from onnx import helper
 
         lines_of = {position: shape_lines(self._index.nodes[position]) for position in queries}
-        batch = None
+        batch = ""
         if any(line.scale for lines in lines_of.values() for line in lines or ()):
             batch = self._batch_from_shape(graph, cut)
         for position, lines in lines_of.items():

@@ -177,8 +177,8 @@ def _take_uint8(loaded: LoadedModel, options: ExportOptions, path: Path) -> Stor
     mean, std = options.mean or own_mean, options.std or own_std
     if mean is None or std is None:
         raise UsageError(
-            "--uint8-input needs the mean and standard deviation that the model was trained with, and its configuration "
-            "has none. Give them for inputs in 0..1: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+            "--uint8-input needs the mean and standard deviation that the model was trained with, and its "
+            "configuration has none. Give them for inputs in 0..1: --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
         )
     add_uint8_input(loaded.model, mean, std)
     return store_graph(loaded.model, path)
@@ -201,7 +201,8 @@ def _compare_with_torch(loaded: LoadedModel, references: Sequence[Reference]) ->
             if max_rel > _EXPORT_TOLERANCE:
                 raise ExportError(
                     f"the exported graph does not compute what the model computes: output {name!r} is off by "
-                    f"{max_rel:.2g} of its largest value (input {list(batch)}); at most {_EXPORT_TOLERANCE:g} is expected. "
+                    f"{max_rel:.2g} of its largest value (input {list(batch)}); at most "
+                    f"{_EXPORT_TOLERANCE:g} is expected. "
                     "A forward that depends on the values or the batch size in Python does that."
                 )
             worst = max(worst, max_rel)

@@ -46,7 +46,7 @@ def normalize(model: ir.Model, *, fixed_batch: int | None, run: RunGraph) -> Non
         common.OutputFixPass(),
         common.LiftConstantsToInitializersPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]  # not annotated upstream
         common.TopologicalSortPass(),
         common.NameFixPass(),
     )

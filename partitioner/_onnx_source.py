@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._optional import require
 from dsc_split.errors import ModelFileError, UsageError
+from dsc_split.partitioner._normalize import settle_shapes
 from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._shapes import BATCH
-from dsc_split.partitioner._normalize import settle_shapes
 from dsc_split.partitioner._sources import InputShape, LoadedModel, SourceOptions, parse_input_shapes
 
 if TYPE_CHECKING:
@@ -42,15 +42,17 @@ def load_onnx(path: Path, options: SourceOptions) -> LoadedModel:
         UsageError: There is no such file, or a dimension besides the batch has no size.
         ModelFileError: The file is damaged or hostile, or its opset is too old.
     """
-    onnx = require("onnx", extra="onnx", purpose="read ONNX files")
-    ir = require("onnx_ir", extra="onnx", purpose="read ONNX files")
+    for package in ("onnx", "onnx_ir"):
+        require(package, extra="onnx", purpose="read ONNX files")
+    import onnx_ir as ir
+
     if not path.is_file():
         raise UsageError(f"no ONNX file {str(path)!r}.")
-    proto = _read(path, onnx)
-    _check_external_data(proto, path)
-    _check(proto, path, onnx)
+    proto = _read(path)
+    external = _check_external_data(proto, path)
+    _check(proto, path, external=external)
     try:
-        model: ir.Model = ir.serde.deserialize_model(proto)
+        model = ir.serde.deserialize_model(proto)
     except Exception as e:  # onnx_ir wraps whatever its reader meets, without a common base
         raise ModelFileError(f"{str(path)!r} cannot be read: {e.__cause__ or e}") from e
     ir.external_data.set_base_dir(model.graph, path.parent)
@@ -70,7 +72,8 @@ def load_onnx(path: Path, options: SourceOptions) -> LoadedModel:
     )
 
 
-def _read(path: Path, onnx: Any) -> onnx.ModelProto:
+def _read(path: Path) -> onnx.ModelProto:
+    import onnx
     from google.protobuf.message import DecodeError
 
     try:
@@ -90,15 +93,29 @@ def _read(path: Path, onnx: Any) -> onnx.ModelProto:
     return proto
 
 
-def _check(proto: onnx.ModelProto, path: Path, onnx: Any) -> None:
+def _check(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
+    import onnx
+
+    # A missing shape is our business, and the checker's only complaint that is: it sees a scalar there meanwhile.
+    shapeless = [
+        info.type.tensor_type
+        for info in [*proto.graph.input, *proto.graph.output]
+        if info.type.WhichOneof("value") == "tensor_type" and not info.type.tensor_type.HasField("shape")
+    ]
+    if external and shapeless:
+        return  # the checker finds external data from a file alone, and in the file the shapes are missing
+    for tensor in shapeless:
+        tensor.shape.SetInParent()
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(str(path) if external else proto)
     except onnx.checker.ValidationError as e:
         first = str(e).strip().splitlines()[0]
         raise ModelFileError(f"{str(path)!r} is not valid ONNX: {first}") from e
     except ValueError:
         # A graph of more than 2 GB in one message is more than the checker takes; ONNX Runtime will judge it.
         logger.info("%s is too large for the ONNX checker", path)
+    for tensor in shapeless:
+        tensor.ClearField("shape")
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -119,8 +136,8 @@ def _tensors_of_nodes(nodes: Any) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(inner)
 
 
-def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse weights that are missing, too short, or outside the model's folder."""
+def _check_external_data(proto: onnx.ModelProto, path: Path) -> bool:
+    """Refuse weights that are missing, too short, or outside the model's folder; tell whether there are any."""
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelFileError(
@@ -150,8 +167,10 @@ def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
             raise ModelFileError(f"{what}, at an offset or length that is no number.") from e
         if offset < 0 or length < 0 or offset + length > sizes[location]:
             raise ModelFileError(
-                f"{what} from byte {offset} to {offset + length}, and the file has {sizes[location]} bytes. Copy it again."
+                f"{what} from byte {offset} to {offset + length}, and the file has {sizes[location]} bytes. "
+                "Copy it again."
             )
+    return bool(sizes)
 
 
 # ---- the batch, and every other dimension of the inputs ---------------------------------------------------------
@@ -176,8 +195,8 @@ def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str,
             raise ModelFileError(f"{str(path)!r}: input {value.name!r} is no tensor; only tensors can be fed.")
     sizes: dict[str, int] = {}
     stated = _stated_shapes(options, dims)
-    for name, shape in stated.items():
-        _apply(name, dims, shape, sizes)
+    for name, wanted in stated.items():
+        _apply(name, dims, wanted, sizes)
     symbols = _batch_symbols(dims)
     notes = []
     if len(symbols) > 1:

@@ -131,16 +131,18 @@ def cut_into(
     for path, data in graphs.items():
         stored = store_bytes(data, bundle.path / path)
         files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": path.rsplit(".", 2)[1]}
+    bundle.manifest["samples"] = {}
     if references is not None:
         files |= _write_samples(bundle, splits, references)
     _finish(bundle, splits, failed, files)
 
 
 def _read_model(bundle: Bundle) -> onnx.ModelProto:
+    require("onnx", extra="onnx", purpose="read and cut graphs")
+    require("onnx_ir", extra="onnx", purpose="read and cut graphs")
+    import onnx
     from google.protobuf.message import DecodeError
 
-    onnx = require("onnx", extra="onnx", purpose="read and cut graphs")
-    require("onnx_ir", extra="onnx", purpose="read and cut graphs")
     path = bundle.model_path
     try:
         data = path.read_bytes()

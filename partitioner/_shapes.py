@@ -191,15 +191,16 @@ def _infer_at_batches(model: ir.Model, unknown: Mapping[str, ir.Value], batches:
     import onnx_ir as ir
 
     proto = ir.serde.serialize_model(model)
-    stated = list(proto.graph.value_info)
+    borders = [(field, list(field)) for field in (proto.graph.input, proto.graph.output)]
+    stated = [info for info in proto.graph.value_info if info.name not in unknown]
     seen: dict[str, dict[int, tuple[int, ...]]] = {}
     for batch in batches:
-        del proto.graph.value_info[:]
-        for info in stated:
-            if info.name not in unknown:
-                proto.graph.value_info.add().CopyFrom(info)
-        for info in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
-            _set_batch(info, batch)
+        # What is put back is copied, so each batch starts from what the file says.
+        for field, infos in [*borders, (proto.graph.value_info, stated)]:
+            del field[:]
+            field.extend(infos)
+            for info in field:
+                _set_batch(info, batch)
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
         except (onnx.shape_inference.InferenceError, ValueError) as e:

@@ -93,7 +93,7 @@ def _blocks(tensor: ir.TensorProtocol) -> Any:
 
     array = tensor.numpy()
     if array.dtype.itemsize * array.size == tensor.nbytes and array.flags.c_contiguous:
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = memoryview(array.reshape(-1).view(np.uint8).data)
     else:
         data = memoryview(tensor.tobytes())
     for start in range(0, len(data), _BLOCK_BYTES):
@@ -102,7 +102,7 @@ def _blocks(tensor: ir.TensorProtocol) -> Any:
 
 def encode_graph(proto: onnx.ModelProto) -> bytes:
     """Give a graph in its canonical form, the one that digests are taken of."""
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def store_graph(model: ir.Model, path: Path) -> StoredFile:

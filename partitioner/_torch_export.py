@@ -30,6 +30,10 @@ EXAMPLE_BATCH = 2
 """The exporter takes a dimension of size 0 or 1 for a constant."""
 
 
+_HOPELESS = ("DispatchError", "GuardOnDataDependentSymNode")
+"""Errors of the exporter that another batch does not help against: a missing operator, values that steer."""
+
+
 class _UnsupportedError(ExportError):
     """Something in the model has no ONNX counterpart, whatever the batch."""
 
@@ -44,38 +48,39 @@ def export_model(model: TorchModel, options: SourceOptions) -> LoadedModel:
     """
     candidates = candidate_inputs(model, options)
     try:
-        inputs = _first_that_runs(model, candidates)
-        return _export(model, inputs, None, options)
+        return _export(model, _first_that_runs(model, candidates), None, options)
     except _UnsupportedError:
         raise
     except (ExportError, UsageError) as e:
-        failure: DscError = e
-    inputs = candidates[0]
-    for batch in _fixed_sizes(inputs):
+        first: DscError = e
+    inputs, last = candidates[0], first
+    for batch in sorted({1, inputs.own_batch()}):
         try:
             _check_runs(model, inputs, batch)
             loaded = _export(model, inputs, batch, options)
         except (ExportError, UsageError) as e:
             last = e
             continue
-        note = f"The batch is fixed at {batch}, because {failure}"
+        note = f"The batch is fixed at {batch}, because {first}"
         logger.warning("%s", note)
         return dataclasses.replace(loaded, notes=(note, *loaded.notes))
+    if isinstance(last, UsageError):
+        raise UsageError(
+            f"{last} Give the right shapes with --input-shape, and integer inputs as the function's example "
+            "inputs or with --sample."
+        ) from last
     raise last
 
 
-def _fixed_sizes(inputs: TorchInputs) -> list[int]:
-    """List the fixed batch sizes to try: 1, and the example's own."""
-    own = [t.shape[axis] for t, axis in zip(inputs.tensors(), inputs.axes, strict=True) if axis is not None]
-    return sorted({1, own[0]})
-
-
 def _first_that_runs(model: TorchModel, candidates: list[TorchInputs]) -> TorchInputs:
-    """Find the placement of the batch with which the module runs at another batch size than the example's."""
+    """Find the placement of the batch with which the module runs at another batch size than the example's.
+
+    An odd size shows models that need an even one.
+    """
     first: UsageError | None = None
     for inputs in candidates:
         try:
-            _check_runs(model, inputs, EXAMPLE_BATCH)
+            _check_runs(model, inputs, 3 if inputs.own_batch() != 3 else 5)
             return inputs
         except UsageError as e:
             first = first or e
@@ -90,10 +95,7 @@ def _check_runs(model: TorchModel, inputs: TorchInputs, batch: int) -> None:
     except ExportError:
         raise
     except Exception as e:
-        raise UsageError(
-            f"{model.name!r} does not run on inputs {inputs.describe(batch)}: {describe(e)}. Give the right "
-            "shapes with --input-shape, and integer inputs as the function's example inputs or with --sample."
-        ) from e
+        raise UsageError(f"{model.name!r} does not run on inputs {inputs.describe(batch)}: {describe(e)}.") from e
 
 
 def _call(model: TorchModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -138,7 +140,7 @@ def _calibrate(
     model: TorchModel, inputs: TorchInputs, batch: int, options: SourceOptions
 ) -> tuple[str, tuple[str, ...]]:
     """Recalibrate BatchNorm where the weights are only initialised; says so in the origin of the weights."""
-    if not options.calibrate or not is_untrained(model.module):
+    if not (options.calibrate and model.initialised and is_untrained(model.module)):
         return model.weights_origin, ()
     try:
         recalibrate(model.module, lambda run: _call(model, *inputs.at_batch(batch, seed=options.seed + run)))
@@ -163,7 +165,7 @@ def _run_exporter(model: TorchModel, inputs: TorchInputs, batch: int | None, opt
             model.module, args, kwargs=dict(kwargs), dynamo=True, dynamic_shapes=free, verbose=False
         )
     except Exception as e:
-        kind = _UnsupportedError if type(_innermost(e)).__name__ == "DispatchError" else ExportError
+        kind = _UnsupportedError if type(_innermost(e)).__name__ in _HOPELESS else ExportError
         raise kind(f"{model.name!r} cannot be exported: {_reason(e)}") from e
     finally:
         hook.remove()
@@ -184,7 +186,8 @@ def _reason(error: BaseException) -> str:
         return f"the operator {op.group(1)} has no ONNX counterpart in the exporter."
     violations = re.findall(r"^\s+- (.+)$", text, re.MULTILINE)
     said = violations[0] if violations and "onstraint" in text else text.strip().partition("\n")[0]
-    said = " ".join(said.split())[:400].rstrip(".")
+    said = re.sub(r" (If you're using|\(unhinted:|\(Size-like).*", "", " ".join(said.split())).rstrip(".")
+    said = said if len(said) <= 200 else f"{said[:200]}..."
     where = _where(cause, text)
     if "data-dependent" in text:
         return f"its control flow depends on values{where}: {said}. Use torch.where or torch.cond there."

@@ -58,6 +58,11 @@ class TorchInputs:
 
         return [leaf for leaf in _pytree.tree_leaves((self.args, self.kwargs)) if _is_tensor(leaf)]
 
+    def own_batch(self) -> int:
+        """Give the batch size of the example."""
+        pairs = zip(self.tensors(), self.axes, strict=True)
+        return next(tensor.shape[axis] for tensor, axis in pairs if axis is not None)
+
     def replaced(self, replacements: Sequence[Any], *, clear_others: bool = False) -> TorchInputs:
         """Put something in the place of every tensor, and ``None`` in the place of all else where asked."""
         from torch.utils import _pytree

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,8 @@ class TorchModel:
     """Readable name."""
     weights_origin: str
     """Where the weights came from, as the manifest says it."""
+    initialised: bool
+    """Whether the weights are only initialised, as far as is known: BatchNorm may be recalibrated."""
     example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
     """Positional and keyword arguments to call it with, of any batch size."""
     image_shape: tuple[int, ...] | None = None
@@ -62,6 +65,7 @@ def load_program(path: Path) -> TorchModel:
         module=module,
         name=path.stem,
         weights_origin="from the model file",
+        initialised=False,
         example=program.example_inputs,
     )
 
@@ -98,13 +102,14 @@ def load_function(where: str, function: str, options: SourceOptions) -> TorchMod
             "or a tuple of a module and its example inputs."
         )
     module = module.eval().requires_grad_(False).cpu()
-    origin = f"as {function} of {Path(where).name} made them (seed {options.seed})"
+    origin = f"as made by {function} of {Path(where).name} (seed {options.seed})"
     if options.weights not in (None, "random"):
         origin = load_weights(module, Path(str(options.weights)))
     return TorchModel(
         module=module,
         name=f"{Path(where).stem.rpartition('.')[2]}_{function}" if where.endswith(".py") else f"{where}.{function}",
         weights_origin=origin,
+        initialised=options.weights in (None, "random"),
         example=None if example is None else _as_arguments(example, module),
     )
 
@@ -170,7 +175,8 @@ def _run(call: Callable[[], Any], what: str) -> Any:
         return call()
     except (Exception, SystemExit) as e:
         frame = traceback.extract_tb(e.__traceback__)[-1]
-        raise UsageError(f"{what} raised {describe(e)} ({Path(frame.filename).name}, line {frame.lineno}).") from e
+        where = "" if frame.filename == __file__ else f" ({Path(frame.filename).name}, line {frame.lineno})"
+        raise UsageError(f"{what} raised {describe(e)}{where}.") from e
 
 
 def _as_arguments(example: Any, module: nn.Module) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -195,7 +201,7 @@ def _type_name(value: Any) -> str:
 
 def describe(error: BaseException) -> str:
     """Say what an exception says in one short line, without paths of this machine."""
-    text = " ".join(str(error).split())
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if len(text) > 300:
         text = text[:297] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

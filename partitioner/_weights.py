@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["is_untrained", "load_weights", "recalibrate"]
+__all__ = ["fill_zero_layers", "is_untrained", "load_weights", "recalibrate"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which checkpoints keep the weights beside the optimiser and the like."""
@@ -68,6 +69,11 @@ def _read(path: Path) -> Any:
         if suffix == ".safetensors":
             return safetensors.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise ModelFileError(
+            f"weights {str(path)!r} hold other Python objects than tensors, and are not loaded: they could run any "
+            "code. Save them with torch.save(module.state_dict(), path)."
+        ) from e
     except Exception as e:
         raise ModelFileError(f"weights {str(path)!r} cannot be read: {describe(e)}.") from e
 
@@ -92,6 +98,22 @@ def _unwrap(found: Any, path: Path) -> dict[str, torch.Tensor]:
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def fill_zero_layers(module: nn.Module, seed: int) -> int:
+    """Give random weights to layers that start as zeros, as many classifiers do; returns how many.
+
+    A net that answers zero whatever comes in would let every comparison pass.
+    """
+    import torch
+    from torch import nn
+
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    zeros = [child for child in module.modules() if isinstance(child, kinds) and not child.weight.any()]
+    generator = torch.Generator().manual_seed(seed)
+    for layer in zeros:
+        nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+    return len(zeros)
 
 
 def is_untrained(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsc_split._optional import require
 from dsc_split.errors import ExportError, ModelFileError, UsageError
 from dsc_split.partitioner._torch_source import TorchModel, describe
-from dsc_split.partitioner._weights import load_weights
+from dsc_split.partitioner._weights import fill_zero_layers, load_weights
 
 if TYPE_CHECKING:
     from dsc_split.partitioner._sources import SourceOptions
@@ -63,6 +63,7 @@ def load_torchvision(name: str, options: SourceOptions) -> TorchModel:
         module=module,
         name=name,
         weights_origin=origin,
+        initialised=chosen is None and options.weights in (None, "random"),
         image_shape=image_shape,
         normalisation=normalisation,
     )
@@ -119,6 +120,7 @@ def load_timm(name: str, options: SourceOptions) -> TorchModel:
         module=module,
         name=name,
         weights_origin=origin,
+        initialised=not real and options.weights in (None, "random"),
         image_shape=tuple(map(int, size)) if size else None,
         normalisation=(tuple(map(float, mean)), tuple(map(float, std))) if mean and std else None,
     )
@@ -162,7 +164,8 @@ def _build(make: Any, source: str, seed: int, *, real: bool) -> Any:
 def _initialised(module: Any, options: SourceOptions) -> str:
     if options.weights not in (None, "random"):
         return load_weights(module, Path(str(options.weights)))
-    return f"seeded initialisation (seed {options.seed})"
+    filled = fill_zero_layers(module, options.seed)
+    return f"seeded initialisation (seed {options.seed})" + (", layers of zeros filled" if filled else "")
 
 
 def _unknown(source: str, name: str, known: list[str]) -> UsageError:

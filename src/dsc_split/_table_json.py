@@ -140,7 +140,7 @@ def table_document(table: LookupTable) -> dict[str, Any]:
         "device": {"target": table.device.target, "fingerprint": table.device.fingerprint},
         "server": {"target": table.server.target, "fingerprint": table.server.fingerprint},
         "link": _link_document(table.link),
-        "choices": [{"id": choice.id, "kind": choice.kind, "name": choice.name} for choice in table.choices],
+        "choices": [_choice_document(choice) for choice in table.choices],
         "batches": [
             {
                 "batch": item.batch,
@@ -200,7 +200,15 @@ def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
         kind = _text(item, f"{where}.", "kind")
         if kind not in _KINDS:
             _fail(f"{where}.kind", kind, "one of " + ", ".join(map(repr, _KINDS)))
-        choice = Choice(id=_integer(item, f"{where}.", "id"), kind=kind, name=_text(item, f"{where}.", "name"))
+        sends_inputs = item.get("sends_inputs", kind == FULL_OFFLOAD)
+        if not isinstance(sends_inputs, bool):
+            _fail(f"{where}.sends_inputs", sends_inputs, "true or false")
+        choice = Choice(
+            id=_integer(item, f"{where}.", "id"),
+            kind=kind,
+            name=_text(item, f"{where}.", "name"),
+            sends_inputs=sends_inputs,
+        )
         if (kind != SPLIT or choice.name in _KINDS) and choice.name != kind:
             _fail(f"{where}.name", choice.name, f"the name {kind!r}" if kind != SPLIT else "a cut's name")
         if choice.name in names:
@@ -209,6 +217,13 @@ def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
         choices[choice.id] = choice
     _ascending([item["id"] for item in items], "choices", "id")
     return choices
+
+
+def _choice_document(choice: Choice) -> dict[str, Any]:
+    document: dict[str, Any] = {"id": choice.id, "kind": choice.kind, "name": choice.name}
+    if choice.sends_inputs and choice.kind == SPLIT:
+        document["sends_inputs"] = True
+    return document
 
 
 def _read_batch(document: Any, where: str, choices: Mapping[int, Choice]) -> BatchTable:
@@ -311,7 +326,7 @@ def _fail(where: str, got: Any, expected: str) -> NoReturn:
     shown = repr(got)
     if len(shown) > 60:
         shown = shown[:57] + "..."
-    raise TableError(f"{where}: got {shown}; expected {expected}. Make the table again: dsc-split table BUNDLE")
+    raise TableError(f"{where}: got {shown}; expected {expected}.")
 
 
 def _value(document: Mapping[str, Any], where: str, key: str) -> Any:

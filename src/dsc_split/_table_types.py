@@ -33,6 +33,8 @@ class Choice:
     """``full-offload``, ``split`` or ``no-offload``."""
     name: str
     """The cut's name; for the other two kinds, the kind itself."""
+    sends_inputs: bool = False
+    """Whether an input of the model leaves the device as it is: full offload, and splits with a passthrough."""
 
     @property
     def uses_server(self) -> bool:

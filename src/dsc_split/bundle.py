@@ -125,11 +125,13 @@ class Bundle:
         folder = Path(path)
         if not folder.is_dir():
             raise UsageError(
-                f"no bundle {str(folder)!r}: there is no such folder. Make one: dsc-split export SOURCE --output {folder}"
+                f"no bundle {str(folder)!r}: there is no such folder. "
+                f"Make one: dsc-split export SOURCE --output {folder}"
             )
         if not cls.is_bundle(folder):
             raise UsageError(
-                f"{str(folder)!r} is no bundle: it has no manifest.json. Make one: dsc-split export SOURCE --output BUNDLE"
+                f"{str(folder)!r} is no bundle: it has no manifest.json. "
+                "Make one: dsc-split export SOURCE --output BUNDLE"
             )
         return cls(folder, _read_manifest(folder))
 
@@ -231,7 +233,8 @@ class Bundle:
         path = self.path / relative
         if Path(relative).is_absolute() or ".." in Path(relative).parts or path.is_symlink():
             raise BundleError(
-                f"manifest of {str(self.path)!r} names {relative!r}, which is not a plain file inside the bundle. Export it again."
+                f"manifest of {str(self.path)!r} names {relative!r}, which is not a plain file inside the bundle. "
+                "Export it again."
             )
         return path
 
@@ -268,7 +271,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as e:
         raise BundleBusyError(
-            f"bundle {str(folder)!r} is being written by another dsc-split ({_holder(holder_path)}). Wait for it to end, or stop it."
+            f"bundle {str(folder)!r} is being written by another dsc-split ({_holder(holder_path)}). "
+            "Wait for it to end, or stop it."
         ) from e
     except OSError as e:
         raise BundleError(f"bundle {str(folder)!r} cannot be locked for writing: {e.strerror or e}.") from e
@@ -303,7 +307,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     wrong = [key for key, kind in _MANIFEST_KEYS.items() if not isinstance(manifest.get(key), kind)]
     if wrong:
         raise BundleError(
-            f"manifest {str(path)!r} lacks {', '.join(map(repr, wrong))}, or holds something else there. Export it again."
+            f"manifest {str(path)!r} lacks {', '.join(map(repr, wrong))}, or holds something else there. "
+            "Export it again."
         )
     return manifest
 

@@ -77,7 +77,8 @@ class LookupTable:
             return cls.from_json(document)
         except TableError as e:
             name = "lookup table" if isinstance(what, bytes) else f"lookup table {str(what)!r}"
-            raise TableError(f"{name}: {e} If it was not meant so, make it again: dsc-split table BUNDLE") from e
+            hint = "" if str(e).endswith("Update dsc-split.") else " Make it again: dsc-split table BUNDLE"
+            raise TableError(f"{name}: {e}{hint}") from e
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LookupTable:
@@ -275,6 +276,10 @@ class LookupTable:
             if name == choice.name or (name == choice.id and not isinstance(name, bool)):
                 return choice
         raise UsageError(f"unknown choice {name!r}; the table has {_names(self.choices)}.")
+
+    def without_inputs_sent(self) -> tuple[int, ...]:
+        """List the ids of the choices that keep the model's inputs on the device, for ``allow``."""
+        return tuple(choice.id for choice in self.choices if not choice.sends_inputs)
 
     # ---- inside --------------------------------------------------------------------------------------------
 
