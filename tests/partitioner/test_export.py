@@ -23,11 +23,12 @@ from dsc_split.partitioner import (
     ExportOptions,
     SourceOptions,
     _export,
-    _pairs,
     _proof,
     cut_bundle,
     export_bundle,
 )
+from dsc_split.partitioner._cutter import Cutter
+from dsc_split.partitioner._load import load_model
 
 Save = Callable[[str], Path]
 
@@ -226,7 +227,7 @@ def test_no_pair_that_passes_is_an_error_and_leaves_nothing(
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Make the tail of a pair compute something else."""
-    cut = _pairs.Cutter.cut
+    cut = Cutter.cut
 
     def wrong(self: Any, each: Any) -> Any:
         pair = cut(self, each)
@@ -234,7 +235,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             pair.tail.graph.node[-1].op_type = "Abs"
         return pair
 
-    monkeypatch.setattr(_pairs.Cutter, "cut", wrong)
+    monkeypatch.setattr(Cutter, "cut", wrong)
 
 
 def test_uint8_input_puts_the_normalisation_into_the_graph(save: Save, tmp_path: Path) -> None:
@@ -258,12 +259,11 @@ def test_graph_that_disagrees_with_pytorch_is_refused(
 ) -> None:
     from dataclasses import replace
 
-    load = _export.load_model
     monkeypatch.setattr(
         _export,
         "load_model",
         lambda *args, **kw: replace(
-            load(*args, **kw), reference=lambda feed: [np.zeros((len(feed["x"]), 8), "f4") + 1]
+            load_model(*args, **kw), reference=lambda feed: [np.zeros((len(feed["x"]), 8), "f4") + 1]
         ),
     )
 

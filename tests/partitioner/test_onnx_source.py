@@ -17,7 +17,7 @@ from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, expo
 Export = Callable[..., Bundle]
 
 
-def conv_net(opset: int, batch: object, *, shapes: bool = True) -> onnx.ModelProto:
+def conv_net(opset: int, batch: int | str | None, *, shapes: bool = True) -> onnx.ModelProto:
     """Make x -Conv- a -Relu- b -Flatten- c -Gemm- y, with a 2 kB weight."""
     rng = np.random.default_rng(0)
     weights = {"w": (8, 3, 5, 5), "fc": (8 * 4 * 4, 10)}
@@ -44,7 +44,7 @@ def export_all(path: Path, tmp_path: Path, *shapes: str, **options: object) -> B
 
 @pytest.mark.parametrize("opset", [11, 13, 17, 20, 22])
 @pytest.mark.parametrize("batch", ["N", None, 0, -1])
-def test_any_opset_and_any_way_to_write_a_free_batch(tmp_path: Path, opset: int, batch: object) -> None:
+def test_any_opset_and_any_way_to_write_a_free_batch(tmp_path: Path, opset: int, batch: int | str | None) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(conv_net(opset, batch, shapes=False).SerializeToString())
 

@@ -26,7 +26,9 @@ def run(graph: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     return list(session.run(None, feeds))
 
 
-@pytest.mark.parametrize(("dtype", "numpy_dtype", "tolerance"), [("float", "float32", 1e-6), ("float16", "float16", 4e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "numpy_dtype", "tolerance"), [("float", "float32", 1e-6), ("float16", "float16", 4e-3)]
+)
 def test_an_8_bit_image_is_scaled_and_normalised_inside_of_the_graph(
     dtype: str, numpy_dtype: str, tolerance: float
 ) -> None:
