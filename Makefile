@@ -32,9 +32,10 @@ demo: setup
 	mkdir -p $(DEMO)
 	$(DSC) export torchvision:efficientnet_b0 --output $(DEMO)/bundle \
 	    --device onnxruntime:cpu,threads=1,slowdown=6 --server onnxruntime:cpu
-	$(DSC) bench $(DEMO)/bundle --batches 1,4,16 --time-limit 3
+	$(DSC) bench $(DEMO)/bundle --batches 1,2,8 --precision-goal 0.05 --time-limit 2
+	rm -rf $(DEMO)/plots
 	$(DSC) table $(DEMO)/bundle --plots $(DEMO)/plots
-	$(DSC) pick $(DEMO)/bundle --batch 4 --rate 12
+	$(DSC) pick $(DEMO)/bundle --batch 2 --rate 4
 
 lint: setup
 	$(BIN)/ruff check .

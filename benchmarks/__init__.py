@@ -9,5 +9,16 @@
 from dsc_split.benchmarks._cells import Cell, CellStore, Question
 from dsc_split.benchmarks._plan import BenchSettings
 from dsc_split.benchmarks._sweep import BenchResult, bench_bundle
+from dsc_split.benchmarks._table import make_table, read_link, write_table
 
-__all__ = ["BenchResult", "BenchSettings", "Cell", "CellStore", "Question", "bench_bundle"]
+__all__ = [
+    "BenchResult",
+    "BenchSettings",
+    "Cell",
+    "CellStore",
+    "Question",
+    "bench_bundle",
+    "make_table",
+    "read_link",
+    "write_table",
+]

@@ -125,9 +125,7 @@ class Cell:
             raise DamagedError(f"{what} is {found}; {FORMAT!r} version {VERSION} was expected.")
         stated = document.pop("body_sha256", None)
         if stated != _body_digest(document):
-            raise DamagedError(
-                f"{what} does not hold what its own SHA-256 says: it was changed or cut short."
-            )
+            raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short.")
         try:
             asked = document["question"]
             question = Question(
@@ -197,9 +195,7 @@ class CellStore:
             raise DscError(f"cannot make folder {str(self._folder)!r}: {e.strerror or e}.") from e
         with new_file(path) as file:
             file.write(canonical_json(cell.to_json()) + b"\n")
-        logger.info(
-            "cell %s: %s batch %d on %s: %s", path.name[:12], cell.graph, cell.batch, cell.target, cell.status
-        )
+        logger.info("cell %s: %s batch %d on %s: %s", path.name[:12], cell.graph, cell.batch, cell.target, cell.status)
 
     def all(self) -> Iterator[Cell]:
         """Read every cell that can be read, in the order of their names."""

@@ -141,9 +141,7 @@ class Group:
                     try:
                         worker.ask("unload", graph=task.graph.path)
                     except WorkerDied as e:
-                        logger.warning(
-                            "%s: its cell is written, but the worker failed after it: %s", task.label, e
-                        )
+                        logger.warning("%s: its cell is written, but the worker failed after it: %s", task.label, e)
                         return
 
     def _round(self, worker: Worker, task: Task, *, additional: bool) -> None:

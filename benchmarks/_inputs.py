@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dsc_split.engines._sides import golden_samples, strip_prefix
@@ -47,9 +47,7 @@ def tile(array: np.ndarray, info: TensorInfo, batch: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def engine_inputs(
-    bundle: Bundle, graph: SideGraph, names: Sequence[str], batch: int
-) -> dict[str, np.ndarray]:
+def engine_inputs(bundle: Bundle, graph: SideGraph, names: Sequence[str], batch: int) -> dict[str, np.ndarray]:
     """Make the inputs of one engine at one batch size.
 
     Real values matter for speed, so they are the golden samples, those of the cut for a tail. Where the
@@ -71,20 +69,14 @@ def engine_inputs(
         samples.update(strip_prefix(golden_samples(bundle, graph.split) or {}, "cut:"))
     unknown = [name for name in names if name not in infos]
     if unknown:
-        raise BundleError(
-            f"{graph.path!r} takes {unknown}, which the manifest does not know. Export it again."
-        )
-    made = _made([infos[name] for name in names if name not in samples], batch, samples)
-    return {
-        name: tile(samples[name], infos[name], batch) if name in samples else made[name] for name in names
-    }
+        raise BundleError(f"{graph.path!r} takes {unknown}, which the manifest does not know. Export it again.")
+    made = _made([infos[name] for name in names if name not in samples], batch)
+    return {name: tile(samples[name], infos[name], batch) if name in samples else made[name] for name in names}
 
 
-def _made(
-    infos: Sequence[TensorInfo], batch: int, samples: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def _made(infos: Sequence[TensorInfo], batch: int) -> dict[str, np.ndarray]:
     if not infos:
         return {}
     from dsc_split.partitioner._samples import make_inputs
 
-    return make_inputs(infos, batch, SEED, samples)
+    return make_inputs(infos, batch, SEED)

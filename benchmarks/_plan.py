@@ -80,6 +80,8 @@ class Task:
     """What the timing depends on."""
     question: Question
     """What the cell answers."""
+    earlier: Cell | None = None
+    """What an earlier run wrote; ``None`` where there is nothing, or it is to be measured anew."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """Rounds so far, those of an earlier run first."""
     busy_s: float = 0.0
@@ -229,6 +231,7 @@ def make_tasks(
                     threads=backend.target.threads,
                     run_fingerprint=fingerprint,
                     question=question,
+                    earlier=cell,
                     rounds=list(cell.rounds) if cell is not None else [],
                 )
     return list(tasks.values()), list(reused.values())

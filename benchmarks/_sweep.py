@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._cells import STATUSES, Cell, CellStore
@@ -48,6 +48,23 @@ class BenchResult:
         found = Counter(cell.status for cell in self.cells)
         return {status: found[status] for status in STATUSES}
 
+    @property
+    def loosest_interval(self) -> float:
+        """Largest half-width of a 95 % confidence interval, as a share of its median."""
+        measured = [cell.latency_ms for cell in self.cells if cell.latency_ms]
+        return max((latency["ci"][1] / latency["median"] - 1 for latency in measured), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the result without raw samples."""
+        named = ("graph", "target", "batch", "status", "reason", "latency_ms", "emulated")
+        return {
+            "targets": self.targets,
+            "batches": list(self.batches),
+            "counts": self.counts,
+            "reused": self.reused,
+            "cells": [{name: getattr(cell, name) for name in named} for cell in self.cells],
+        }
+
 
 def bench_bundle(
     bundle: Bundle,
@@ -86,9 +103,7 @@ def bench_bundle(
     if wrong or not sides:
         raise UsageError(f"sides are {list(sides)}; any of {list(SIDES)} were expected.")
     given = {"device": device, "server": server}
-    backends = {
-        side: get_backend(given[side] or last_target(bundle, side)) for side in SIDES if side in sides
-    }
+    backends = {side: get_backend(given[side] or last_target(bundle, side)) for side in SIDES if side in sides}
     with bundle.lock():
         store = CellStore(bundle)
         store.remove_partial()
@@ -141,9 +156,7 @@ class _Sweep:
         for tasks in groups.values():
             for task in tasks:
                 self._skip_if_exhausted(task)
-            group = Group(
-                self._bundle.path, self._settings, self._memory_limit_bytes, self._finish, self._announce
-            )
+            group = Group(self._bundle.path, self._settings, self._memory_limit_bytes, self._finish, self._announce)
             group.run(tasks)
         if self._tasks:
             self._announce(self._tasks[-1])
@@ -155,12 +168,19 @@ class _Sweep:
         self._progress(Progress(stage="bench", label=label, done=done, total=total))
 
     def _finish(self, task: Task, status: str, reason: str) -> None:
-        """Write a task's cell; again, if it was timed again beside others."""
+        """Write a task's cell; again, if it was timed again beside others.
+
+        A cell of an earlier run that has times is not given up for an error: it could only not be continued.
+        """
+        task.done = True
+        if status not in ("ok", "unstable") and task.earlier is not None and task.earlier.latency_ms:
+            logger.warning("%s: its cell stays as it was: %s: %s", task.label, status, reason)
+            self._cells[task.question.key] = task.earlier
+            return
         environment = {**self._static, "end": live_state()}
         settings = describe(self._settings, self._memory_limit_bytes)
         cell = task.cell(status, reason, settings, environment)
         self._store.put(cell)
-        task.done = True
         self._cells[cell.question.key] = cell
         if status == "out-of-memory":
             self._note_exhausted(cell)
@@ -173,6 +193,4 @@ class _Sweep:
         """Mark a task whose engine ran out of memory at a smaller batch: a larger one need not be tried."""
         at = self._exhausted.get((task.question.graph_digest, task.question.fingerprint))
         if at is not None and at <= task.question.batch:
-            self._finish(
-                task, "out-of-memory", f"out of memory at batch {at} already; this one was not tried"
-            )
+            self._finish(task, "out-of-memory", f"out of memory at batch {at} already; this one was not tried")

@@ -1,4 +1,4 @@
-"""From cells to the lookup table: every choice's terms at every batch size, and where the best one changes."""
+"""From cells to the lookup table: each choice's terms at each batch size, and where the best one changes."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def make_table(
     """Put cells together to a lookup table.
 
     A row needs both of its cells, measured; one that ran out of memory, failed or is missing is left out, and
-    so is a batch size without rows. Cells that did not reach their precision count, with their wide intervals.
+    so is a batch size without rows. Cells that did not reach their precision are used with their wide
+    intervals.
 
     Args:
         bundle: The bundle that the cells belong to.
@@ -142,9 +143,7 @@ def make_table(
     )
     return dataclasses.replace(
         table,
-        batches=tuple(
-            dataclasses.replace(item, segments=table.switch_rates(item.batch)) for item in table.batches
-        ),
+        batches=tuple(dataclasses.replace(item, segments=table.switch_rates(item.batch)) for item in table.batches),
     )
 
 
@@ -166,9 +165,7 @@ def read_link(source: str | os.PathLike[str]) -> Link:
         document = read_json(path, "link", TableError)
         link = _table_json.read_link(document, "", defaults=Link(source=path.name))
     except TableError as e:
-        raise UsageError(
-            f"link {str(path)!r} cannot be used. {e} Known keys: {', '.join(sorted(known))}."
-        ) from e
+        raise UsageError(f"link {str(path)!r} cannot be used. {e} Known keys: {', '.join(sorted(known))}.") from e
     unknown = sorted(set(document) - known)
     if unknown:
         logger.warning("link %r: %s mean nothing here and are ignored", str(path), ", ".join(unknown))
@@ -211,7 +208,7 @@ def _plans(bundle: Bundle, count: str) -> tuple[_Plan, ...]:
             continue
         plans.append(
             _Plan(
-                choice=Choice(id=i, kind=SPLIT, name=split.name),
+                choice=Choice(id=i, kind=SPLIT, name=split.name, passthrough=bool(split.passthrough)),
                 device_graph=bundle.graph_digest(split.head),
                 server_graph=bundle.graph_digest(split.tail),
                 uplink_bytes=split.elements if elements else split.size_bytes,
@@ -274,9 +271,7 @@ class _SideCells:
         return None if cell is None else cell.latency_ms
 
 
-def _side_cells(
-    bundle: Bundle, cells: list[Cell], side: str, target: str, graphs: set[str | None]
-) -> _SideCells:
+def _side_cells(bundle: Bundle, cells: list[Cell], side: str, target: str, graphs: set[str | None]) -> _SideCells:
     if graphs == {None}:  # neither a split nor full offload: the server is not used at all
         return _SideCells(side=Side(target=target, fingerprint="none"), emulated=None, cells={})
     fit = [cell for cell in cells if cell.target == target and cell.question.graph_digest in graphs]
@@ -351,7 +346,6 @@ def _file_id(bundle: Bundle, side: str, part: Side) -> str:
             name = str(item["id"])
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):
         raise BundleError(
-            f"manifest of {str(bundle.path)!r} gives target {part.target!r} the id {name!r}, "
-            "which is no file name."
+            f"manifest of {str(bundle.path)!r} gives target {part.target!r} the id {name!r}, which is no file name."
         )
     return f"{name}-{part.fingerprint[:12]}"

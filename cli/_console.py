@@ -72,9 +72,10 @@ def progress() -> Iterator[ProgressListener]:
             table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
         ),
     )
+    # The bars keep their own hold of the stream: `sys.stderr` is swapped while PyTorch exports.
     with Bars(
         *columns,
-        console=err,
+        console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
         expand=True,
         refresh_per_second=REFRESHES_PER_SECOND,
         speed_estimate_period=SMOOTHING_S,

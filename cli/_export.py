@@ -91,7 +91,7 @@ def export(
         std=std,
         input_bytes=input_bytes,
         full_offload=not no_full_offload,
-        command=" ".join(["dsc-split", "export", *sys.argv[2:]]),
+        command=tuple(sys.argv[1:]),
     )
     with progress() as listener:
         bundle = export_bundle(source, output, options, progress=listener)

@@ -48,9 +48,7 @@ def size_bytes(text: str) -> int:
         )
     value = float(match[1]) * factor
     if not 1 <= value < 2**63:
-        raise typer.BadParameter(
-            f"size {text!r} is out of range: at least 1 byte and less than 2^63 are taken."
-        )
+        raise typer.BadParameter(f"size {text!r} is out of range: at least 1 byte and less than 2^63 are taken.")
     return round(value)
 
 
@@ -123,7 +121,5 @@ def number(
 def _items(text: str, example: str) -> list[str]:
     items = [item.strip() for item in text.split(",")]
     if "" in items:
-        raise typer.BadParameter(
-            f"{text!r} is no list: numbers with commas between were expected, such as {example}."
-        )
+        raise typer.BadParameter(f"{text!r} is no list: numbers with commas between were expected, such as {example}.")
     return items

@@ -25,7 +25,7 @@ from dsc_split.errors import DscError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "export": "Export a model into a bundle of proven head / tail pairs.",
+    "export": "Export a model into a bundle.",
     "cuts": "List the places where a model can be cut.",
     "cut": "Cut a bundle's model anew, into other pairs.",
     "build": "Build the engines of one side for a target.",
@@ -35,7 +35,7 @@ COMMANDS = {
     "pick": "Name the best choice for a batch size and a data rate.",
     "doctor": "Say what is installed here, and what is missing for what.",
 }
-"""Each command's line in ``--help``: the docstring's first, function NAME in ``dsc_split.cli._NAME``."""
+"""Each command's line in ``--help``: how the docstring of function NAME in ``dsc_split.cli._NAME`` begins."""
 
 EPILOG = (
     "Rates are in MB/s (1 MB = 10^6 bytes). Exit codes: 0 done, 1 any other error, 2 wrong usage, 3 no such "
@@ -44,9 +44,7 @@ EPILOG = (
 
 Verbose = Annotated[
     int,
-    typer.Option(
-        "--verbose", "-v", count=True, show_default=False, help="Say what is done; twice: say everything."
-    ),
+    typer.Option("--verbose", "-v", count=True, show_default=False, help="Say what is done; twice: say everything."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -73,9 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _app(arguments: Sequence[str]) -> typer.Typer:
     """Make the application; of the commands that ``arguments`` does not name it has the help line alone."""
-    app = typer.Typer(
-        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
-    )
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback(epilog=EPILOG)(_root)
     for name, summary in COMMANDS.items():
         if name in arguments:

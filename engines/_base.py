@@ -182,9 +182,7 @@ class Backend(abc.ABC):
 
     def _require_file(self, path: Path) -> None:
         if not path.is_file():
-            raise BackendError(
-                f"{self.target}: there is no file {str(path)!r} to load. Export or build it again."
-            )
+            raise BackendError(f"{self.target}: there is no file {str(path)!r} to load. Export or build it again.")
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:

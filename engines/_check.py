@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.engines._registry import get_backend
@@ -65,6 +67,14 @@ class CheckResult:
         """Whether every engine passed."""
         return all(row.passed for row in self.rows)
 
+    def to_json(self) -> dict[str, Any]:
+        """Give the result as JSON takes it: an error that is infinite is ``null``."""
+        rows = [
+            {name: value if value != math.inf else None for name, value in dataclasses.asdict(row).items()}
+            for row in self.rows
+        ]
+        return {**dataclasses.asdict(self), "passed": self.passed, "rows": rows}
+
 
 def check_engines(
     bundle: Bundle,
@@ -97,9 +107,7 @@ def check_engines(
 
     backend = get_backend(target if target is not None else last_target(bundle, side))
     graphs = side_graphs(bundle, side)
-    check: _Golden | _Against = (
-        _Golden(bundle, backend) if against is None else _Against(bundle, backend, against)
-    )
+    check: _Golden | _Against = _Golden(bundle, backend) if against is None else _Against(bundle, backend, against)
     tolerance = TOLERANCE[bundle.manifest["precision"]]
     rows = []
     for done, graph in enumerate(graphs):
@@ -176,14 +184,10 @@ class _Golden:
                 )
             crossing, early = strip_prefix(samples, "cut:"), strip_prefix(samples, "early:")
             if graph.kind == "head":
-                expected = {
-                    name: crossing[name] for name in crossing if name not in graph.split.passthrough
-                } | early
+                expected = {name: crossing[name] for name in crossing if name not in graph.split.passthrough} | early
             else:
                 available |= crossing
-                expected = {
-                    name: expected[name] for name in expected if name not in graph.split.early_outputs
-                }
+                expected = {name: expected[name] for name in expected if name not in graph.split.early_outputs}
         return _run(self._bundle, self._backend, graph.path, available, expected), expected
 
 
@@ -211,9 +215,7 @@ class _Against:
         if graph.split is None:
             return _run(self._bundle, self._backend, graph.path, self._inputs, self._outputs), self._outputs
         reference = get_backend("onnxruntime:cpu")
-        on_device, on_server = (
-            (self._backend, reference) if graph.kind == "head" else (reference, self._backend)
-        )
+        on_device, on_server = (self._backend, reference) if graph.kind == "head" else (reference, self._backend)
         return self._run_pair(graph.split, on_device, on_server), self._outputs
 
     def _run_pair(self, split: Split, on_device: BackendLike, on_server: BackendLike) -> Arrays:
@@ -230,14 +232,10 @@ def _run(
     """Run a graph on those of the arrays that it takes, and see that it gives what is wanted."""
     engine: EngineLike = backend.load(bundle.file(graph))
     try:
-        outputs = engine.run(
-            {spec.name: available[spec.name] for spec in engine.inputs if spec.name in available}
-        )
+        outputs = engine.run({spec.name: available[spec.name] for spec in engine.inputs if spec.name in available})
     finally:
         engine.close()
     missing = [name for name in wanted if name not in outputs]
     if missing:
-        raise BackendError(
-            f"{graph!r} gives {sorted(outputs)}; {missing} were expected, too. Export it again."
-        )
+        raise BackendError(f"{graph!r} gives {sorted(outputs)}; {missing} were expected, too. Export it again.")
     return outputs

@@ -66,9 +66,7 @@ def gpu() -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    values = (
-        [value.strip() for value in done.stdout.splitlines()[0].split(",")] if done.stdout.strip() else []
-    )
+    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")] if done.stdout.strip() else []
     return dict(zip(fields, values, strict=False))
 
 

@@ -21,6 +21,9 @@ __all__ = ["OnnxRuntimeBackend"]
 CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0"}
 """TF32 is off: the precision of a graph is what the graph says."""
 
+SESSION_CONFIG = {"session.force_spinning_stop": "1"}
+"""Threads of an engine that is not running do not spin: engines in one process would slow each other down."""
+
 DTYPES = {"float": "float32", "double": "float64"}
 """Element types that ONNX Runtime calls otherwise than ONNX."""
 
@@ -45,9 +48,13 @@ class OnnxRuntimeBackend(Backend):
     def _provider(self) -> str:
         return {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self.target.architecture]
 
+    @property
+    def _provider_options(self) -> dict[str, str]:
+        return CUDA_OPTIONS if self.target.architecture == "cuda" else {}
+
     def _build_facts(self) -> dict[str, Any]:
-        options = CUDA_OPTIONS if self.target.architecture == "cuda" else {}
-        return {"library": "onnxruntime", "version": self._ort.__version__, "options": dict(options)}
+        options = {**SESSION_CONFIG, **self._provider_options}
+        return {"library": "onnxruntime", "version": self._ort.__version__, "options": options}
 
     def _device_facts(self) -> dict[str, Any]:
         return {"gpu": gpu()} if self.target.architecture == "cuda" else {}
@@ -57,7 +64,9 @@ class OnnxRuntimeBackend(Backend):
         options.log_severity_level = 4  # errors come as exceptions; nothing is to be printed
         if self.target.threads is not None:
             options.intra_op_num_threads = self.target.threads
-        provider = (self._provider, CUDA_OPTIONS if self.target.architecture == "cuda" else {})
+        for key, value in SESSION_CONFIG.items():
+            options.add_session_config_entry(key, value)
+        provider = (self._provider, self._provider_options)
         session = self._ort.InferenceSession(str(path), options, providers=[provider])
         if session.get_providers()[0] != self._provider:
             raise self._unavailable(
@@ -99,7 +108,5 @@ class OnnxRuntimeEngine(Engine):
 def _spec(item: Any, name: str) -> TensorSpec:
     match = re.fullmatch(r"tensor\((\w+)\)", item.type)
     if match is None:
-        raise BackendError(
-            f"{name!r} has {item.name!r} of type {item.type!r}; only tensors can be given and taken."
-        )
+        raise BackendError(f"{name!r} has {item.name!r} of type {item.type!r}; only tensors can be given and taken.")
     return TensorSpec(name=item.name, dtype=DTYPES.get(match[1], match[1]), shape=tuple(item.shape))

@@ -68,9 +68,7 @@ def _verify(bundle: Bundle, relative: str) -> None:
     if listed is None:
         raise BundleError(f"manifest of {str(bundle.path)!r} does not list {relative!r}. Export it again.")
     if not path.is_file():
-        raise BundleError(
-            f"bundle {str(bundle.path)!r} lacks {relative!r}, which its manifest lists. Export it again."
-        )
+        raise BundleError(f"bundle {str(bundle.path)!r} lacks {relative!r}, which its manifest lists. Export it again.")
     found = sha256_file(path)
     if found != listed["sha256"]:
         raise BundleError(
@@ -102,12 +100,10 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
-        raise BundleError(
-            f"samples {str(path)!r} cannot be read: {e}. Make them again, or export again."
-        ) from e
+        raise BundleError(f"samples {str(path)!r} cannot be read: {e}. Make them again, or export again.") from e
 
 
 def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray] | None:

@@ -46,9 +46,7 @@ class Target:
             architecture = next(iter(entry.architectures))
         if architecture not in entry.architectures:
             hint = _hint(architecture, entry.architectures)
-            raise UsageError(
-                f"target {text!r}: back-end {backend!r} has no architecture {architecture!r}. {hint}"
-            )
+            raise UsageError(f"target {text!r}: back-end {backend!r} has no architecture {architecture!r}. {hint}")
         known = {option.name: option for option in entry.options}
         given: dict[str, int | float] = {}
         for pair in pairs:

@@ -47,17 +47,16 @@ class _Part:
 class Cutter:
     """Cuts one graph at any number of places; each costs what its nodes cost."""
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto, model: ir.Model) -> None:
         """Index a graph.
 
         Args:
             proto: The whole model, normalised, as it lies in the bundle; it is not changed.
+            model: The same, deserialised.
         """
-        import onnx_ir as ir
-
         self._proto = proto
-        self._model: ir.Model = ir.serde.deserialize_model(proto)
-        self._index: GraphIndex = index_graph(self._model)
+        self._model = model
+        self._index: GraphIndex = index_graph(model)
         graph = proto.graph
         self._infos = {info.name: info for info in [*graph.value_info, *graph.input, *graph.output]}
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}

@@ -53,8 +53,8 @@ class ExportOptions:
     """What full offload really sends per sample (a JPEG, say), where that is not the inputs' own size."""
     full_offload: bool = True
     """Whether inputs may be sent to the server as they are."""
-    command: str = ""
-    """The command line, for the manifest."""
+    command: tuple[str, ...] = ()
+    """The words after the program's name, for the manifest; folders in them are left out."""
 
 
 def export_bundle(
@@ -250,13 +250,14 @@ def _manifest(
         "samples": {},
         "files": files,
         "notes": notes,
-        "provenance": {"command": options.command, "versions": _versions()},
+        "provenance": {"command": " ".join(map(_without_folder, options.command)), "versions": _versions()},
     }
 
 
 def _without_folder(source: str) -> str:
-    """Give a source as it is put into the manifest: a file's name, and not where it lay."""
-    return Path(source).name if "/" in source or "\\" in source else source
+    """Give a word as it is put into the manifest: a file's name, and not where on this machine it lay."""
+    option, equals, path = source.rpartition("=")
+    return f"{option}{equals}{Path(path).name}" if "/" in path or "\\" in path else source
 
 
 def _precision(model: ir.Model) -> str:

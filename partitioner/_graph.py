@@ -17,10 +17,10 @@ from dsc_split.partitioner._shapes import Line, count_elements, known_shape
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["GraphIndex", "index_graph", "shape_lines"]
+__all__ = ["MODULE_CLASSES_KEY", "MODULE_KEY", "GraphIndex", "index_graph", "shape_lines"]
 
 MODULE_KEY = "dsc_split.module"
-"""Node metadata: the innermost module that the node comes from."""
+"""Node metadata: dotted path of the innermost module call that the node comes from; empty for the root."""
 
 MODULE_CLASSES_KEY = "dsc_split.module_classes"
 """Model metadata: JSON object from module path to class name."""
@@ -135,6 +135,8 @@ def _captured(node: ir.Node, graph: ir.Graph) -> list[ir.Value]:
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """Yield the graphs that are attributes of ``node``."""
+    if not node.attributes:
+        return
     for attribute in node.attributes.values():
         if attribute.is_ref():
             continue
@@ -189,5 +191,7 @@ def _is_random_op(node: ir.Node) -> bool:
 
 
 def _is_random(node: ir.Node, random_functions: set[tuple[str, str, str]]) -> bool:
-    nodes = [node, *(inner for body in bodies(node) for inner in walk(body))]
-    return any(_is_random_op(each) or _function_key(each) in random_functions for each in nodes)
+    def random(each: ir.Node) -> bool:
+        return _is_random_op(each) or (bool(random_functions) and _function_key(each) in random_functions)
+
+    return random(node) or any(random(inner) for body in bodies(node) for inner in walk(body))

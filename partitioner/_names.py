@@ -34,8 +34,11 @@ _ACTIVATION_OPS = frozenset(
 
 
 def matches_pattern(path: str, pattern: str) -> bool:
-    """Tell whether a module path matches, ``*`` standing for anything but a dot."""
-    parts, patterns = path.split("."), pattern.split(".")
+    """Tell whether a module path matches, ``*`` standing for anything but a dot.
+
+    The mark of a repeated call (``relu@1``) is not part of a module's path.
+    """
+    parts, patterns = re.sub(r"@\d+", "", path).split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 

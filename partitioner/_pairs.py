@@ -110,7 +110,7 @@ def cut_into(
     stated = bundle.manifest["input_bytes_stated"] is not None
     wanted = options.cuts or ("frontier" if stated or not bundle.full_offload else "compressive")
     chosen = select_cuts(found, model, wanted)
-    cutter = Cutter(proto)
+    cutter = Cutter(proto, model)
     splits, failed, graphs = [], [], {}
     for done, cut in enumerate(chosen):
         progress(Progress(stage="cut", label=cut.name, done=done, total=len(chosen)))

@@ -28,13 +28,16 @@ def load_sample(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UsageError(f"no such sample file: {str(path)!r}.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because numpy forgets to close a file that it fails to read.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ModelFileError(
                     f"sample {str(path)!r} holds one unnamed array; an .npz file with one array per input "
                     "was expected: numpy.savez(path, NAME=array)."
                 )
-            arrays = {name: archive[name] for name in archive.files}
+            with archive:
+                arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
         raise ModelFileError(
             f"sample {str(path)!r} cannot be read as an .npz file of plain arrays: {e}. "

@@ -112,7 +112,8 @@ def known_shape(value: ir.Value) -> tuple[Line, ...] | None:
     return tuple(lines)
 
 
-def count_elements(shape: Sequence[Line]) -> Line | None:
+@functools.lru_cache(maxsize=4096)
+def count_elements(shape: tuple[Line, ...]) -> Line | None:
     """Multiply the dimensions; ``None`` where the product is no straight line in the batch."""
     return fit_line({b: _product(line.at(b) for line in shape) for b in _CHECKED_BATCHES})
 

@@ -177,8 +177,9 @@ def _export(load: Callable[[], object], source: str, options: SourceOptions, pro
 
     with quiet():
         model = load()
-        assert isinstance(model, TorchModel)
-        progress(Progress(stage="export", label=source, done=0, total=0))
+    assert isinstance(model, TorchModel)
+    progress(Progress(stage="export", label=source, done=0, total=0))
+    with quiet():
         return export_model(model, options)
 
 

@@ -9,16 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.partitioner._graph import MODULE_CLASSES_KEY, MODULE_KEY
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
-__all__ = ["CLASSES_KEY", "MODULE_KEY", "rename_symbol", "set_module_metadata"]
-
-MODULE_KEY = "dsc_split.module"
-"""Node metadata: dotted path of the innermost module call; empty for the root."""
-CLASSES_KEY = "dsc_split.module_classes"
-"""Model metadata: JSON object from module path to class name."""
+__all__ = ["rename_symbol", "set_module_metadata"]
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _NO_STACK = "_empty_nn_module_stack_from_metadata_hook"
@@ -54,7 +51,7 @@ def set_module_metadata(model: ir.Model, program: ExportedProgram) -> None:
         _clear(value)
     model.metadata_props.clear()
     model.doc_string = None
-    model.metadata_props[CLASSES_KEY] = json.dumps(classes, sort_keys=True)
+    model.metadata_props[MODULE_CLASSES_KEY] = json.dumps(classes, sort_keys=True)
 
 
 def _clear(value: ir.Value) -> None:

@@ -111,7 +111,7 @@ def load_timm(name: str, options: SourceOptions) -> TorchModel:
     module = _build(lambda: timm.create_model(name, **arguments), f"timm:{name}", options.seed, real=real)
     if real:
         where = "from the local cache" if file else f"from {config.hf_hub_id or config.url}"
-        origin = f"timm weights {architecture}.{config.tag or tag} {where}".replace(". ", " ")
+        origin = f"timm weights {f'{architecture}.{config.tag}'.rstrip('.')} {where}"
     else:
         origin = _initialised(module, options)
     used = module.pretrained_cfg

@@ -37,9 +37,7 @@ def rooms() -> tuple[str, ...]:
 
 
 @pytest.fixture
-def dsc(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Outcome]]:
+def dsc(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Outcome]]:
     """Run ``dsc-split`` in this process: ``dsc("pick", bundle, "--batch", 8)``."""
     from dsc_split.cli import main as program
 

@@ -16,9 +16,7 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 READMES = sorted(EXAMPLES.glob("*/README.md"))
-BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>slow|not run) -->\n)?^```sh\n(?P<script>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"(?:^<!-- (?P<mark>slow|not run) -->\n)?^```sh\n(?P<script>.*?)^```$", re.MULTILINE | re.DOTALL)
 TIME_LIMIT_S = 900
 
 

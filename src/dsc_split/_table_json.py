@@ -200,14 +200,14 @@ def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
         kind = _text(item, f"{where}.", "kind")
         if kind not in _KINDS:
             _fail(f"{where}.kind", kind, "one of " + ", ".join(map(repr, _KINDS)))
-        sends_inputs = item.get("sends_inputs", kind == FULL_OFFLOAD)
-        if not isinstance(sends_inputs, bool):
-            _fail(f"{where}.sends_inputs", sends_inputs, "true or false")
+        passthrough = item.get("passthrough", False)
+        if not isinstance(passthrough, bool):
+            _fail(f"{where}.passthrough", passthrough, "true or false")
         choice = Choice(
             id=_integer(item, f"{where}.", "id"),
             kind=kind,
             name=_text(item, f"{where}.", "name"),
-            sends_inputs=sends_inputs,
+            passthrough=passthrough,
         )
         if (kind != SPLIT or choice.name in _KINDS) and choice.name != kind:
             _fail(f"{where}.name", choice.name, f"the name {kind!r}" if kind != SPLIT else "a cut's name")
@@ -221,8 +221,8 @@ def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
 
 def _choice_document(choice: Choice) -> dict[str, Any]:
     document: dict[str, Any] = {"id": choice.id, "kind": choice.kind, "name": choice.name}
-    if choice.sends_inputs and choice.kind == SPLIT:
-        document["sends_inputs"] = True
+    if choice.passthrough:
+        document["passthrough"] = True
     return document
 
 

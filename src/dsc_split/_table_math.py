@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dsc_split._table_types import Choice, Link, Row, Segment
 
 __all__ = ["Lines", "best_index", "bytes_at", "evaluate", "make_lines", "slopes", "switch_rates"]
+
+_TINY_MB_S = 1e-290
+"""Rates below this overflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +117,22 @@ def switch_rates(lines: Lines) -> tuple[Segment, ...]:
     number just below it still gives the one before. Empty where no choice is finite at any rate.
     """
     at_infinity = evaluate(lines, math.inf)
-    last = best_index(at_infinity)
-    if at_infinity[last] == math.inf:
+    if min(at_infinity) == math.inf:
         return ()
-    lowest = _lowest_crossing(slopes(lines), at_infinity)
-    if lowest is None:
-        return (Segment(choice=lines.choices[last].id, below_rate_mb_s=None),)
+    slopes_mb = slopes(lines)
 
     def best_at(rate_bits: int) -> int:
         return best_index(evaluate(lines, _from_bits(rate_bits)))
 
+    # At low rates the flattest line is the best; where rounding hides that, start lower still.
+    start = _lowest_crossing(slopes_mb, at_infinity) / 2.0
+    while start > _TINY_MB_S and slopes_mb[best_at(_to_bits(start))] > min(slopes_mb):
+        start /= 1024.0
+    low = _to_bits(start) or 1
+    high = _to_bits(sys.float_info.max)
+    last = best_at(high)
     ends: list[tuple[int, int]] = []
-    low = _to_bits(lowest / 2.0) or 1
-    _bisect(best_at, low, best_at(low), _to_bits(math.inf), last, ends)
+    _bisect(best_at, low, best_at(low), high, last, ends)
 
     # Where three lines meet within rounding, a choice may seem to come back; what lies between is no segment.
     segments: list[tuple[int, float | None]] = []
@@ -161,16 +168,16 @@ def _bisect(
             low, low_best = middle, middle_best
 
 
-def _lowest_crossing(slopes_mb: list[float], intercepts_ms: list[float]) -> float | None:
-    """Find the lowest rate at which any two lines cross; below it nothing changes."""
-    lowest = None
+def _lowest_crossing(slopes_mb: list[float], intercepts_ms: list[float]) -> float:
+    """Find the lowest rate at which any two lines cross, at most 1 MB/s; below it nothing changes."""
+    lowest = 1.0
     for i, (slope, intercept) in enumerate(zip(slopes_mb, intercepts_ms, strict=True)):
         for other_slope, other_intercept in zip(slopes_mb[:i], intercepts_ms[:i], strict=True):
             gain_ms = other_intercept - intercept
             if gain_ms == 0.0 or not math.isfinite(gain_ms):
                 continue
             rate = 1000.0 * (slope - other_slope) / gain_ms
-            if rate > 0.0 and (lowest is None or rate < lowest):
+            if 0.0 < rate < lowest:
                 lowest = rate
     return lowest
 

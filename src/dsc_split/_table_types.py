@@ -33,13 +33,18 @@ class Choice:
     """``full-offload``, ``split`` or ``no-offload``."""
     name: str
     """The cut's name; for the other two kinds, the kind itself."""
-    sends_inputs: bool = False
-    """Whether an input of the model leaves the device as it is: full offload, and splits with a passthrough."""
+    passthrough: bool = False
+    """Whether the split sends an input of the model as it is, because the tail reads it too."""
 
     @property
     def uses_server(self) -> bool:
         """Whether anything is sent: everything but no offload."""
         return self.kind != NO_OFFLOAD
+
+    @property
+    def sends_inputs(self) -> bool:
+        """Whether an input of the model leaves the device as it is."""
+        return self.kind == FULL_OFFLOAD or self.passthrough
 
 
 @dataclass(frozen=True, kw_only=True)

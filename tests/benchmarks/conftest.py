@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,62 +16,74 @@ from dsc_split._files import sha256_file
 from dsc_split.benchmarks import BenchSettings
 from dsc_split.bundle import FORMAT, VERSION, Bundle
 
-QUICK = BenchSettings(precision_goal=1e6, time_limit_s=0.5)
-"""Any spread is precise enough: five short rounds and done."""
+Shape = list[int | str]
 
-FEATURES = "onnx/a.head.onnx"
+X: tuple[str, Shape] = ("x", ["batch", 3, 8, 8])
+A: tuple[str, Shape] = ("a", ["batch", 2, 8, 8])
+Y: tuple[str, Shape] = ("y", ["batch", 4, 8, 8])
 
 
-def _tensor(name: str, shape: list[int | str], per_batch: int) -> dict[str, Any]:
+def tensor_entry(name: str, shape: Shape) -> dict[str, Any]:
+    per_batch = int(np.prod([size for size in shape if isinstance(size, int)]))
     elements = [per_batch, 0]
     return {"name": name, "dtype": "float32", "shape": shape, "elements_by_batch": elements, "itemsize": 4}
 
 
-X = ("x", ["batch", 3, 8, 8], 192)
-A = ("a", ["batch", 2, 8, 8], 128)
-Y = ("y", ["batch", 4, 8, 8], 256)
-
-
-def graph_model(
-    nodes: list[onnx.NodeProto],
-    inputs: list[tuple[str, list[int | str], int]],
-    outputs: list[tuple[str, list[int | str], int]],
-    weights: dict[str, np.ndarray],
+def make_model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[tuple[str, Shape]],
+    outputs: Sequence[tuple[str, Shape]],
+    **weights: np.ndarray,
 ) -> onnx.ModelProto:
-    def info(item: tuple[str, list[int | str], int]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(item[0], TensorProto.FLOAT, item[1])
+    def infos(items: Sequence[tuple[str, Shape]]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in items]
 
-    used = {name for node in nodes for name in node.input}
-    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items() if name in used]
-    graph = helper.make_graph(nodes, "tiny", [info(i) for i in inputs], [info(o) for o in outputs], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(list(nodes), "tiny", infos(inputs), infos(outputs), initializers)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("org.example", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def evaluate(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {session.get_inputs()[0].name: x})
+    return np.asarray(result)
 
 
 def tiny_bundle(folder: Path, **manifest_changes: Any) -> Bundle:
     """Make a bundle of ``x -> Conv -> a -> Conv -> y`` with one pair, cut at ``a``."""
     values = np.random.default_rng(0)
-    weights = {
-        "w1": values.standard_normal((2, 3, 3, 3), dtype=np.float32),
-        "w2": values.standard_normal((4, 2, 3, 3), dtype=np.float32),
-    }
+    w1 = values.standard_normal((2, 3, 3, 3), dtype=np.float32)
+    w2 = values.standard_normal((4, 2, 3, 3), dtype=np.float32)
     first = helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1])
     second = helper.make_node("Conv", ["a", "w2"], ["y"], pads=[1, 1, 1, 1])
     graphs = {
-        "onnx/model.onnx": graph_model([first, second], [X], [Y], weights),
-        "onnx/a.head.onnx": graph_model([first], [X], [A], weights),
-        "onnx/a.tail.onnx": graph_model([second], [A], [Y], weights),
+        "onnx/model.onnx": make_model([first, second], [X], [Y], w1=w1, w2=w2),
+        "onnx/a.head.onnx": make_model([first], [X], [A], w1=w1),
+        "onnx/a.tail.onnx": make_model([second], [A], [Y], w2=w2),
     }
     (folder / "onnx").mkdir(parents=True)
     (folder / "samples").mkdir()
     files = {}
     for path, model in graphs.items():
         (folder / path).write_bytes(model.SerializeToString())
-        files[path] = {"sha256": sha256_file(folder / path), "size": (folder / path).stat().st_size, "role": "graph"}
+        size = (folder / path).stat().st_size
+        files[path] = {"sha256": sha256_file(folder / path), "size": size, "role": "graph"}
     x = values.standard_normal((2, 3, 8, 8), dtype=np.float32)
-    a, y = _evaluate(graphs["onnx/a.head.onnx"], x), _evaluate(graphs["onnx/model.onnx"], x)
-    np.savez(folder / "samples/model.npz", **{"input:x": x, "output:y": y})
-    np.savez(folder / "samples/a.npz", **{"cut:a": a})
-    split = {"name": "a", "tensors": [_tensor(*A)], "head": "onnx/a.head.onnx", "tail": "onnx/a.tail.onnx"}
+    a, y = evaluate(graphs["onnx/a.head.onnx"], x), evaluate(graphs["onnx/model.onnx"], x)
+    np.savez(folder / "samples/model.npz", **{"input:x": x, "output:y": y})  # type: ignore[arg-type]  # stub flaw
+    np.savez(folder / "samples/a.npz", **{"cut:a": a})  # type: ignore[arg-type]  # stub flaw
+    split = {
+        "name": "a",
+        "tensors": [tensor_entry(*A)],
+        "head": "onnx/a.head.onnx",
+        "tail": "onnx/a.tail.onnx",
+        "early_outputs": [],
+        "compressive": True,
+        "ratio": 0.667,
+    }
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -79,11 +91,11 @@ def tiny_bundle(folder: Path, **manifest_changes: Any) -> Bundle:
         "model": {"path": "onnx/model.onnx", "name": "tiny", "weights": {"path": None}},
         "precision": "fp32",
         "batch": {"symbol": "batch", "fixed": None, "max": 64},
-        "inputs": [_tensor(*X)],
-        "outputs": [_tensor(*Y)],
+        "inputs": [tensor_entry(*X)],
+        "outputs": [tensor_entry(*Y)],
         "input_bytes_stated": None,
         "full_offload": True,
-        "splits": [{**split, "early_outputs": [], "compressive": True, "ratio": 0.667}],
+        "splits": [split],
         "failed_splits": [],
         "samples": {"batch": 2, "files": {"model": "samples/model.npz", "a": "samples/a.npz"}},
         "targets": {"device": [], "server": []},
@@ -94,27 +106,47 @@ def tiny_bundle(folder: Path, **manifest_changes: Any) -> Bundle:
     return Bundle.open(folder)
 
 
-def replace_graph(bundle: Bundle, path: str, model: onnx.ModelProto) -> Bundle:
-    """Put another graph into a bundle, and list it."""
-    (bundle.path / path).write_bytes(model.SerializeToString())
-    bundle.manifest["files"][path]["sha256"] = sha256_file(bundle.path / path)
-    bundle.save()
-    return Bundle.open(bundle.path)
-
-
-def _evaluate(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, {session.get_inputs()[0].name: x})
-    return np.asarray(result)
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """Make the tiny bundle, with entries of its manifest changed."""
+    return lambda **changes: tiny_bundle(tmp_path / "bundle", **changes)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
+    """The tiny bundle."""
     return tiny_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture
-def make_bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    return lambda **changes: tiny_bundle(tmp_path / "bundle", **changes)
+def quick() -> BenchSettings:
+    """Any spread is precise enough: five short rounds and done."""
+    return BenchSettings(precision_goal=1e6, time_limit_s=0.5)
+
+
+@pytest.fixture
+def replace_graph() -> Callable[..., Bundle]:
+    """Put another graph into a bundle, and list it: ``replace_graph(bundle, path, nodes, inputs, outputs)``."""
+
+    def replace(bundle: Bundle, path: str, *parts: Any, **weights: np.ndarray) -> Bundle:
+        nodes, inputs, outputs = parts
+        model = make_model(nodes, inputs, outputs, **weights)
+        (bundle.path / path).write_bytes(model.SerializeToString())
+        bundle.manifest["files"][path]["sha256"] = sha256_file(bundle.path / path)
+        bundle.save()
+        return Bundle.open(bundle.path)
+
+    return replace
+
+
+@pytest.fixture
+def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Run code at the start of every Python process that is started from now on, thus of every worker."""
+
+    def plant(code: str) -> None:
+        folder = tmp_path / "sabotage"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    return plant

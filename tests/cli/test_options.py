@@ -16,9 +16,7 @@ def test_size_is_read_with_its_unit(text: str, size: int) -> None:
     assert size_bytes(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "GiB", "8 XB", "-1GiB", "0", "0.1B", "1e3", "nan", "inf", "9999999TiB", "1,5GiB"]
-)
+@pytest.mark.parametrize("text", ["", "GiB", "8 XB", "-1GiB", "0", "0.1B", "1e3", "nan", "inf", "9999999TiB", "1,5GiB"])
 def test_what_is_no_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="size"):
         size_bytes(text)

@@ -100,7 +100,7 @@ def test_a_sample_file_that_is_none_is_refused(tmp_path: Path) -> None:
         load_sample(path)
     for content in (b"", b"garbage", b"PK\x03\x04" + bytes(40)):
         path.write_bytes(content)
-        with pytest.raises(ModelFileError, match="cannot be read as an .npz file"):
+        with pytest.raises(ModelFileError, match=r"cannot be read as an \.npz file"):
             load_sample(path)
     with path.open("wb") as file:
         np.save(file, np.ones(3))

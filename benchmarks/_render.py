@@ -1,0 +1,290 @@
+"""A lookup table and its answers for the terminal (Rich), and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.text import Text
+
+from dsc_split.benchmarks._words import (
+    DEFAULT_RATES_MB_S,
+    emulation_text,
+    link_text,
+    number_text,
+    percent_text,
+    segments_text,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dsc_split.lookup_table import LookupTable, Pick
+
+__all__ = ["CSV_COLUMNS", "render_pick", "render_table", "table_csv"]
+
+_STYLES = ("green", "yellow", "magenta", "cyan", "red", "bright_green", "bright_magenta", "bright_cyan")
+"""Splits take these in turn; full offload and no offload have their own."""
+MAX_WIDTH = 160
+"""Columns of the widest grid with names in it, however wide the output is."""
+
+CSV_COLUMNS = (
+    "batch",
+    "id",
+    "kind",
+    "choice",
+    "head_ms",
+    "head_ci_low_ms",
+    "head_ci_high_ms",
+    "head_p95_ms",
+    "tail_ms",
+    "tail_ci_low_ms",
+    "tail_ci_high_ms",
+    "tail_p95_ms",
+    "uplink_bytes",
+    "downlink_bytes",
+    "timing_valid",
+    "best_from_mb_s",
+    "best_below_mb_s",
+)
+"""Columns of :func:`table_csv`: one line per batch size and choice. ``best_from_mb_s`` and ``best_below_mb_s``
+are the data rates from which on, and below which, the choice is the best; ``inf`` stands for no end, and both
+are empty for a choice that never is."""
+
+
+# ---- the table ---------------------------------------------------------------------------------------------
+
+
+def render_table(
+    table: LookupTable, *, rates_mb_s: Sequence[float] = DEFAULT_RATES_MB_S, width: int = 80
+) -> RenderableType:
+    """Draw the best choice by batch size and data rate, with what it rests on.
+
+    Every field has the best choice and its margin to the next one; ``~`` marks a tie. Where the names do not
+    fit in ``width`` columns, the choices' ids stand for them.
+    """
+    cells = [[_Cell.of(table.pick(item.batch, rate)) for rate in rates_mb_s] for item in table.batches]
+    names = {choice.id: choice.name for choice in table.choices}
+    grid = _grid(table, rates_mb_s, cells, names)
+    if max(line.cell_len for line in grid) > min(width, MAX_WIDTH):
+        names = {choice.id: f"#{choice.id}" for choice in table.choices}
+        grid = _grid(table, rates_mb_s, cells, names)
+    parts = [
+        *_facts(table),
+        Text(),
+        Text("Best choice by batch size and data rate in MB/s, and its margin to the next;"),
+        Text("~ marks a tie: the margin is smaller than its uncertainty."),
+        Text(),
+        *grid,
+        Text(),
+        *_legend(table),
+        Text(),
+        Text("Where the best choice changes:"),
+        *_columns([[Text(f"batch {item.batch}"), Text(segments_text(names, item.segments))] for item in table.batches]),
+    ]
+    stale = sum(not row.timing_valid for item in table.batches for row in item.rows)
+    if stale:
+        parts.append(Text(f"{stale} rows hold times of another machine: measure them again.", style="yellow"))
+    return Group(*parts)
+
+
+def _grid(
+    table: LookupTable, rates_mb_s: Sequence[float], cells: list[list[_Cell]], names: Mapping[int, str]
+) -> list[Text]:
+    head = [Text("batch", style="bold"), *(Text(number_text(rate), style="bold") for rate in rates_mb_s)]
+    lines = [
+        [
+            Text(str(item.batch), style="bold"),
+            *(Text(cell.text(names), style=_style(table, cell.choice)) for cell in line),
+        ]
+        for item, line in zip(table.batches, cells, strict=True)
+    ]
+    return _columns([head, *lines], right=range(1))
+
+
+def _columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> list[Text]:
+    """Align the fields of lines in columns, two blanks apart and with none at the end.
+
+    Args:
+        lines: Fields, as many in each line.
+        right: Columns that are aligned to the right.
+    """
+    widths = [max(field.cell_len for field in column) for column in zip(*lines, strict=True)]
+    result = []
+    for line in lines:
+        text = Text(no_wrap=True, overflow="ignore")
+        for i, (field, width) in enumerate(zip(line, widths, strict=True)):
+            blanks = " " * (width - field.cell_len)
+            text.append(blanks if i in right else "")
+            text.append_text(field)
+            text.append("" if i in right or i == len(line) - 1 else blanks)
+            text.append("" if i == len(line) - 1 else "  ")
+        text.rstrip()
+        result.append(text)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """One field of the grid."""
+
+    choice: int
+    tie: bool
+    margin_ratio: float
+
+    @classmethod
+    def of(cls, pick: Pick) -> _Cell:
+        return cls(choice=pick.choice.id, tie=pick.tie, margin_ratio=pick.margin_ratio)
+
+    def text(self, names: Mapping[int, str]) -> str:
+        margin = f" {percent_text(self.margin_ratio)}" if math.isfinite(self.margin_ratio) else ""
+        return f"{'~' if self.tie else ''}{names[self.choice]}{margin}"
+
+
+def _style(table: LookupTable, choice_id: int) -> str:
+    splits = [choice.id for choice in table.choices if choice.kind == "split"]
+    if choice_id in splits:
+        return _STYLES[splits.index(choice_id) % len(_STYLES)]
+    return "bold blue" if table.choice(choice_id).uses_server else "bold"
+
+
+def _facts(table: LookupTable) -> list[Text]:
+    facts = [
+        [Text("device"), Text(f"{table.device.target} [{table.device.fingerprint[:12]}]")],
+        [Text("server"), Text(f"{table.server.target} [{table.server.fingerprint[:12]}]")],
+        [Text("link"), Text(link_text(table))],
+    ]
+    if table.emulated is not None:
+        facts.append([Text(word, style="bold yellow") for word in ("emulated", emulation_text(table))])
+    return _columns(facts)
+
+
+def _legend(table: LookupTable) -> list[Text]:
+    """Name every choice by id, marking those that are never the best."""
+    best = {segment.choice for item in table.batches for segment in item.segments}
+    lines = [
+        [
+            Text(f"#{choice.id}", style=_style(table, choice.id)),
+            Text(choice.name, style=_style(table, choice.id)),
+            Text("" if choice.id in best else "never the best"),
+        ]
+        for choice in table.choices
+    ]
+    return _columns(lines, right=range(1))
+
+
+def table_csv(table: LookupTable) -> str:
+    """Write the terms of every choice at every batch size as CSV, with :data:`CSV_COLUMNS`."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for item in table.batches:
+        ranges: dict[int, tuple[float, float]] = {}
+        start = 0.0
+        for segment in item.segments:
+            end = math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s
+            ranges[segment.choice] = (start, end)
+            start = end
+        for row in item.rows:
+            choice = table.choice(row.choice)
+            writer.writerow(
+                [
+                    item.batch,
+                    choice.id,
+                    choice.kind,
+                    choice.name,
+                    row.head_ms,
+                    *(row.head_ci_ms or ("", "")),
+                    row.head_p95_ms,
+                    row.tail_ms,
+                    *(row.tail_ci_ms or ("", "")),
+                    row.tail_p95_ms,
+                    row.uplink_bytes,
+                    row.downlink_bytes,
+                    "true" if row.timing_valid else "false",
+                    *ranges.get(row.choice, ("", "")),
+                ]
+            )
+    return file.getvalue()
+
+
+# ---- one answer --------------------------------------------------------------------------------------------
+
+
+def render_pick(pick: Pick) -> RenderableType:
+    """Explain an answer: the choice alone on the first line, then why, every choice's terms, and what changes it."""
+    table = pick.table
+    parts = [
+        Text(pick.choice.name, style=f"bold {_style(table, pick.choice.id)}"),
+        Text(_state_text(pick)),
+        Text(_margin_text(pick), style="yellow" if pick.tie else ""),
+    ]
+    if table.emulated is not None:
+        parts.append(Text(f"Emulated: {emulation_text(table)}.", style="bold yellow"))
+    names = {choice.id: choice.name for choice in table.choices}
+    parts += [Text(), *_terms(pick), Text()]
+    parts.append(Text(f"By data rate, all else as asked: {segments_text(names, pick.segments)}."))
+    return Group(*parts)
+
+
+def _state_text(pick: Pick) -> str:
+    words = {
+        "downlink_rate_mb_s": ("downlink", "MB/s"),
+        "rtt_ms": ("round trip", "ms"),
+        "server_load": ("server load", "times"),
+        "queue_ms": ("queue", "ms"),
+    }
+    extra = [
+        f"{name} {number_text(pick.given[key])} {unit}"
+        for key, (name, unit) in words.items()
+        if pick.given.get(key) is not None
+    ]
+    state = ", ".join([f"batch {pick.batch} at {number_text(pick.rate_mb_s)} MB/s", *extra])
+    if pick.measured_batch != pick.batch:
+        state += f" (not measured; with the times of batch {pick.measured_batch})"
+    return f"{state}: {number_text(pick.latency_ms)} ms."
+
+
+def _margin_text(pick: Pick) -> str:
+    if pick.runner_up is None:
+        return "No other choice that is allowed can answer."
+    margin = f"{number_text(pick.margin_ms)} ms ({percent_text(pick.margin_ratio)})"
+    known = f"with 95 % confidence to {number_text(pick.uncertainty_ms)} ms"
+    if pick.tie:
+        return f"A tie with {pick.runner_up.name}: {margin} apart, which is known {known}. Either may be faster."
+    return f"Faster than {pick.runner_up.name}, the next one, by {margin}, known {known}."
+
+
+def _terms(pick: Pick) -> list[Text]:
+    """List the terms of every choice, without those that are 0 for all."""
+    columns: list[tuple[str, str]] = [
+        ("head", "head_ms"),
+        ("uplink", "uplink_ms"),
+        ("network", "network_ms"),
+        ("queue", "queue_ms"),
+        ("tail", "tail_ms"),
+        ("downlink", "downlink_ms"),
+    ]
+    ranking = pick.ranking
+    always = ("head_ms", "uplink_ms", "tail_ms")
+    columns = [(name, key) for name, key in columns if key in always or any(getattr(item, key) for item in ranking)]
+    heads = ("choice", "T ms", *(f"{name} ms" for name, _ in columns), "sends MB")
+    lines = [[Text(head, style="bold") for head in heads]]
+    best_ms = pick.latency_ms
+    digits = 2 if best_ms >= 10.0 else 3 if best_ms >= 1.0 else 4
+    for item in ranking:
+        values = [item.latency_ms, *(getattr(item, key) for _, key in columns)]
+        texts = [*(_time_text(value, digits) for value in values), number_text(item.uplink_bytes / 1e6)]
+        weight = "bold" if item.choice == pick.choice else ""
+        name = Text(item.choice.name, style=f"{weight} {_style(pick.table, item.choice.id)}")
+        lines.append([name, *(Text(text, style=weight) for text in texts)])
+    return _columns(lines, right=range(1, len(heads)))
+
+
+def _time_text(value_ms: float, digits: int) -> str:
+    return "0" if value_ms == 0.0 else f"{value_ms:.{digits}f}"

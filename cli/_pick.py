@@ -1,0 +1,57 @@
+"""``dsc-split pick``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def pick(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|table.json", help="A bundle, or a table.")],
+    batch: Annotated[int, typer.Option(metavar="N", help="Batch size.")],
+    rate: Annotated[float, typer.Option(metavar="R", help="Uplink data rate in MB/s; 0: no link; inf.")],
+    downlink_rate: Annotated[
+        float | None, typer.Option(metavar="R", help="Downlink rate in MB/s; default: the uplink's.")
+    ] = None,
+    rtt: Annotated[
+        float | None, typer.Option(metavar="MS", help="Round-trip time in ms; default: the table's.")
+    ] = None,
+    server_load: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="The tail's time now over its time when measured; default: 1."),
+    ] = None,
+    queue: Annotated[
+        float | None, typer.Option(metavar="MS", help="Wait in ms before the tail starts; default: 0.")
+    ] = None,
+    no_full_offload: Annotated[
+        bool, typer.Option("--no-full-offload", help="Leave out every choice that sends the inputs as they are.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Name the best choice for a batch size and a data rate.
+
+    The choice stands on the first line; then come every choice's terms, the margin to the next one against the
+    confidence, and the data rates at which the answer changes.
+    """
+    from dsc_split.benchmarks._render import render_pick
+    from dsc_split.cli._console import err, out, print_json
+    from dsc_split.lookup_table import LookupTable
+
+    table = LookupTable.load(source)
+    if downlink_rate is not None and not table.link.count_downlink:
+        err.print("warning: the table's link does not count the way back; --downlink-rate changes nothing.")
+    answer = table.pick(
+        batch,
+        rate,
+        downlink_rate_mb_s=downlink_rate,
+        rtt_ms=rtt,
+        server_load=server_load,
+        queue_ms=queue,
+        allow=table.without_inputs_sent() if no_full_offload else None,
+    )
+    if json:
+        print_json(answer.to_json())
+    else:
+        out.print(render_pick(answer))

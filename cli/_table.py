@@ -1,0 +1,68 @@
+"""``dsc-split table``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsc_split.cli._options import number, positive_numbers
+
+
+def table(
+    source: Annotated[Path, typer.Argument(metavar="BUNDLE|table.json", help="A bundle, or a table.")],
+    link: Annotated[
+        str, typer.Option(metavar="paper|FILE", help="Cost of the network apart from the rate (JSON).")
+    ] = "paper",
+    count: Annotated[
+        str, typer.Option(metavar="bytes|elements", help="Elements: one byte each, as in the paper.")
+    ] = "bytes",
+    device: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
+    server: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
+    rates: Annotated[
+        Any, typer.Option(parser=positive_numbers, metavar="R,...", help="Data rates to show, in MB/s.")
+    ] = "1,2,4,8,16,32,64,128",
+    json: Annotated[bool, typer.Option("--json", help="Print the table's JSON document.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print every choice's terms as CSV.")] = False,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the pictures into this folder.")] = None,
+    plot_batch: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Batch size of the pictures of one batch size.")
+    ] = None,
+    plot_rate: Annotated[
+        Any, typer.Option(parser=number(above=0.0), metavar="R", help="Data rate of the terms' picture, in MB/s.")
+    ] = None,
+) -> None:
+    """Write and show the split lookup table.
+
+    For a bundle the table is made from its measurements, written to table.json and to tables/, and shown; a
+    table.json is shown as it is.
+    """
+    from dsc_split.benchmarks._plots import draw_plots
+    from dsc_split.benchmarks._render import render_table, table_csv
+    from dsc_split.benchmarks._table import write_table
+    from dsc_split.bundle import Bundle
+    from dsc_split.cli._console import err, out, print_json
+    from dsc_split.errors import UsageError
+    from dsc_split.lookup_table import LookupTable
+
+    if json and csv:
+        raise UsageError("--json and --csv exclude each other: stdout takes one document.")
+    if source.is_dir():
+        shown = write_table(Bundle.open(source), device=device, server=server, link=link, count=count)
+    elif device is not None or server is not None or link != "paper" or count != "bytes":
+        raise UsageError(
+            f"--device, --server, --link and --count make a table from a bundle's measurements; "
+            f"{str(source)!r} is no bundle. Give the bundle."
+        )
+    else:
+        shown = LookupTable.load(source)
+    if plots is not None:
+        for path in draw_plots(shown, plots, batch=plot_batch, rate_mb_s=plot_rate):
+            err.print(f"picture: {path}")
+    if json:
+        print_json(shown.to_json())
+    elif csv:
+        out.file.write(table_csv(shown))
+    else:
+        out.print(render_table(shown, rates_mb_s=rates, width=out.width))

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from dsc_split.benchmarks import Cell, CellStore, Question
+from dsc_split.bundle import Bundle
+from dsc_split.errors import DscError
+
+QUESTION = Question(graph_digest="a" * 64, fingerprint="b" * 64, batch=8, period_ms=None)
+
+
+def make_cell(question: Question = QUESTION, status: str = "ok") -> Cell:
+    return Cell(
+        question=question,
+        graph="onnx/a.head.onnx",
+        target="onnxruntime:cpu",
+        run_fingerprint={"host": "käfer"},
+        emulated=None,
+        status=status,
+        reason="precision reached",
+        latency_ms={"n": 1, "median": 0.1},
+        rounds=({"started": "now", "samples_ms": [0.1], "first_after_pause_ms": []},),
+        settings={},
+        environment={},
+    )
+
+
+@pytest.fixture
+def store(bundle: Bundle) -> CellStore:
+    return CellStore(bundle)
+
+
+def test_a_cell_comes_back_as_it_was_put(store: CellStore) -> None:
+    assert store.get(QUESTION) is None
+    assert list(store.all()) == []
+
+    store.put(make_cell())
+
+    assert store.get(QUESTION) == make_cell()
+    assert list(store.all()) == [make_cell()]
+
+
+def test_a_cell_replaces_an_older_answer(store: CellStore) -> None:
+    store.put(make_cell(status="unstable"))
+    store.put(make_cell(status="ok"))
+
+    assert [cell.status for cell in store.all()] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataclasses.replace(QUESTION, batch=9),
+        dataclasses.replace(QUESTION, period_ms=33.0),
+        dataclasses.replace(QUESTION, fingerprint="c" * 64),
+        dataclasses.replace(QUESTION, graph_digest="c" * 64),
+    ],
+)
+def test_another_question_has_another_key(other: Question) -> None:
+    assert other.key != QUESTION.key
+
+
+def test_a_whole_period_is_the_same_question_as_int_and_float() -> None:
+    assert dataclasses.replace(QUESTION, period_ms=33).key == dataclasses.replace(QUESTION, period_ms=33.0).key
+
+
+def _flip_a_digit(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"median":0.1', b'"median":0.2'))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _newer(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+
+
+@pytest.mark.parametrize("damage", [_flip_a_digit, _truncate, _empty, _newer])
+def test_a_damaged_cell_is_warned_about_and_ignored(
+    store: CellStore, caplog: pytest.LogCaptureFixture, damage: object
+) -> None:
+    store.put(make_cell())
+    assert callable(damage)
+    damage(store.path(QUESTION))
+
+    with caplog.at_level(logging.WARNING):
+        assert store.get(QUESTION) is None
+        assert list(store.all()) == []
+
+    assert "It is ignored" in caplog.text
+
+
+def test_a_cell_under_another_name_is_ignored(store: CellStore) -> None:
+    other = dataclasses.replace(QUESTION, batch=9)
+    store.put(make_cell())
+    store.path(QUESTION).rename(store.path(other))
+
+    assert store.get(other) is None
+
+
+def test_what_a_killed_writer_left_is_no_cell_and_is_removed(bundle: Bundle, store: CellStore) -> None:
+    store.put(make_cell())
+    partial = bundle.path / "cells" / f".{QUESTION.key}.json.abc.partial"
+    partial.write_bytes(b"{")
+
+    assert len(list(store.all())) == 1
+    store.remove_partial()
+    assert not partial.exists()
+    assert len(list(store.all())) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(bundle: Bundle, store: CellStore) -> None:
+    (bundle.path / "cells").write_text("in the way")
+
+    with pytest.raises(DscError, match="cells"):
+        store.put(make_cell())

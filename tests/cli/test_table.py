@@ -1,0 +1,104 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TABLES = Path(__file__).parents[1] / "data" / "tables"
+GOLDEN = str(TABLES / "golden.json")
+
+
+def dsc_split(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dsc_split.cli", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_table_prints_the_grid_of_the_rates_asked() -> None:
+    done = dsc_split("table", GOLDEN, "--rates", "40,2")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "batch  2 " in done.stdout
+    assert "    1  no-offload 72%" in done.stdout
+    assert "emulated  device slowdown 6" in done.stdout
+
+
+def test_table_prints_one_json_document_and_nothing_else() -> None:
+    done = dsc_split("table", GOLDEN, "--json")
+
+    assert json.loads(done.stdout) == json.loads(Path(GOLDEN).read_text())
+    assert done.stderr == ""
+
+
+def test_table_prints_csv() -> None:
+    rows = list(csv.DictReader(io.StringIO(dsc_split("table", GOLDEN, "--csv").stdout)))
+
+    assert [row["choice"] for row in rows if row["batch"] == "8"] == ["full-offload", "features.4.0"]
+
+
+def test_table_draws_pictures_and_names_them_on_stderr(tmp_path: Path) -> None:
+    done = dsc_split("table", GOLDEN, "--json", "--plots", str(tmp_path / "plots"), "--plot-batch", "1")
+
+    assert done.returncode == 0
+    assert len(done.stderr.splitlines()) == 3
+    for line in done.stderr.splitlines():
+        assert Path(line.removeprefix("picture: ")).is_file()
+    json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "says"),
+    [
+        (["table", GOLDEN, "--json", "--csv"], 2, "exclude each other"),
+        (["table", GOLDEN, "--link", "link.json"], 2, "is no bundle"),
+        (["table", "nowhere.json"], 2, "no such file"),
+        (["table", str(TABLES)], 2, "is no bundle"),
+        (["table", str(TABLES / "hostile" / "nan.json")], 6, "NaN"),
+        (["table", GOLDEN, "--plots", "plots", "--plot-batch", "9"], 2, "batch 9 is larger"),
+        (["table", GOLDEN, "--rates", "1,nan"], 2, "nan"),
+        (["pick", GOLDEN, "--batch", "9", "--rate", "1"], 2, "batch 9 is larger"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "-1"], 2, "data rate -1 is out of range"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "nan"], 2, "data rate nan is out of range"),
+        (["pick", GOLDEN, "--batch", "8", "--rate", "0"], 2, "nothing can be sent"),
+        (["pick", str(TABLES / "hostile" / "newer_version.json"), "--batch", "1", "--rate", "1"], 6, "version 2"),
+    ],
+)
+def test_bad_input_exits_as_the_design_says(arguments: list[str], exit_code: int, says: str) -> None:
+    done = dsc_split(*arguments)
+
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_pick_names_the_choice_on_the_first_line() -> None:
+    done = dsc_split("pick", GOLDEN, "--batch", "1", "--rate", "8")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == ["features.4.0", "batch 1 at 8 MB/s: 46.75 ms."]
+
+
+def test_pick_in_json_answers_the_state_asked() -> None:
+    state = ["--rtt", "20", "--server-load", "2", "--queue", "1"]
+    done = dsc_split("pick", GOLDEN, "--batch", "1", "--rate", "40", *state, "--json")
+    answer = json.loads(done.stdout)
+
+    # full 15 + 20 + 1 + 2 * 10 = 56, local 60
+    assert (answer["choice"], answer["latency_ms"], answer["runner_up"]) == ("full-offload", 56.0, "no-offload")
+    assert [item["choice"] for item in answer["choices"]] == ["full-offload", "no-offload", "features.4.0"]
+
+
+def test_pick_without_full_offload_keeps_the_inputs_on_the_device() -> None:
+    done = dsc_split("pick", GOLDEN, "--batch", "1", "--rate", "inf", "--no-full-offload", "--json")
+
+    assert [item["choice"] for item in json.loads(done.stdout)["choices"]] == ["features.4.0", "no-offload"]
+
+
+def test_pick_warns_where_a_downlink_rate_changes_nothing() -> None:
+    done = dsc_split("pick", GOLDEN, "--batch", "1", "--rate", "8", "--downlink-rate", "1")
+
+    assert done.returncode == 0
+    assert "--downlink-rate changes nothing" in done.stderr
