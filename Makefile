@@ -24,7 +24,8 @@ setup: $(VENV)/.complete
 $(VENV)/.complete: pyproject.toml
 	rm -f $@
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --editable '.[$(EXTRAS)]'
+	@echo "installing into $(VENV): about 6 GB, PyTorch most of it, a few minutes"
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 # The device is this machine with one thread, six times slower than it is; the server is this machine with all of them.

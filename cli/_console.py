@@ -75,7 +75,7 @@ def progress() -> Iterator[ProgressListener]:
     # The bars keep their own hold of the stream: `sys.stderr` is swapped while PyTorch exports.
     with Bars(
         *columns,
-        console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
+        console=Console(file=err.file, force_terminal=True, markup=False, highlight=False, emoji=False),
         expand=True,
         refresh_per_second=REFRESHES_PER_SECOND,
         speed_estimate_period=SMOOTHING_S,

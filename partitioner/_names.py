@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,12 @@ class ModuleEnds:
         self._index = index
         self._classes: dict[str, str] = json.loads(model.metadata_props.get(MODULE_CLASSES_KEY, "{}"))
         self._last: dict[str, int] = {}
+        self._ordinal: dict[int, int] = {}
+        seen: Counter[tuple[str, str]] = Counter()
         for position in index.data_nodes:
+            kind = (index.modules[position], index.nodes[position].op_type)
+            seen[kind] += 1
+            self._ordinal[position] = seen[kind]
             for path in _with_parents(index.modules[position]):
                 self._last[path] = position
 
@@ -79,12 +85,18 @@ class ModuleEnds:
         return tuple(path for path in paths if self._last[path] <= position)
 
     def suggest(self, position: int, live: Sequence[ir.Value], ending: Sequence[str]) -> str:
-        """Suggest a name: the outermost module that ends here, else the innermost one and the tensor."""
+        """Suggest a name: the outermost module that ends here, else the innermost one and which op of it.
+
+        Ops are counted within their module, for the exporter's tensor names change from version to version.
+        """
         if ending:
             return ending[0]
         inside = self._common(live)
-        tensor = "+".join(value.name or "" for value in live)
-        return f"{inside[-1]}@{tensor}" if inside else tensor
+        if not inside or len(live) > 1:
+            return "+".join(value.name or "" for value in live)
+        made = self._index.position[live[0]]
+        number = self._ordinal[made]
+        return f"{inside[-1]}@{self._index.nodes[made].op_type}" + (f".{number}" if number > 1 else "")
 
     def feeds_activation(self, live: Sequence[ir.Value]) -> bool:
         """Tell whether the one tensor that crosses is read by the activation that belongs to its layer alone."""

@@ -22,6 +22,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, markup=False, highlight=False)
     monkeypatch.setattr(_console, "err", console)
+    monkeypatch.setenv("COLUMNS", "120")
     return screen
 
 
