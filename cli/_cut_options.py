@@ -43,7 +43,7 @@ Weights = Annotated[
         "By default the library's where they are on this machine, else a seeded initialisation.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the initialisation and of made-up inputs.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the initialisation and of made-up inputs.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Largest batch size the graph is proven to take.")]
 InputBytes = Annotated[
     int | None,

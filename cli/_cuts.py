@@ -39,11 +39,16 @@ def cuts(
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import out, print_json, progress
     from dsc_split.cli._cuts_table import cuts_table
+    from dsc_split.errors import UsageError
     from dsc_split.partitioner import CutOptions, SourceOptions, bundle_cuts, list_cuts
 
     options = CutOptions.checked(modules=modules, ratio=ratio, max_tensors=max_tensors)
     if Path(source).is_dir():
-        found = bundle_cuts(Bundle.open(source), options)
+        given = {"--input-shape": input_shape, "--sample": sample, "--weights": weights}
+        for option, value in given.items():
+            if value:
+                raise UsageError(f"{option} does not go with a bundle: {source!r} has its model's inputs and weights.")
+        found = bundle_cuts(Bundle.open(source), options, input_bytes=input_bytes)
     else:
         with progress() as listener:
             found = list_cuts(

@@ -21,8 +21,8 @@ def cuts_table(found: CutList, ratio: str) -> Iterator[RenderableType]:
         f"ratios in {ratio}"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("cut", "ratio", "bytes", "shape", "type", "kind", "why not"):
-        right = heading in ("ratio", "bytes")
+    for heading in ("cut", "ratio", ratio, "shape", "type", "kind", "why not"):
+        right = heading in ("ratio", ratio)
         table.add_column(
             heading,
             justify="right" if right else "left",
@@ -34,7 +34,7 @@ def cuts_table(found: CutList, ratio: str) -> Iterator[RenderableType]:
         table.add_row(
             Text(cut.name),
             "" if cut.refused else f"{cut.ratio:.4f}",
-            "" if cut.refused else f"{cut.size_bytes:,}",
+            "" if cut.refused else f"{cut.size_bytes if ratio == 'bytes' else cut.elements:,}",
             Text("; ".join(_shape(tensor.info.shape) if tensor.info else "?" for tensor in cut.tensors)),
             "; ".join(tensor.info.dtype if tensor.info else "?" for tensor in cut.tensors),
             kind,

@@ -300,7 +300,7 @@ def _refusal(index: GraphIndex, position: int, live: Sequence[ir.Value], tensors
 
 
 def _reader_of_batch(index: GraphIndex, position: int) -> ir.Node | None:
-    """Find a data node after ``position`` that uses a free value which knows the batch from before it."""
+    """Find what the tail cannot compute without the batch from before ``position``: data, or an output."""
     tainted = {
         value
         for at in index.needs_batch
@@ -313,6 +313,8 @@ def _reader_of_batch(index: GraphIndex, position: int) -> ir.Node | None:
                 tainted.update(node.outputs)
             elif at > position:
                 return node
+        if any(value in tainted and value.is_graph_output() for value in node.outputs):
+            return node
     return None
 
 
@@ -328,9 +330,9 @@ def _judge(cuts: Sequence[Cut], ratio: Ratio, input_size: int) -> Iterator[Cut]:
         frontier = smallest is None or size < smallest[0]
         share = size / input_size if input_size else float(size > 0)
         if not natural:
-            reason = f"not smaller than the input: {size} against {input_size} {ratio}"
+            reason = f"not smaller than the input, {input_size:,} {ratio}"
         elif not frontier and smallest is not None:
-            reason = f"not smaller than {smallest[1]!r} before it: {size} against {smallest[0]} {ratio}"
+            reason = f"not smaller than {smallest[1]!r}, {smallest[0]:,} {ratio}"
         else:
             reason = ""
         if frontier:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,15 @@ import numpy as np
 from dsc_split._optional import require
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
-from dsc_split.errors import DscError, ExportError, UsageError
-from dsc_split.partitioner._folders import discard, put_in_place
+from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
+from dsc_split.partitioner._folders import put_in_place, unfinished_folder
+from dsc_split.partitioner._graph import index_graph
 from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
 from dsc_split.partitioner._pairs import cut_into, output_infos
 from dsc_split.partitioner._proof import Reference, largest_batch, relative_error, run_reference
 from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._selection import CutOptions
+from dsc_split.partitioner._shapes import BATCH
 from dsc_split.partitioner._sources import LoadedModel, SourceOptions
 from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
 
@@ -87,6 +88,7 @@ def export_bundle(
     options = options or ExportOptions()
     folder = Path(output)
     _check_output(folder)
+    place = folder.resolve()
     if options.input_bytes is not None and options.input_bytes < 1:
         raise UsageError(f"--input-bytes is {options.input_bytes}; at least 1 is expected.")
     require(
@@ -95,23 +97,16 @@ def export_bundle(
         purpose="prove that the graph and its pairs compute what the model computes",
     )
     loaded = load_model(source, options.source, progress=progress)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
-    except OSError as e:
-        raise DscError(f"cannot make a folder beside {str(folder)!r}: {e.strerror or e}.") from e
-    try:
+    with unfinished_folder(place) as partial:
         try:
             _write(loaded, source, partial, options, progress)
-            if Bundle.is_bundle(folder):
-                with lock_folder(folder):
-                    put_in_place(partial, folder)
+            if Bundle.is_bundle(place):
+                with lock_folder(place):
+                    put_in_place(partial, place)
             else:
-                put_in_place(partial, folder)
+                put_in_place(partial, place)
         except OSError as e:
             raise DscError(f"cannot write {str(folder)!r}: {e.strerror or e}. Nothing was changed.") from e
-    finally:
-        discard(partial)
     return Bundle.open(folder)
 
 
@@ -122,6 +117,8 @@ def _check_output(folder: Path) -> None:
         raise UsageError(
             f"--output {str(folder)!r} exists and is no bundle; it is not overwritten. Choose another name."
         )
+    if folder.exists() and folder.samefile(Path.cwd()):
+        raise UsageError(f"--output {str(folder)!r} is the current folder, which is not replaced. Choose another name.")
 
 
 def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOptions, progress: ProgressListener) -> None:
@@ -136,8 +133,9 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
     batches = (1, 2, 3) if fixed_batch is None else (fixed_batch,)
     infos = input_infos(model)
     progress(Progress(stage="prove", label="the exported graph", done=0, total=0))
-    references = run_reference(graphs / "model.onnx", infos, batches, sample)
-    export_error = _compare_with_torch(loaded, references)
+    references = _run_at_batches(graphs / "model.onnx", infos, batches, sample)
+    random_node = index_graph(model).random_node
+    export_error = None if random_node else _compare_with_torch(loaded, references)
     if options.uint8_input:
         stored = _take_uint8(loaded, options, graphs / "model.onnx")
         infos = input_infos(model)
@@ -156,11 +154,46 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
         fixed_batch=fixed_batch,
         max_batch=max_batch,
         export_error=export_error,
-        notes=[*loaded.notes, *([f"the largest batch is {max_batch}: {lowered}"] if lowered else [])],
+        notes=[
+            *loaded.notes,
+            *([f"the largest batch is {max_batch}: {lowered}"] if lowered else []),
+            *(
+                [f"{random_node.op_type} node {random_node.name!r} answers differently each time"]
+                if random_node
+                else []
+            ),
+        ],
     )
     manifest["outputs"] = [info.to_json() for info in output_infos(model, references)]
     bundle = Bundle(folder, manifest)
     cut_into(bundle, options.cut, references, progress=progress)
+
+
+def _run_at_batches(
+    path: Path, infos: Sequence[TensorInfo], batches: Sequence[int], sample: Mapping[str, np.ndarray[Any, Any]] | None
+) -> list[Reference]:
+    """Run the whole model; a graph whose batch is a symbol in name alone is told apart from one that never runs.
+
+    Raises:
+        ExportError: It runs at the first batch and not at all of them.
+        BackendError: It does not run.
+    """
+    try:
+        return run_reference(path, infos, batches, sample)
+    except OutOfMemoryError:
+        raise
+    except BackendError as e:
+        if len(batches) == 1:
+            raise
+        run_reference(path, infos, batches[:1], sample)
+        shapes = " ".join(
+            f"--input-shape {info.name}={','.join(str(batches[0] if dim == BATCH else dim) for dim in info.shape)}"
+            for info in infos
+        )
+        raise ExportError(
+            f"the graph takes batch {batches[0]} alone, though its inputs name the batch as free: {e}. "
+            f"Export it from the source with a free batch, or fix it here: {shapes}"
+        ) from e
 
 
 def _fits(sample: Mapping[str, np.ndarray[Any, Any]] | None, infos: Sequence[TensorInfo]) -> bool:

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["discard", "put_in_place"]
+from filelock import FileLock, Timeout
+
+from dsc_split.errors import DscError
+
+__all__ = ["discard", "put_in_place", "unfinished_folder"]
 
 _KEPT = ("cells",)
 """What a replaced bundle hands on: cells are keyed by what was measured, so they stay true."""
 
+_LOCK = ".lock"
+"""Held by whoever writes a folder; the name is that of a bundle's own lock."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``folder``, gone after the block unless it was moved away.
+
+    What processes that were killed have left there is removed: a living one holds the lock of its own.
+
+    Raises:
+        DscError: It cannot be made.
+    """
+    prefix, suffix = f".{folder.name}.", ".partial"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        left = [path for path in folder.parent.iterdir() if path.name.startswith(prefix) and path.suffix == suffix]
+        for path in left:
+            if (path / _LOCK).is_file():
+                with contextlib.suppress(Timeout), FileLock(path / _LOCK, timeout=0):
+                    discard(path)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=suffix))
+    except OSError as e:
+        raise DscError(f"cannot make a folder beside {str(folder)!r}: {e.strerror or e}.") from e
+    try:
+        with FileLock(partial / _LOCK):
+            yield partial
+    finally:
+        discard(partial)
 
 
 def put_in_place(new: Path, folder: Path) -> None:
@@ -26,6 +63,7 @@ def put_in_place(new: Path, folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     new.chmod(0o777 & ~umask)
+    (new / _LOCK).unlink(missing_ok=True)
     if not folder.exists():
         new.rename(folder)
         return

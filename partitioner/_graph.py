@@ -94,9 +94,7 @@ def index_graph(model: ir.Model) -> GraphIndex:
         needs_batch=[],
     )
     for position, node in enumerate(index.nodes):
-        reads = tuple(
-            dict.fromkeys([value for value in node.inputs if value is not None] + _captured(node, model.graph))
-        )
+        reads = reads_of(node, model.graph)
         index.reads.append(reads)
         index.modules.append(node.metadata_props.get(MODULE_KEY, ""))
         random = _is_random(node, random_functions)
@@ -118,6 +116,11 @@ def index_graph(model: ir.Model) -> GraphIndex:
                 if value in index.is_data:
                     index.readers.setdefault(value, []).append(position)
     return index
+
+
+def reads_of(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ...]:
+    """List what ``node`` of ``graph`` reads, each once: its inputs and what its bodies capture."""
+    return tuple(dict.fromkeys([value for value in node.inputs if value is not None] + _captured(node, graph)))
 
 
 def _captured(node: ir.Node, graph: ir.Graph) -> list[ir.Value]:

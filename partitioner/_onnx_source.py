@@ -190,13 +190,23 @@ def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str,
 
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     dims = {value.name or "": _dims_of(value) for value in inputs}
+    for kind, values in (("input", inputs), ("output", model.graph.outputs)):
+        for value in values:
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                raise ModelFileError(f"{str(path)!r}: {kind} {value.name!r} is no tensor; only tensors can be sent.")
     for value in inputs:
-        if value.type is not None and not isinstance(value.type, ir.TensorType):
-            raise ModelFileError(f"{str(path)!r}: input {value.name!r} is no tensor; only tensors can be fed.")
+        if value.dtype is ir.DataType.STRING:
+            raise ModelFileError(f"{str(path)!r}: input {value.name!r} holds strings; only numbers can be sent.")
     sizes: dict[str, int] = {}
     stated = _stated_shapes(options, dims)
     for name, wanted in stated.items():
         _apply(name, dims, wanted, sizes)
+    for value in inputs:
+        if value.shape is None and value.name not in stated:
+            raise UsageError(
+                f"the shape of input {value.name!r} is not stated in {str(path)!r}. "
+                f"Give it without the batch: --input-shape {value.name}=3,224,224"
+            )
     symbols = _batch_symbols(dims)
     notes = []
     if len(symbols) > 1:

@@ -83,26 +83,24 @@ def _as_ours(error: Exception, what: str) -> BackendError:
     return BackendError(f"{what}: {text[:600]}")
 
 
-def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_bytes: int | None) -> None:
+def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_bytes: int) -> None:
     """Run a model once in a process of its own, so that the end of memory ends that process alone.
 
     Args:
         model: The graph.
         inputs: Its inputs.
         batch: Batch size.
-        memory_bytes: What the process may take; by default 80 % of what is available.
+        memory_bytes: What the process may take.
 
     Raises:
         OutOfMemoryError: The process ran out of memory.
         BackendError: It failed otherwise.
     """
-    import psutil
-
     request = {
         "model": str(model),
         "inputs": [item.to_json() for item in inputs],
         "batch": batch,
-        "memory_bytes": memory_bytes or int(psutil.virtual_memory().available * 0.8),
+        "memory_bytes": memory_bytes,
     }
     process = subprocess.run(
         [sys.executable, "-m", "dsc_split.partitioner._ort"],

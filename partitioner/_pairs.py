@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsc_split._files import sha256_file, sha256_text, write_bytes
+from dsc_split._files import sha256_file, sha256_text, write_json
 from dsc_split._optional import require
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, Split, TensorInfo
-from dsc_split.errors import BackendError, BundleError, CutError
+from dsc_split.errors import BackendError, BundleError, CutError, DscError
 from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
 from dsc_split.partitioner._cutter import Cutter
+from dsc_split.partitioner._folders import discard
 from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
 from dsc_split.partitioner._selection import CutOptions, select_cuts
 from dsc_split.partitioner._shapes import tensor_info
@@ -49,6 +50,7 @@ def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: P
     """
     options = options or CutOptions()
     with bundle.lock():
+        _check_files(bundle, weights_whole=options.prove)
         references = None
         if options.prove:
             progress(Progress(stage="prove", label="the whole model", done=0, total=0))
@@ -58,13 +60,18 @@ def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: P
     return Bundle.open(bundle.path)
 
 
-def bundle_cuts(bundle: Bundle, options: CutOptions | None = None) -> CutList:
+def bundle_cuts(bundle: Bundle, options: CutOptions | None = None, *, input_bytes: int | None = None) -> CutList:
     """List the cuts of a bundle's model; see :func:`find_cuts`.
+
+    Args:
+        bundle: The bundle.
+        options: How cuts are looked for.
+        input_bytes: What full offload sends per sample, where that is not what the bundle says.
 
     Raises:
         BundleError: The bundle's model is damaged.
     """
-    return _list_cuts(_read_model(bundle), bundle, options or CutOptions())[0]
+    return _list_cuts(_read_model(bundle), bundle, options or CutOptions(), input_bytes)[0]
 
 
 def output_infos(model: ir.Model, references: Sequence[Reference]) -> tuple[TensorInfo, ...]:
@@ -109,7 +116,7 @@ def cut_into(
     found, model = _list_cuts(proto, bundle, options)
     stated = bundle.manifest["input_bytes_stated"] is not None
     wanted = options.cuts or ("frontier" if stated or not bundle.full_offload else "compressive")
-    chosen = select_cuts(found, model, wanted)
+    chosen = select_cuts(found, model, wanted, modules=options.modules)
     cutter = Cutter(proto, model)
     splits, failed, graphs = [], [], {}
     for done, cut in enumerate(chosen):
@@ -127,14 +134,13 @@ def cut_into(
     progress(Progress(stage="cut", label="", done=len(chosen), total=len(chosen)))
     if failed and not splits:
         raise CutError(f"no pair passed its proof: {failed[0]['name']!r} {failed[0]['reason']}")
-    files = {}
-    for path, data in graphs.items():
-        stored = store_bytes(data, bundle.path / path)
-        files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": path.rsplit(".", 2)[1]}
+    roles = {path: path.rsplit(".", 2)[1] for path in graphs}
     bundle.manifest["samples"] = {}
     if references is not None:
-        files |= _write_samples(bundle, splits, references)
-    _finish(bundle, splits, failed, files)
+        samples = _make_samples(bundle, splits, graphs, references)
+        roles |= dict.fromkeys(samples, "sample")
+        graphs |= samples
+    _finish(bundle, splits, failed, graphs, roles)
 
 
 def _read_model(bundle: Bundle) -> onnx.ModelProto:
@@ -144,19 +150,41 @@ def _read_model(bundle: Bundle) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     path = bundle.model_path
+    _check_files(bundle)
     try:
-        data = path.read_bytes()
-        listed = bundle.manifest["files"].get(bundle.manifest["model"]["path"], {}).get("sha256")
-        if sha256_file(path) != listed:
-            raise BundleError(
-                f"{str(path)!r} is not what the manifest lists (SHA-256 differs). Export the model again."
-            )
-        return onnx.ModelProto.FromString(data)
+        return onnx.ModelProto.FromString(path.read_bytes())
     except (OSError, DecodeError) as e:
         raise BundleError(f"{str(path)!r} cannot be read: {e}. Export the model again.") from e
 
 
-def _list_cuts(proto: onnx.ModelProto, bundle: Bundle, options: CutOptions) -> tuple[CutList, ir.Model]:
+def _check_files(bundle: Bundle, *, weights_whole: bool = False) -> None:
+    """Refuse a bundle whose graph or weights are not what the manifest lists.
+
+    Args:
+        bundle: The bundle.
+        weights_whole: Whether every byte of the weights is looked at, or their size alone.
+
+    Raises:
+        BundleError: A file is missing or was changed.
+    """
+    model = bundle.manifest["model"]
+    for relative in filter(None, (model["path"], model["weights"]["path"])):
+        path, listed = bundle.file(relative), bundle.manifest["files"].get(relative, {})
+        try:
+            fault = "size" if path.stat().st_size != listed.get("size") else ""
+            whole = weights_whole or relative == model["path"]
+            fault = fault or ("SHA-256" if whole and sha256_file(path) != listed.get("sha256") else "")
+        except OSError as e:
+            raise BundleError(f"{str(path)!r} cannot be read: {e.strerror or e}. Export the model again.") from e
+        if fault:
+            raise BundleError(
+                f"{str(path)!r} is not what the manifest lists ({fault} differs). Export the model again."
+            )
+
+
+def _list_cuts(
+    proto: onnx.ModelProto, bundle: Bundle, options: CutOptions, input_bytes: int | None = None
+) -> tuple[CutList, ir.Model]:
     import onnx_ir as ir
 
     model = ir.serde.deserialize_model(proto)
@@ -165,7 +193,7 @@ def _list_cuts(proto: onnx.ModelProto, bundle: Bundle, options: CutOptions) -> t
         modules=options.modules,
         ratio=options.ratio,
         max_tensors=options.max_tensors,
-        input_bytes=bundle.manifest["input_bytes_stated"],
+        input_bytes=bundle.manifest["input_bytes_stated"] if input_bytes is None else input_bytes,
         fixed_batch=bundle.fixed_batch,
     )
     return found, model
@@ -192,22 +220,10 @@ def _entry(cut: Cut) -> dict[str, Any]:
     }
 
 
-def _as_split(entry: dict[str, Any]) -> Split:
-    return Split(
-        name=entry["name"],
-        tensors=tuple(TensorInfo.from_json(tensor) for tensor in entry["tensors"]),
-        passthrough=tuple(tensor["name"] for tensor in entry["tensors"] if tensor["passthrough"]),
-        head=entry["head"],
-        tail=entry["tail"],
-        early_outputs=tuple(entry["early_outputs"]),
-        data=entry,
-    )
-
-
 def _prove(bundle: Bundle, entry: dict[str, Any], head: bytes, tail: bytes, references: Sequence[Reference]) -> str:
     """Prove one pair, note its error in ``entry``; returns why it failed, or nothing."""
     try:
-        error = prove_pair(head, tail, _as_split(entry), references, weights_folder=bundle.model_path.parent)
+        error = prove_pair(head, tail, Split.from_json(entry), references, weights_folder=bundle.model_path.parent)
     except BackendError as e:
         return str(e)
     entry["max_abs_error"], entry["max_rel_error"] = error.max_abs, error.max_rel
@@ -232,14 +248,14 @@ def _batch_of(bundle: Bundle, reference: Reference) -> int:
     return 1
 
 
-def _write_samples(bundle: Bundle, splits: Sequence[dict[str, Any]], references: Sequence[Reference]) -> dict[str, Any]:
-    """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut."""
+def _make_samples(
+    bundle: Bundle, splits: Sequence[dict[str, Any]], graphs: Mapping[str, bytes], references: Sequence[Reference]
+) -> dict[str, bytes]:
+    """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut; files by path."""
     from dsc_split.partitioner._ort import open_session, run_session
 
     wanted = _GOLDEN_BATCH if bundle.fixed_batch is None else bundle.fixed_batch
     golden = next((each for each in references if _batch_of(bundle, each) == wanted), references[0])
-    folder = bundle.path / "samples"
-    folder.mkdir(exist_ok=True)
     arrays = {
         "model": {
             **{f"input:{name}": value for name, value in golden.inputs.items()},
@@ -247,8 +263,9 @@ def _write_samples(bundle: Bundle, splits: Sequence[dict[str, Any]], references:
         }
     }
     for entry in splits:
-        split = _as_split(entry)
-        values = run_session(open_session(bundle.path / split.head), golden.inputs, split.head)
+        split = Split.from_json(entry)
+        head = open_session(graphs[split.head], weights_folder=bundle.model_path.parent)
+        values = run_session(head, golden.inputs, split.head)
         crossing = [tensor.name for tensor in split.tensors if tensor.name not in split.passthrough]
         arrays[split.name] = {
             **{f"cut:{name}": values[name] for name in crossing},
@@ -256,15 +273,11 @@ def _write_samples(bundle: Bundle, splits: Sequence[dict[str, Any]], references:
         }
     files = {}
     for name, each in arrays.items():
-        path = folder / f"{name}.npz"
         buffer = io.BytesIO()
-        np.savez(buffer, **each)  # type: ignore[arg-type]  # names are free, and the stub thinks of allow_pickle
-        write_bytes(path, buffer.getvalue())
-        files[f"samples/{path.name}"] = {
-            "sha256": sha256_file(path),
-            "size": path.stat().st_size,
-            "role": "sample",
-        }
+        # Strings come as Python objects, which no reader should have to unpickle.
+        plain = {key: value.astype(str) if value.dtype == object else value for key, value in each.items()}
+        np.savez(buffer, **plain)  # type: ignore[arg-type]  # names are free, and the stub thinks of allow_pickle
+        files[f"samples/{name}.npz"] = buffer.getvalue()
     bundle.manifest["samples"] = {
         "batch": _batch_of(bundle, golden),
         "files": {name: f"samples/{name}.npz" for name in arrays},
@@ -272,17 +285,49 @@ def _write_samples(bundle: Bundle, splits: Sequence[dict[str, Any]], references:
     return files
 
 
-def _finish(bundle: Bundle, splits: list[dict[str, Any]], failed: list[dict[str, str]], files: dict[str, Any]) -> None:
-    """Write the manifest, then remove the files that it no longer lists."""
+def _finish(
+    bundle: Bundle,
+    splits: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+    contents: Mapping[str, bytes],
+    roles: Mapping[str, str],
+) -> None:
+    """Write all files aside, then put them in place, the manifest last, and remove those it no longer lists.
+
+    Pairs of other options may have the same names, so a bundle that was only half written would be a wrong one.
+    """
     manifest = bundle.manifest
     before = set(manifest["files"])
-    whole = manifest["model"]["path"], manifest["model"]["weights"]["path"]
-    manifest["files"] = {path: entry for path, entry in manifest["files"].items() if path in whole} | files
-    manifest["splits"], manifest["failed_splits"] = splits, failed
-    manifest["pair_id"] = _pair_id(bundle)
-    bundle.save()
+    files = {}
+    aside = bundle.path / ".cut.partial"
+    discard(aside)
+    try:
+        for path, data in contents.items():
+            (aside / path).parent.mkdir(parents=True, exist_ok=True)
+            stored = store_bytes(data, aside / path)
+            files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": roles[path]}
+        _list_files(bundle, splits, failed, files)
+        write_json(aside / "manifest.json", manifest)
+        for path in [*contents, "manifest.json"]:
+            (bundle.path / path).parent.mkdir(exist_ok=True)
+            (aside / path).replace(bundle.path / path)
+    except OSError as e:
+        raise DscError(f"cannot write {str(bundle.path)!r}: {e.strerror or e}.") from e
+    finally:
+        discard(aside)
     for path in before - set(manifest["files"]):
         bundle.file(path).unlink(missing_ok=True)
+
+
+def _list_files(
+    bundle: Bundle, splits: list[dict[str, Any]], failed: list[dict[str, str]], files: Mapping[str, Any]
+) -> None:
+    """Put pairs and files into the manifest."""
+    manifest = bundle.manifest
+    whole = manifest["model"]["path"], manifest["model"]["weights"]["path"]
+    manifest["files"] = {path: entry for path, entry in manifest["files"].items() if path in whole} | {**files}
+    manifest["splits"], manifest["failed_splits"] = splits, failed
+    manifest["pair_id"] = _pair_id(bundle)
 
 
 def _pair_id(bundle: Bundle) -> str:

@@ -47,11 +47,13 @@ def relative_error(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any])
         where integers, booleans or strings are not equal, or where NaN or an infinity stands in one alone.
     """
     wrong = (float("inf"), float("inf"))
+    actual, expected = (array.astype(str) if array.dtype == object else array for array in (actual, expected))
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return wrong
     if expected.dtype.kind not in "fc":
         return (0.0, 0.0) if np.array_equal(actual, expected) else wrong
-    got, want = actual.astype(np.float64, copy=False), expected.astype(np.float64, copy=False)
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    got, want = actual.astype(wide, copy=False), expected.astype(wide, copy=False)
     finite = np.isfinite(want)
     if not np.array_equal(finite, np.isfinite(got)):
         return wrong
@@ -161,11 +163,16 @@ def largest_batch(
     Raises:
         BackendError: The model does not run for another reason than memory.
     """
+    import psutil
+
     from dsc_split.partitioner._ort import run_in_worker
 
+    memory_bytes = memory_bytes or int(psutil.virtual_memory().available * 0.8)
     batch, reason = wanted, ""
     while True:
         try:
+            if batch > 1 and sum(info.size_bytes(batch) for info in inputs) > memory_bytes:
+                raise OutOfMemoryError("the inputs alone are larger than what is free")
             run_in_worker(model_path, inputs, batch, memory_bytes)
         except OutOfMemoryError as e:
             if batch <= 1:

@@ -49,17 +49,23 @@ class CutOptions:
         return cls(ratio=cast("Ratio", ratio), **options)
 
 
-def select_cuts(found: CutList, model: ir.Model, wanted: str) -> list[Cut]:
+def select_cuts(found: CutList, model: ir.Model, wanted: str, *, modules: str | None = None) -> list[Cut]:
     """Pick cuts from those found.
 
     Args:
         found: From :func:`find_cuts`.
         model: The graph that they were found in, to say why a place is no cut.
         wanted: A set's name, or names separated by commas.
+        modules: The pattern that the cuts found were kept by, if there was one.
 
     Raises:
-        CutError: A name is unknown, does not separate the graph, or is of a cut that is refused.
+        CutError: A name is unknown, does not separate the graph, or is of a cut that is refused; or ``modules``
+            left no cut.
     """
+    if modules is not None and not found.cuts:
+        raise CutError(
+            f"no cut is the output of a module that matches --modules {modules!r}. List what there is: dsc-split cuts"
+        )
     if wanted in _SETS:
         return [cut for cut in found.cuts if not cut.refused and (wanted == "all" or getattr(cut, wanted))]
     names = [name.strip() for name in wanted.split(",") if name.strip()]
@@ -104,7 +110,8 @@ def _why_not(found: CutList, model: ir.Model, name: str) -> str:
         return f"{name!r} is an input or output of the graph: that is full offload or no offload, and no cut."
     if place is None:
         known = [cut.name for cut in found.cuts]
-        near = difflib.get_close_matches(name, [*known, *(m for cut in found.cuts for m in cut.modules)], n=1)
+        named = [*known, *(m for cut in found.cuts for m in cut.modules)]
+        near = [each for each in named if each.lower() == name.lower()] or difflib.get_close_matches(name, named, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"no cut, module or tensor is called {name!r}.{hint} List them: dsc-split cuts"
     if place not in index.data_nodes:

@@ -8,20 +8,16 @@ off), and lets the tail find the batch again from the shape of what crosses the 
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dsc_split._optional import require
 from dsc_split.bundle import TensorInfo
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 __all__ = ["BATCH", "Line", "fit_line", "known_shape", "line_of", "line_text", "tensor_info"]
-
-logger = logging.getLogger(__name__)
 
 BATCH = "batch"
 """The one symbol that a normalised graph has."""
@@ -135,146 +131,3 @@ def tensor_info(value: ir.Value) -> TensorInfo | None:
         elements_by_batch=(elements.scale, elements.offset),
         itemsize=int(value.dtype.itemsize) if value.dtype.name != "STRING" else 0,
     )
-
-
-# ---- finding shapes that the file does not state --------------------------------------------------------------
-
-Feed = Callable[[int, int], Mapping[str, Any]]
-"""``(batch, seed)`` to inputs by name."""
-
-
-def complete_shapes(
-    model: ir.Model,
-    *,
-    batches: Sequence[int],
-    run: Callable[[bytes, int, int, Sequence[str]], Mapping[str, Any]],
-) -> list[str]:
-    """Fill in the shapes and types that the values of the main graph lack; changes ``model``.
-
-    First ONNX's own inference, at each batch as a number, which settles what a symbol leaves open; then, for what is
-    still unknown, by running the graph with those values as outputs.
-
-    Args:
-        model: Its inputs have known shapes in :data:`BATCH`.
-        batches: Batch sizes to look at: 1, 2, 3, or the only one of a fixed batch.
-        run: Runs a serialised graph: ``(graph, batch, seed, output names)`` to values by name.
-
-    Returns:
-        Names of the values that stay unknown: their size depends on the data, or is no line in the batch.
-    """
-    unknown = _unknown_values(model)
-    if unknown:
-        _infer_at_batches(model, unknown, batches)
-        unknown = _unknown_values(model)
-    if unknown:
-        logger.info("%d shapes are not stated and not inferred; running the model to see them", len(unknown))
-        _observe(model, unknown, batches, run)
-        unknown = _unknown_values(model)
-    return sorted(unknown)
-
-
-def _unknown_values(model: ir.Model) -> dict[str, ir.Value]:
-    import onnx_ir as ir
-
-    values = [output for node in model.graph for output in node.outputs if output.name and output.uses()]
-    values += [output for output in model.graph.outputs if output.producer() is not None]
-    return {
-        value.name: value
-        for value in values
-        if value.name
-        and (value.type is None or isinstance(value.type, ir.TensorType))
-        and (known_shape(value) is None or value.dtype is None)
-    }
-
-
-def _infer_at_batches(model: ir.Model, unknown: Mapping[str, ir.Value], batches: Sequence[int]) -> None:
-    import onnx
-    import onnx_ir as ir
-
-    proto = ir.serde.serialize_model(model)
-    borders = [(field, list(field)) for field in (proto.graph.input, proto.graph.output)]
-    stated = [info for info in proto.graph.value_info if info.name not in unknown]
-    seen: dict[str, dict[int, tuple[int, ...]]] = {}
-    for batch in batches:
-        # What is put back is copied, so each batch starts from what the file says.
-        for field, infos in [*borders, (proto.graph.value_info, stated)]:
-            del field[:]
-            field.extend(infos)
-            for info in field:
-                _set_batch(info, batch)
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
-        except (onnx.shape_inference.InferenceError, ValueError) as e:
-            logger.info("ONNX shape inference failed: %s", e)
-            return
-        for info in [*inferred.graph.value_info, *inferred.graph.output]:
-            value = unknown.get(info.name)
-            tensor = info.type.tensor_type
-            if value is None or info.type.WhichOneof("value") != "tensor_type":
-                continue
-            if value.dtype is None and tensor.elem_type:
-                value.type = ir.TensorType(ir.DataType(tensor.elem_type))
-            if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
-                seen.setdefault(info.name, {})[batch] = tuple(dim.dim_value for dim in tensor.shape.dim)
-    _set_shapes(unknown, seen, batches)
-
-
-def _set_batch(info: Any, batch: int) -> None:
-    """Put a number for the batch into a ``ValueInfoProto``; forget dimensions that are not known."""
-    if info.type.WhichOneof("value") != "tensor_type":
-        return
-    for dim in info.type.tensor_type.shape.dim:
-        if dim.HasField("dim_param"):
-            line = line_of(dim.dim_param)
-            dim.Clear()
-            if line is not None:
-                dim.dim_value = line.at(batch)
-
-
-def _set_shapes(
-    values: Mapping[str, ir.Value], seen: Mapping[str, Mapping[int, tuple[int, ...]]], batches: Sequence[int]
-) -> None:
-    import onnx_ir as ir
-
-    for name, by_batch in seen.items():
-        if set(by_batch) != set(batches) or len({len(shape) for shape in by_batch.values()}) != 1:
-            continue
-        rank = len(by_batch[batches[0]])
-        lines = [fit_line({batch: shape[axis] for batch, shape in by_batch.items()}) for axis in range(rank)]
-        if all(line is not None for line in lines):
-            values[name].shape = ir.Shape([line_text(line) for line in lines if line is not None])
-
-
-_OBSERVED_AT_ONCE = 64
-
-
-def _observe(
-    model: ir.Model,
-    unknown: Mapping[str, ir.Value],
-    batches: Sequence[int],
-    run: Callable[[bytes, int, int, Sequence[str]], Mapping[str, Any]],
-) -> None:
-    import numpy as np
-    import onnx_ir as ir
-
-    onnx = require("onnx", extra="onnx", purpose="read and cut graphs")
-    proto = ir.serde.serialize_model(model)
-    names = list(unknown)
-    seen: dict[str, dict[int, tuple[int, ...]]] = {}
-    varies: set[str] = set()
-    for start in range(0, len(names), _OBSERVED_AT_ONCE):
-        chunk = names[start : start + _OBSERVED_AT_ONCE]
-        del proto.graph.output[:]
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in chunk)
-        graph = proto.SerializeToString()
-        for batch, seed in [(batch, 0) for batch in batches] + [(batches[-1], 1)]:
-            for name, array in run(graph, batch, seed, chunk).items():
-                if not isinstance(array, np.ndarray):
-                    varies.add(name)
-                    continue
-                shape = tuple(array.shape)
-                if seen.setdefault(name, {}).setdefault(batch, shape) != shape:
-                    varies.add(name)
-                if unknown[name].dtype is None:
-                    unknown[name].type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    _set_shapes(unknown, {name: shapes for name, shapes in seen.items() if name not in varies}, batches)

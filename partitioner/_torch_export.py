@@ -20,6 +20,7 @@ from dsc_split.partitioner._weights import is_untrained, recalibrate
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
 
 __all__ = ["export_model"]
 
@@ -121,8 +122,12 @@ def _export(model: TorchModel, inputs: TorchInputs, batch: int | None, options: 
         notes = (*notes, f"PyTorch says that the model takes batches up to {max_batch}.")
 
     def reference(feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        result = _call(model, *inputs.from_arrays(feeds))
-        return [tensor.contiguous().numpy() for _, tensor in named_outputs(result)]
+        try:
+            result = _call(model, *inputs.from_arrays(feeds))
+        except Exception as e:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise ExportError(f"{model.name!r} does not run on inputs {shapes}: {describe(e)}.") from e
+        return [_as_array(tensor) for _, tensor in named_outputs(result)]
 
     return LoadedModel(
         model=exported,
@@ -134,6 +139,15 @@ def _export(model: TorchModel, inputs: TorchInputs, batch: int | None, options: 
         reference=reference,
         notes=notes,
     )
+
+
+def _as_array(tensor: torch.Tensor) -> np.ndarray:
+    """Give a tensor in the exporter's form, where a complex number is two real ones on an axis of their own."""
+    import torch
+
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    array: np.ndarray = real.contiguous().numpy()
+    return array
 
 
 def _calibrate(

@@ -90,13 +90,8 @@ class TorchInputs:
 
     def from_arrays(self, feeds: Mapping[str, np.ndarray]) -> Arguments:
         """Give the arguments from inputs by name."""
-        import torch
-
         filled = self.replaced(
-            [
-                torch.from_numpy(np.array(feeds[name])).to(example.dtype)
-                for name, example in zip(self.names, self.tensors(), strict=True)
-            ]
+            [_from_array(feeds[name], example) for name, example in zip(self.names, self.tensors(), strict=True)]
         )
         return filled.args, filled.kwargs
 
@@ -235,6 +230,14 @@ def _to_torch(tree: Any) -> Any:
         return leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf
 
     return _pytree.tree_map(convert, tree)
+
+
+def _from_array(array: np.ndarray, example: torch.Tensor) -> torch.Tensor:
+    """Turn an input of the graph into the module's: the exporter makes two real numbers of a complex one."""
+    import torch
+
+    tensor = torch.from_numpy(np.array(array))
+    return torch.view_as_complex(tensor) if example.is_complex() else tensor.to(example.dtype)
 
 
 def _is_tensor(leaf: Any) -> bool:

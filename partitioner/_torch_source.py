@@ -101,6 +101,11 @@ def load_function(where: str, function: str, options: SourceOptions) -> TorchMod
             f"function {function!r} of {where!r} returned {_type_name(made)}; a torch.nn.Module was expected, "
             "or a tuple of a module and its example inputs."
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            f"function {function!r} of {where!r} returned a TorchScript module, which the exporter does not take. "
+            "Return the torch.nn.Module that it was made from."
+        )
     module = module.eval().requires_grad_(False).cpu()
     origin = f"as made by {function} of {Path(where).name} (seed {options.seed})"
     if options.weights not in (None, "random"):

@@ -150,3 +150,43 @@ def fails():
 
 
 not_callable = 7
+
+
+class Complex(nn.Module):
+    def forward(self, x):
+        return x * 2, (x * 2).abs()
+
+
+def complex_input():
+    return Complex(), torch.randn(2, 4, dtype=torch.complex64)
+
+
+class Restless(nn.Module):
+    def forward(self, x):
+        return (x.relu() + torch.randn_like(x)).tanh()
+
+
+def restless():
+    return Restless(), torch.randn(2, 8)
+
+
+class SwitchesItself(nn.Module):
+    """Puts itself into training mode, where a batch of 1 is too small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        self.train()
+        return self.bn(x).relu()
+
+
+def switches_itself():
+    return SwitchesItself(), torch.randn(2, 8)
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Linear(4, 4)), torch.randn(2, 4)

@@ -84,8 +84,8 @@ def test_natural_compressive_and_frontier_follow_equation_3(cuts: Cuts) -> None:
     }
     reasons = {cut.name: cut.reason for cut in found.cuts}
     assert reasons["h3"] == reasons["h6"] == ""
-    assert "not smaller than the input: 64 against 32 bytes" in reasons["h1"]
-    assert "not smaller than 'h3' before it" in reasons["h4"]
+    assert "not smaller than the input, 32 bytes" in reasons["h1"]
+    assert "not smaller than 'h3', 16 bytes" in reasons["h4"]
 
 
 def test_ratio_in_elements_and_stated_input_bytes_change_the_verdict(cuts: Cuts) -> None:
@@ -495,7 +495,5 @@ def test_work_is_linear_in_the_nodes() -> None:
             sys.setprofile(None)
         assert len(found.cuts) == length // 2 - 1
         return count
-
-    calls(100)
 
     assert calls(4_000) < 11 * calls(400)

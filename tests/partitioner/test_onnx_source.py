@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dsc_split.bundle import Bundle
-from dsc_split.errors import BackendError, DscError, ModelFileError, UsageError
+from dsc_split.errors import BackendError, DscError, ExportError, ModelFileError, UsageError
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle, list_cuts, load_model
 
 Export = Callable[..., Bundle]
@@ -280,3 +280,18 @@ def test_large_constant_node_becomes_a_stored_weight(tmp_path: Path) -> None:
 
     assert [split.name for split in bundle.splits] == ["a", "b", "b2", "c"]
     assert all(split.data["max_abs_error"] <= 1e-5 for split in bundle.splits)
+
+
+def test_batch_that_is_free_in_name_alone_is_refused_with_the_node_and_the_way_out(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 4] x) => (float[N, 4] y) <int64[2] shape = {1, 4}> { a = Relu(x) b = Reshape(a, shape) y = Neg(b) }"""
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.parser.parse_model(text), str(path))
+
+    with pytest.raises(ExportError, match=r"batch 1 alone.*Reshape.*--input-shape x=1,4"):
+        export_all(path, tmp_path)
+
+    bundle = export_all(path, tmp_path, "x=1,4")
+
+    assert bundle.fixed_batch == 1
+    assert [split.name for split in bundle.splits] == ["a", "b"]
