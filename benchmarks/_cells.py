@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import canonical_json, new_file, read_json, sha256_text
+from dsc_split._form import count, fail, fields, items, number, one_of, or_null, positive, some_object, text
 from dsc_split.errors import DamagedError, DscError
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ FORMAT = "dsc-split/cell"
 VERSION = 1
 PROTOCOL_VERSION = 1
 """Version of how it is measured; cells of another version answer another question."""
-STATUSES = ("ok", "unstable", "out-of-memory", "failed")
+MEASURED_STATUSES = ("ok", "unstable")
+STATUSES = (*MEASURED_STATUSES, "out-of-memory", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,24 +129,27 @@ class Cell:
         if stated != _body_digest(document):
             raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short.")
         try:
-            asked = document["question"]
-            question = Question(
-                graph_digest=asked["graph_digest"],
-                fingerprint=asked["fingerprint"],
-                batch=asked["batch"],
-                period_ms=asked["protocol"]["period_ms"],
-            )
-            cell = cls(
-                question=question,
-                rounds=tuple(document["rounds"]),
-                **{name: document[name] for name in _PLAIN_FIELDS},
-            )
-            fits = cell.question.to_json() == asked and cell.question.key == document["key"] == path.stem
-        except (KeyError, TypeError) as e:
-            raise DamagedError(f"{what} lacks {e}.") from e
-        if not fits or cell.status not in STATUSES:
+            _CELL(document, "")
+            if document["status"] in MEASURED_STATUSES:
+                _MEASUREMENT(document, "")
+        except DamagedError as e:
+            raise DamagedError(f"{what}: {e}") from e
+        asked = document["question"]
+        question = Question(
+            graph_digest=asked["graph_digest"],
+            fingerprint=asked["fingerprint"],
+            batch=asked["batch"],
+            period_ms=asked["protocol"]["period_ms"],
+        )
+        if question.to_json() != asked or not question.key == document["key"] == path.stem:
             raise DamagedError(f"{what} answers another question than its name says.")
-        return cell
+        measured = document["status"] in MEASURED_STATUSES
+        return cls(
+            question=question,
+            latency_ms=document["latency_ms"] if measured else None,
+            rounds=tuple(document["rounds"]) if measured else (),
+            **{name: document[name] for name in _PLAIN_FIELDS},
+        )
 
 
 _PLAIN_FIELDS = (
@@ -154,9 +159,61 @@ _PLAIN_FIELDS = (
     "emulated",
     "status",
     "reason",
-    "latency_ms",
     "settings",
     "environment",
+)
+
+MAX_MS = 1e12
+"""A longer time, 30 years, is no measurement."""
+
+
+def _milliseconds(value: Any, where: str) -> None:
+    number(value, where)
+    if value > MAX_MS:
+        fail(value, where, f"at most {MAX_MS:g} ms")
+
+
+def _interval(value: Any, where: str) -> None:
+    items(_milliseconds, at_least=2, at_most=2)(value, where)
+    if value[0] > value[1]:
+        fail(value, where, "the lower end first")
+
+
+_CELL = fields(
+    {
+        "key": text,
+        "question": fields(
+            {
+                "graph_digest": text,
+                "fingerprint": text,
+                "batch": positive,
+                "protocol": fields({"period_ms": or_null(number)}),
+            }
+        ),
+        "graph": text,
+        "target": text,
+        "run_fingerprint": some_object,
+        "emulated": or_null(some_object),
+        "status": one_of(*STATUSES),
+        "reason": text,
+        "settings": fields({"memory_limit_bytes": count}),
+        "environment": some_object,
+    }
+)
+_MEASUREMENT = fields(
+    {
+        "latency_ms": fields({"median": _milliseconds, "p95": _milliseconds, "ci": _interval}),
+        "rounds": items(
+            fields(
+                {
+                    "started": text,
+                    "samples_ms": items(_milliseconds, at_least=1),
+                    "first_after_pause_ms": items(_milliseconds),
+                }
+            ),
+            at_least=1,
+        ),
+    }
 )
 
 

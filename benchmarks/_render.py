@@ -66,14 +66,16 @@ def render_table(
     """Draw the best choice by batch size and data rate, with what it rests on.
 
     Every field has the best choice and its margin to the next one; ``~`` marks a tie. Where the names do not
-    fit in ``width`` columns, the choices' ids stand for them.
+    fit in ``width`` columns, the choices' ids stand for them; where these do not fit either, the data rates are
+    spread over several grids, one below the other.
     """
     cells = [[_Cell.of(table.pick(item.batch, rate)) for rate in rates_mb_s] for item in table.batches]
     names = {choice.id: choice.name for choice in table.choices}
     grid = _grid(table, rates_mb_s, cells, names)
-    if max(line.cell_len for line in grid) > min(width, MAX_WIDTH):
+    width = min(width, MAX_WIDTH)
+    if _width(grid) > width:
         names = {choice.id: f"#{choice.id}" for choice in table.choices}
-        grid = _grid(table, rates_mb_s, cells, names)
+        grid = _grids(table, rates_mb_s, cells, names, width)
     parts = [
         *_facts(table),
         Text(),
@@ -107,6 +109,32 @@ def _grid(
     return _columns([head, *lines], right=range(1))
 
 
+def _grids(
+    table: LookupTable,
+    rates_mb_s: Sequence[float],
+    cells: list[list[_Cell]],
+    names: Mapping[int, str],
+    width: int,
+) -> list[Text]:
+    """Draw as few grids below each other as ``width`` columns need, each with its share of the data rates."""
+    lines: list[Text] = []
+    for count in range(1, len(rates_mb_s) + 1):
+        lines, share = [], math.ceil(len(rates_mb_s) / count)
+        for start in range(0, len(rates_mb_s), share):
+            part = slice(start, start + share)
+            lines += [
+                *([Text()] if lines else []),
+                *_grid(table, rates_mb_s[part], [row[part] for row in cells], names),
+            ]
+        if _width(lines) <= width:
+            break
+    return lines
+
+
+def _width(lines: Sequence[Text]) -> int:
+    return max(line.cell_len for line in lines)
+
+
 def _columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> list[Text]:
     """Align the fields of lines in columns, two blanks apart and with none at the end.
 
@@ -117,7 +145,7 @@ def _columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> 
     widths = [max(field.cell_len for field in column) for column in zip(*lines, strict=True)]
     result = []
     for line in lines:
-        text = Text(no_wrap=True, overflow="ignore")
+        text = Text(overflow="fold")
         for i, (field, width) in enumerate(zip(line, widths, strict=True)):
             blanks = " " * (width - field.cell_len)
             text.append(blanks if i in right else "")

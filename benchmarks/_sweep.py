@@ -51,7 +51,7 @@ class BenchResult:
     @property
     def loosest_interval(self) -> float:
         """Largest half-width of a 95 % confidence interval, as a share of its median."""
-        measured = [cell.latency_ms for cell in self.cells if cell.latency_ms]
+        measured = [cell.latency_ms for cell in self.cells if cell.latency_ms and cell.latency_ms["median"]]
         return max((latency["ci"][1] / latency["median"] - 1 for latency in measured), default=0.0)
 
     def to_json(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,10 +114,7 @@ def make_table(
     batches = []
     for batch in sizes:
         rows = tuple(row for plan in plans if (row := _row(plan, batch, on_device, on_server)) is not None)
-        if len(rows) < len(plans):
-            there = {row.choice for row in rows}
-            missing = ", ".join(choice.name for choice in choices if choice.id not in there)
-            logger.info("batch %d has no usable times for: %s", batch, missing)
+        _warn_of_gaps(plans, batch, on_device, on_server)
         if rows:
             batches.append(BatchTable(batch=batch, rows=rows, segments=()))
     if not batches:
@@ -238,6 +235,28 @@ def _nothing(batch: int) -> int:
     return 0
 
 
+def _warn_of_gaps(plans: Sequence[_Plan], batch: int, device: _SideCells, server: _SideCells) -> None:
+    """Name the choices that have no row at a batch size; loudly where that says nothing about the choice itself."""
+    starved: list[str] = []
+    unknown: list[str] = []
+    for plan in plans:
+        needed = ((plan.device_graph, device), (plan.server_graph, server))
+        without = [(graph, part) for graph, part in needed if graph and part.latency_ms(graph, batch) is None]
+        if without:
+            fault = all(part.status(graph, batch) == "out-of-memory" for graph, part in without)
+            (starved if fault else unknown).append(plan.choice.name)
+    if starved:
+        logger.info("batch %d: out of memory with %s", batch, ", ".join(starved))
+    if unknown:
+        logger.warning(
+            "batch %d: no times for %s (failed, or not measured on both sides). "
+            "Measure them: dsc-split bench BUNDLE --batches %d",
+            batch,
+            ", ".join(unknown),
+            batch,
+        )
+
+
 def _row(plan: _Plan, batch: int, device: _SideCells, server: _SideCells) -> Row | None:
     """Make the row of a choice at a batch size; ``None`` where one of its cells has no times."""
     times: dict[str, Any] = {"choice": plan.choice.id}
@@ -269,6 +288,10 @@ class _SideCells:
     def latency_ms(self, graph: str, batch: int) -> dict[str, Any] | None:
         cell = self.cells.get((graph, batch))
         return None if cell is None else cell.latency_ms
+
+    def status(self, graph: str, batch: int) -> str | None:
+        cell = self.cells.get((graph, batch))
+        return None if cell is None else cell.status
 
 
 def _side_cells(bundle: Bundle, cells: list[Cell], side: str, target: str, graphs: set[str | None]) -> _SideCells:

@@ -48,6 +48,9 @@ Verbose = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+_INTERRUPTED = 130
+"""What Typer exits with, silently, when it is interrupted while it reads the arguments."""
+
 _debug = False
 
 
@@ -64,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with _exit_on_error():
         try:
             _app(arguments)(args=arguments, prog_name="dsc-split")
+        except SystemExit as e:
+            if e.code == _INTERRUPTED:
+                raise KeyboardInterrupt from e
+            raise
         finally:
             sys.stdout.flush()
     raise SystemExit(0)

@@ -29,6 +29,7 @@ OUT_OF_MEMORY_TEXTS = (
     "bfcarena",
     "out of memory",
     "cannot allocate memory",
+    "memory allocation still failed",
     "cudaerrormemoryallocation",
     "status_alloc_failed",
 )

@@ -48,7 +48,7 @@ def side_graphs(bundle: Bundle, side: str) -> tuple[SideGraph, ...]:
 
     Raises:
         UsageError: ``side`` is neither.
-        BundleError: A graph is not there, or is not the one that the manifest lists.
+        BundleError: A graph or the weights are not there, or are not what the manifest lists.
     """
     if side not in SIDES:
         raise UsageError(f"side is {side!r}; {' or '.join(map(repr, SIDES))} was expected.")
@@ -59,6 +59,7 @@ def side_graphs(bundle: Bundle, side: str) -> tuple[SideGraph, ...]:
         graphs.append(SideGraph(kind=kind, path=path, split=split))
     for graph in graphs:
         _verify(bundle, graph.path)
+    _verify_weights(bundle)
     return tuple(graphs)
 
 
@@ -75,6 +76,20 @@ def _verify(bundle: Bundle, relative: str) -> None:
             f"{str(path)!r} has SHA-256 {found[:12]}...; the manifest says {listed['sha256'][:12]}.... "
             f"The file was changed or damaged. Export it again."
         )
+
+
+def _verify_weights(bundle: Bundle) -> None:
+    """Look at the size alone: weights may be many GB, and a changed value is found by ``check``."""
+    relative = bundle.manifest["model"]["weights"]["path"]
+    if relative is None:
+        return
+    path = bundle.file(relative)
+    listed = bundle.manifest["files"].get(relative)
+    found = path.stat().st_size if path.is_file() else None
+    if listed is None or found != listed["size"]:
+        says = "does not list it" if listed is None else f"says {listed['size']} bytes"
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise BundleError(f"{str(path)!r} {state}; the manifest {says}. Export it again.")
 
 
 def record_target(bundle: Bundle, side: str, backend: BackendLike) -> None:
@@ -103,7 +118,8 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
-        raise BundleError(f"samples {str(path)!r} cannot be read: {e}. Make them again, or export again.") from e
+        why = "it is no file of plain arrays" if isinstance(e, ValueError) else e
+        raise BundleError(f"samples {str(path)!r} cannot be read: {why}. Make them again, or export again.") from e
 
 
 def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray] | None:

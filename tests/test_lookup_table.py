@@ -293,6 +293,14 @@ def test_a_pick_is_plain_data_without_infinities() -> None:
     assert [item["latency_ms"] for item in document["choices"]] == [60.0, None, None]
 
 
+def test_a_pick_whose_uncertainty_overflows_is_plain_data_too() -> None:
+    measured = replace(row(0, 1.0, 50.0, 1000), tail_ci_ms=(10.0, 90.0))
+    table = table_of([measured, row(1, 60.0, 0.0, 0)], local=1)
+    document = json.loads(json.dumps(table.pick(1, 8.0, server_load=1e306).to_json(), allow_nan=False))
+
+    assert (document["choice"], document["uncertainty_ms"]) == ("no-offload", None)
+
+
 # ---- the envelope ------------------------------------------------------------------------------------------
 
 times = st.floats(0.0, 1e4)

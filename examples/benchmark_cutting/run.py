@@ -108,7 +108,12 @@ def ten_gigabytes(folder: Path) -> None:
     bundle.model_path.write_bytes(proto.SerializeToString())
     with (bundle.path / "onnx" / "weights.data").open("r+b") as file:
         file.truncate(count * size_bytes)
-    bundle.manifest["files"]["onnx/model.onnx"]["sha256"] = sha256_file(bundle.model_path)
+    listed = bundle.manifest["files"]
+    listed["onnx/weights.data"]["size"] = count * size_bytes
+    listed["onnx/model.onnx"] |= {
+        "sha256": sha256_file(bundle.model_path),
+        "size": bundle.model_path.stat().st_size,
+    }
     bundle.save()
     process = subprocess.run(
         [sys.executable, "-c", CUT, str(bundle.path)], capture_output=True, text=True, check=True

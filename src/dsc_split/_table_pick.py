@@ -131,7 +131,7 @@ class Pick:
             "runner_up": None if self.runner_up is None else self.runner_up.name,
             "margin_ms": finite(self.margin_ms),
             "margin_ratio": finite(self.margin_ratio),
-            "uncertainty_ms": self.uncertainty_ms,
+            "uncertainty_ms": finite(self.uncertainty_ms),
             "tie": self.tie,
             "batch": self.batch,
             "measured_batch": self.measured_batch,

@@ -17,7 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dsc_split._files import read_json, sha256_text, write_json
-from dsc_split.errors import BundleBusyError, BundleError, UsageError
+from dsc_split._manifest import check_manifest
+from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, UsageError
 
 __all__ = ["FORMAT", "VERSION", "Bundle", "Split", "TensorInfo"]
 
@@ -89,7 +90,20 @@ class Split:
     early_outputs: tuple[str, ...]
     """Model outputs that the head computes; they stay on the device."""
     data: dict[str, Any]
-    """The whole entry of the manifest: ratio, flags, errors, digests."""
+    """The whole entry of the manifest: ratio, flags, errors."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Split:
+        """Read an entry of the manifest."""
+        return cls(
+            name=data["name"],
+            tensors=tuple(TensorInfo.from_json(tensor) for tensor in data["tensors"]),
+            passthrough=tuple(tensor["name"] for tensor in data["tensors"] if tensor["passthrough"]),
+            head=data["head"],
+            tail=data["tail"],
+            early_outputs=tuple(data["early_outputs"]),
+            data=data,
+        )
 
     def size_bytes(self, batch: int) -> int:
         """Count the bytes that cross the cut at ``batch``."""
@@ -175,18 +189,7 @@ class Bundle:
     @property
     def splits(self) -> tuple[Split, ...]:
         """The pairs that passed their proof, in graph order."""
-        return tuple(
-            Split(
-                name=item["name"],
-                tensors=tuple(TensorInfo.from_json(tensor) for tensor in item["tensors"]),
-                passthrough=tuple(tensor["name"] for tensor in item["tensors"] if tensor.get("passthrough")),
-                head=item["head"],
-                tail=item["tail"],
-                early_outputs=tuple(item["early_outputs"]),
-                data=item,
-            )
-            for item in self.manifest["splits"]
-        )
+        return tuple(Split.from_json(item) for item in self.manifest["splits"])
 
     @property
     def fixed_batch(self) -> int | None:
@@ -228,10 +231,15 @@ class Bundle:
         """Resolve a path of the manifest, and refuse one that leaves the bundle.
 
         Raises:
-            BundleError: The path is absolute, leaves the folder, or is a link.
+            BundleError: The path is absolute, leaves the folder, is or goes through a link, or is no path.
         """
         path = self.path / relative
-        if Path(relative).is_absolute() or ".." in Path(relative).parts or path.is_symlink():
+        plain = not Path(relative).is_absolute() and ".." not in Path(relative).parts
+        try:
+            inside = plain and path.resolve() == self.path.resolve() / relative
+        except (OSError, RuntimeError, ValueError):  # a loop of links, or text that is no path
+            inside = False
+        if not inside:
             raise BundleError(
                 f"manifest of {str(self.path)!r} names {relative!r}, which is not a plain file inside the bundle. "
                 "Export it again."
@@ -263,6 +271,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         BundleBusyError: Another process holds it.
+        DscError: The folder cannot be written.
     """
     lock_path = folder / ".lock"
     holder_path = folder / ".lock.holder"
@@ -275,7 +284,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             "Wait for it to end, or stop it."
         ) from e
     except OSError as e:
-        raise BundleError(f"bundle {str(folder)!r} cannot be locked for writing: {e.strerror or e}.") from e
+        raise DscError(f"bundle {str(folder)!r} cannot be locked for writing: {e.strerror or e}.") from e
     try:
         with contextlib.suppress(OSError):
             holder_path.write_text(json.dumps({"pid": os.getpid()}))
@@ -304,25 +313,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(
             f"manifest {str(path)!r} has version {version}; this dsc-split reads up to {VERSION}. Update dsc-split."
         )
-    wrong = [key for key, kind in _MANIFEST_KEYS.items() if not isinstance(manifest.get(key), kind)]
-    if wrong:
-        raise BundleError(
-            f"manifest {str(path)!r} lacks {', '.join(map(repr, wrong))}, or holds something else there. "
-            "Export it again."
-        )
+    try:
+        check_manifest(manifest)
+    except DamagedError as e:
+        raise BundleError(f"manifest {str(path)!r}: {e} Export it again.") from e
     return manifest
-
-
-_MANIFEST_KEYS: dict[str, type] = {
-    "pair_id": str,
-    "model": dict,
-    "precision": str,
-    "batch": dict,
-    "inputs": list,
-    "outputs": list,
-    "full_offload": bool,
-    "splits": list,
-    "failed_splits": list,
-    "targets": dict,
-    "files": dict,
-}

@@ -77,7 +77,7 @@ def tiny_bundle(folder: Path, **manifest_changes: Any) -> Bundle:
     np.savez(folder / "samples/a.npz", **{"cut:a": a})  # type: ignore[arg-type]  # stub flaw
     split = {
         "name": "a",
-        "tensors": [tensor_entry(*A)],
+        "tensors": [{**tensor_entry(*A), "passthrough": False}],
         "head": "onnx/a.head.onnx",
         "tail": "onnx/a.tail.onnx",
         "early_outputs": [],

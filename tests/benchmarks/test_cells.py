@@ -4,9 +4,11 @@ import dataclasses
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dsc_split._files import canonical_json, sha256_text
 from dsc_split.benchmarks import Cell, CellStore, Question
 from dsc_split.bundle import Bundle
 from dsc_split.errors import DscError
@@ -23,9 +25,9 @@ def make_cell(question: Question = QUESTION, status: str = "ok") -> Cell:
         emulated=None,
         status=status,
         reason="precision reached",
-        latency_ms={"n": 1, "median": 0.1},
+        latency_ms={"n": 1, "median": 0.1, "p95": 0.1, "ci": [0.1, 0.1]},
         rounds=({"started": "now", "samples_ms": [0.1], "first_after_pause_ms": []},),
-        settings={},
+        settings={"memory_limit_bytes": 1},
         environment={},
     )
 
@@ -97,6 +99,42 @@ def test_a_damaged_cell_is_warned_about_and_ignored(
         assert store.get(QUESTION) is None
         assert list(store.all()) == []
 
+    assert "It is ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("latency_ms", "median"), "fast"),
+        (("latency_ms", "ci"), [2.0, 1.0]),
+        (("latency_ms", "p95"), 1e308),
+        (("latency_ms",), None),
+        (("rounds", 0, "samples_ms"), []),
+        (("rounds", 0, "samples_ms", 0), -1.0),
+        (("rounds", 0, "started"), None),
+        (("rounds",), []),
+        (("question", "batch"), [8]),
+        (("question", "protocol"), 1),
+        (("settings",), {}),
+        (("emulated",), True),
+        (("status",), "fine"),
+    ],
+)
+def test_a_cell_whose_digest_is_right_and_whose_values_are_not_is_ignored(
+    store: CellStore, caplog: pytest.LogCaptureFixture, place: tuple[str | int, ...], value: Any
+) -> None:
+    body = {name: entry for name, entry in make_cell().to_json().items() if name != "body_sha256"}
+    inner: Any = body
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    store.put(make_cell())
+    store.path(QUESTION).write_text(json.dumps({**body, "body_sha256": sha256_text(canonical_json(body))}))
+
+    with caplog.at_level(logging.WARNING):
+        assert list(store.all()) == []
+
+    assert str(place[0]) in caplog.text
     assert "It is ignored" in caplog.text
 
 

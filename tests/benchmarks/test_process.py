@@ -63,6 +63,7 @@ def test_what_libraries_print_does_not_disturb_the_answers(
         ("os._exit(7)", WorkerDied, "ended with status 7"),
         ("os.kill(os.getpid(), 9)", OutOfMemoryError, "ended by SIGKILL"),
         ("os.write(2, b'terminate: std::bad_alloc\\n'); os.abort()", OutOfMemoryError, "std::bad_alloc"),
+        ("os.write(2, b'Memory allocation still failed after 10 retries'); os._exit(1)", OutOfMemoryError, "retries"),
         ("raise MemoryError", OutOfMemoryError, "out of memory"),
     ],
 )

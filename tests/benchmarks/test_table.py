@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -101,10 +102,12 @@ def cell(
         run_fingerprint={"host": "box"},
         emulated={"slowdown": 6.0, "how": "statistics multiplied by 6"} if slow else None,
         status=status,
-        reason="",
+        reason="as told",
         latency_ms=statistics if status in ("ok", "unstable") else None,
-        rounds=({"started": f"2026-01-{day:02d}T00:00:00.000+00:00", "samples_ms": [median_ms]},),
-        settings={},
+        rounds=(
+            {"started": f"2026-01-{day:02d}T00:00:00.000+00:00", "samples_ms": [median_ms], "first_after_pause_ms": []},
+        ),
+        settings={"memory_limit_bytes": 1},
         environment={},
     )
 
@@ -281,6 +284,24 @@ def test_cells_of_another_graph_are_passed_over(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="no measurements"):
         made(bundle, cells)
+
+
+def test_a_choice_that_was_not_measured_is_named_and_one_without_memory_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    heads = [item for item in all_cells(bundle) if item.batch == 1 or item.target == DEVICE]
+    starved = [
+        dataclasses.replace(item, status="out-of-memory", latency_ms=None)
+        for item in all_cells(bundle)
+        if item.batch == 2 and item.graph == "onnx/a.tail.onnx"
+    ]
+    with caplog.at_level(logging.WARNING):
+        table = made(bundle, [*heads, *starved])
+
+    assert [row.choice for row in table.batches[1].rows] == [3]
+    assert "batch 2: no times for full-offload, b (failed" in caplog.text
+    assert "batch 1:" not in caplog.text
 
 
 def test_fingerprints_are_never_mixed_and_the_newest_is_taken_with_a_warning(

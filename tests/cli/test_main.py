@@ -133,6 +133,17 @@ def test_other_failures_exit_with_1_and_one_line(
     assert outcome.stdout == ""
 
 
+def test_interruption_before_the_command_runs_is_said_too(dsc: Dsc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "_set_up", interrupt)
+
+    outcome = dsc("doctor")
+
+    assert (outcome.exit_code, outcome.stderr) == (1, "error: interrupted: what is finished stays.\n")
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "doctor"], ["doctor", "--debug"]], ids=" ".join)
 def test_debug_shows_the_traceback(dsc: Dsc, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setattr(program, "_load", raising(ZeroDivisionError("division by zero")))

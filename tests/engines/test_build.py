@@ -64,6 +64,26 @@ def test_a_graph_that_was_changed_or_lost_is_refused(bundle: Bundle, damage: Cal
         build_engines(bundle, "device", "onnxruntime")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"12345678", None), (b"1234567", "has 7 bytes; the manifest says 8"), (None, "is missing; the manifest says 8")],
+)
+def test_weights_that_were_cut_short_or_lost_are_refused(
+    bundle: Bundle, content: bytes | None, words: str | None
+) -> None:
+    bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
+    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": "0", "size": 8, "role": "weights"}
+    bundle.save()
+    if content is not None:
+        (bundle.path / "onnx/weights.data").write_bytes(content)
+
+    if words is None:
+        assert build_engines(bundle, "device", "onnxruntime").failed == ()
+    else:
+        with pytest.raises(BundleError, match=words):
+            build_engines(bundle, "device", "onnxruntime")
+
+
 def test_unknown_side_and_busy_bundle_are_refused(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="side is 'cloud'"):
         build_engines(bundle, "cloud", "onnxruntime")

@@ -1,0 +1,77 @@
+"""The form of a bundle's manifest: every key that is read anywhere, checked once when the manifest is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsc_split._form import (
+    count,
+    entries,
+    fail,
+    fields,
+    flag,
+    integer,
+    items,
+    one_of,
+    or_null,
+    positive,
+    some_object,
+    text,
+)
+
+__all__ = ["check_manifest"]
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that lacks a key, or has something else there. Unknown keys are left alone.
+
+    Raises:
+        DamagedError: The message names the place, what stands there, and what was expected.
+    """
+    _MANIFEST(manifest, "")
+    for key in ("name", "head", "tail"):
+        seen: set[str] = set()
+        for i, split in enumerate(manifest["splits"]):
+            if split[key].lower() in seen:
+                fail(split[key], f"splits[{i}].{key}", "one that no other split has, whatever its case")
+            seen.add(split[key].lower())
+
+
+def _dimension(value: Any, where: str) -> None:
+    (text if isinstance(value, str) else count)(value, where)
+
+
+_TENSOR = {
+    "name": text,
+    "dtype": text,
+    "shape": items(_dimension),
+    "elements_by_batch": items(integer, at_least=2, at_most=2),
+    "itemsize": count,
+}
+_SPLIT = {
+    "name": text,
+    "tensors": items(fields({**_TENSOR, "passthrough": flag})),
+    "head": text,
+    "tail": text,
+    "early_outputs": items(text),
+}
+_TARGETS = items(fields({"target": text, "fingerprint": some_object, "id": text}))
+
+_MANIFEST = fields(
+    {
+        "pair_id": text,
+        "model": fields({"path": text, "weights": fields({"path": or_null(text)}, {"origin": text})}, {"name": text}),
+        "precision": one_of("fp32", "fp16"),
+        "batch": fields({"fixed": or_null(positive), "max": positive}),
+        "inputs": items(fields(_TENSOR)),
+        "outputs": items(fields(_TENSOR)),
+        "input_bytes_stated": or_null(count),
+        "full_offload": flag,
+        "splits": items(fields(_SPLIT)),
+        "failed_splits": items(some_object),
+        "targets": fields({"device": _TARGETS, "server": _TARGETS}),
+        "files": entries(fields({"sha256": text, "size": count})),
+    },
+    {"notes": items(text)},
+)

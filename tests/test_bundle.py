@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.errors import BundleError, DscError
+
+TENSOR = {"name": "x", "dtype": "float32", "shape": ["batch", 3], "elements_by_batch": [3, 0], "itemsize": 4}
+TARGET = {"target": "onnxruntime:cpu", "fingerprint": {}, "id": "onnxruntime-cpu-0"}
+SPLIT = {
+    "name": "a",
+    "tensors": [{**TENSOR, "passthrough": True}],
+    "head": "onnx/a.head.onnx",
+    "tail": "onnx/a.tail.onnx",
+    "early_outputs": ["e"],
+}
+MANIFEST: dict[str, Any] = {
+    "format": FORMAT,
+    "version": VERSION,
+    "pair_id": "sha256:0",
+    "model": {"path": "onnx/model.onnx", "name": "tiny", "weights": {"path": "onnx/weights.data", "origin": "a file"}},
+    "precision": "fp32",
+    "batch": {"fixed": 4, "max": 4},
+    "inputs": [TENSOR],
+    "outputs": [TENSOR],
+    "input_bytes_stated": 100,
+    "full_offload": True,
+    "splits": [SPLIT],
+    "failed_splits": [{}],
+    "targets": {"device": [TARGET], "server": [TARGET]},
+    "files": {"onnx/model.onnx": {"sha256": "0", "size": 1}},
+    "notes": ["a note"],
+}
+
+Place = tuple[str | int, ...]
+
+
+def open_with(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.open(folder)
+
+
+def changed(place: Place, value: Any) -> dict[str, Any]:
+    manifest = copy.deepcopy(MANIFEST)
+    inner: Any = manifest
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return manifest
+
+
+def places(value: Any, place: Place = ()) -> Iterator[Place]:
+    """Every place in the manifest at which something stands."""
+    if place:
+        yield place
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield from places(item, (*place, key))
+
+
+def test_manifest_with_every_key_opens(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, MANIFEST)
+
+    assert [split.passthrough for split in bundle.splits] == [("x",)]
+    assert bundle.fixed_batch == bundle.max_batch == 4
+
+
+@pytest.mark.parametrize("place", list(places(MANIFEST)), ids=str)
+def test_value_of_another_type_is_a_damaged_bundle_wherever_it_stands(tmp_path: Path, place: Place) -> None:
+    any_object_will_do = place[-1] == "fingerprint" or place == ("failed_splits", 0)
+    wrong: list[Any] = [-1.5, [[]]] if any_object_will_do else [-1.5, [[]], {"": None}]
+    for value in wrong:
+        with pytest.raises(BundleError, match=r"manifest\.json'"):
+            open_with(tmp_path, changed(place, value))
+
+
+@pytest.mark.parametrize("key", [key for key in MANIFEST if key != "notes"])
+def test_missing_key_is_a_damaged_bundle(tmp_path: Path, key: str) -> None:
+    with pytest.raises(BundleError, match=key):
+        open_with(tmp_path, {name: value for name, value in MANIFEST.items() if name != key})
+
+
+def test_missing_key_of_a_tensor_is_named_with_its_place(tmp_path: Path) -> None:
+    tensor = {name: value for name, value in TENSOR.items() if name != "itemsize"}
+
+    with pytest.raises(BundleError, match=r"inputs\[0\]\.itemsize: the key is missing\. Export it again"):
+        open_with(tmp_path, changed(("inputs", 0), tensor))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("inputs", 0, "itemsize"), 10**30),
+        (("inputs", 0, "itemsize"), True),
+        (("inputs", 0, "elements_by_batch"), [1]),
+        (("inputs", 0, "shape", 0), ""),
+        (("batch", "max"), 0),
+        (("precision",), "fp64"),
+    ],
+)
+def test_value_out_of_range_is_a_damaged_bundle(tmp_path: Path, place: Place, value: Any) -> None:
+    with pytest.raises(BundleError, match="expected"):
+        open_with(tmp_path, changed(place, value))
+
+
+def test_splits_share_neither_name_nor_graph(tmp_path: Path) -> None:
+    other = {**SPLIT, "name": "A", "head": "onnx/b.head.onnx", "tail": "onnx/b.tail.onnx"}
+
+    with pytest.raises(BundleError, match=r"splits\[1\]\.name: got 'A'"):
+        open_with(tmp_path, changed(("splits",), [SPLIT, other]))
+    with pytest.raises(BundleError, match=r"splits\[1\]\.tail"):
+        open_with(tmp_path, changed(("splits",), [SPLIT, {**other, "name": "b", "tail": SPLIT["tail"]}]))
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "linked/x", "link", "a\0b", "\ud800"])
+def test_path_that_is_no_plain_file_inside_the_bundle_is_refused(tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (tmp_path / "x").touch()
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "link").symlink_to(tmp_path / "x")
+
+    with pytest.raises(BundleError, match="not a plain file inside the bundle"):
+        open_with(folder, MANIFEST).file(path)
+
+
+def test_bundle_that_cannot_be_written_is_not_called_damaged(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, MANIFEST)
+    (tmp_path / ".lock").mkdir()
+
+    with pytest.raises(DscError, match="cannot be locked for writing") as caught, bundle.lock():
+        pass
+
+    assert caught.value.exit_code == 1
+
+
+def test_bundle_may_itself_be_reached_through_a_link(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    open_with(folder, MANIFEST)
+    (tmp_path / "link").symlink_to(folder)
+
+    path = Bundle.open(tmp_path / "link").file("onnx/model.onnx")
+
+    assert path == tmp_path / "link" / "onnx/model.onnx"
