@@ -121,6 +121,7 @@ class Group:
         while active:
             for task in list(active):
                 self._announce(task)
+                start = time.perf_counter()
                 try:
                     self._round(worker, task, additional=id(task) in again)
                 except BackendUnavailable:
@@ -132,6 +133,7 @@ class Group:
                     active.remove(task)
                     continue
                 verdict = task.verdict(self._settings)
+                task.busy_s += time.perf_counter() - start
                 if id(task) in again:
                     enough = len(task.rounds) >= again[id(task)]
                     verdict = (verdict or ("unstable", "time limit")) if enough else None
@@ -146,11 +148,9 @@ class Group:
 
     def _round(self, worker: Worker, task: Task, *, additional: bool) -> None:
         period_ms = self._settings.period_ms
-        start = time.perf_counter()
         answer: dict[str, Any] = worker.ask(
             "round", graph=task.graph.path, count=task.calls(self._settings), period_ms=period_ms
         )
-        task.busy_s += time.perf_counter() - start
         task.rounds.append({**answer, "additional": True} if additional else answer)
 
     def _blame(self, task: Task, error: BackendError, *, among: int) -> None:

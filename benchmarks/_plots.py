@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import new_file
 from dsc_split._optional import require
-from dsc_split.benchmarks._words import emulation_text, link_text, number_text
+from dsc_split.benchmarks._words import batch_text, emulation_text, link_text, number_text
 from dsc_split.errors import DscError, UsageError
 
 if TYPE_CHECKING:
@@ -103,25 +103,24 @@ def draw_map(table: LookupTable, path: str | os.PathLike[str]) -> Path:
     figure, axes = _figure(table, height, "Best choice by batch size and data rate")
     styles = _styles(table)
     low, high = _rate_range([segment for item in table.batches for segment in item.segments])
-    labels: dict[int, tuple[float, float, int]] = {}
+    names = _names(table)
+    letter = 0.0084 * math.log(high / low)
+    shown: set[int] = set()
     for row, item in enumerate(table.batches):
         for choice, start, end in _spans(item.segments, low, high):
             axes.barh(row, end - start, left=start, height=0.96, edgecolor="white", linewidth=0, **styles[choice])
+            shown.add(choice)
             width = math.log(end / start)
-            if width > labels.get(choice, (0.0, 0.0, 0))[0]:
-                labels[choice] = (width, math.sqrt(start * end), row)
+            text = names[choice] if width > letter * len(names[choice]) else _in_two_lines(names[choice])
+            if width > letter * max(len(line) for line in text.split("\n")):
+                place = math.sqrt(start * end)
+                axes.text(place, row, text, ha="center", va="center", fontsize=8, color=_on(styles[choice]))
     _rate_axis(axes, low, high)
     axes.set_ylim(-0.5, len(table.batches) - 0.5)
     axes.set_yticks(range(len(table.batches)), [str(item.batch) for item in table.batches])
     axes.set_ylabel("batch size")
     axes.tick_params(axis="y", length=0)
-    names = _names(table)
-    letter = 0.0084 * math.log(high / low)
-    for choice, (width, rate, row) in labels.items():
-        text = names[choice] if width > letter * len(names[choice]) else _in_two_lines(names[choice])
-        if width > letter * max(len(line) for line in text.split("\n")):
-            axes.text(rate, row, text, ha="center", va="center", fontsize=8, color=_on(styles[choice]))
-    _legend(figure, [(styles[choice], names[choice]) for choice in sorted(labels)])
+    _legend(figure, [(styles[choice], names[choice]) for choice in sorted(shown)])
     return _save(figure, path)
 
 
@@ -136,12 +135,13 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
         path: Where the picture goes; its suffix says PNG or SVG.
         batch: Batch size.
     """
-    figure, axes = _figure(table, 5.2, f"Latency against data rate, batch {batch}", room_above=True)
+    segments = table.switch_rates(batch)
+    low, high = _rate_range(segments)
+    asked = batch_text(batch, table.pick(batch, high).measured_batch)
+    figure, axes = _figure(table, 5.2, f"Latency against data rate, {asked}", room_above=True)
     from matplotlib.ticker import LogLocator
 
-    segments = table.switch_rates(batch)
     styles = _styles(table)
-    low, high = _rate_range(segments)
     rates = [low * (high / low) ** (i / 200) for i in range(201)]
     best = {segment.choice for segment in segments}
     choices = [terms.choice for terms in table.ranking(batch, high)]
@@ -245,7 +245,7 @@ def draw_terms(table: LookupTable, path: str | os.PathLike[str], *, batch: int, 
     ranking = [terms for terms in pick.ranking if math.isfinite(terms.latency_ms)]
     shown = [terms for i, terms in enumerate(ranking) if i < MAX_BARS or terms.choice.kind != "split"]
     shown.sort(key=lambda terms: terms.choice.id)
-    title = f"Where the time goes, batch {batch} at {number_text(rate_mb_s)} MB/s"
+    title = f"Where the time goes, {batch_text(batch, pick.measured_batch)} at {number_text(rate_mb_s)} MB/s"
     if len(shown) < len(ranking):
         title += f" ({len(shown)} of {len(ranking)} choices)"
     figure, axes = _figure(table, 2.4 + 0.42 * len(shown), title)

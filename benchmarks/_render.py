@@ -65,7 +65,7 @@ def render_table(
 ) -> RenderableType:
     """Draw the best choice by batch size and data rate, with what it rests on.
 
-    Every field has the best choice and its margin to the next one; ``~`` marks a tie. Where the names do not
+    Every field has the best choice and how much longer the next one takes; ``~`` marks a tie. Where the names do not
     fit in ``width`` columns, the choices' ids stand for them; where these do not fit either, the data rates are
     spread over several grids, one below the other.
     """
@@ -73,19 +73,19 @@ def render_table(
     names = {choice.id: choice.name for choice in table.choices}
     grid = _grid(table, rates_mb_s, cells, names)
     width = min(width, MAX_WIDTH)
-    if _width(grid) > width:
+    by_id = _width(grid) > width
+    if by_id:
         names = {choice.id: f"#{choice.id}" for choice in table.choices}
         grid = _grids(table, rates_mb_s, cells, names, width)
     parts = [
         *_facts(table),
         Text(),
-        Text("Best choice by batch size and data rate in MB/s, and its margin to the next;"),
-        Text("~ marks a tie: the margin is smaller than its uncertainty."),
+        Text("Best choice by batch size and data rate in MB/s, and how much longer the next one takes;"),
+        Text("~ marks a tie: the difference is smaller than its uncertainty."),
         Text(),
         *grid,
         Text(),
-        *_legend(table),
-        Text(),
+        *_legend(table, by_id=by_id),
         Text("Where the best choice changes:"),
         *_columns([[Text(f"batch {item.batch}"), Text(segments_text(names, item.segments))] for item in table.batches]),
     ]
@@ -192,18 +192,34 @@ def _facts(table: LookupTable) -> list[Text]:
     return _columns(facts)
 
 
-def _legend(table: LookupTable) -> list[Text]:
-    """Name every choice by id, marking those that are never the best."""
+def _legend(table: LookupTable, *, by_id: bool) -> list[Text]:
+    """Say which choices are never the best or not measured, and which id is which where the grid has ids.
+
+    Returns:
+        Lines with an empty one at their end; none where there is nothing to say.
+    """
     best = {segment.choice for item in table.batches for segment in item.segments}
-    lines = [
-        [
-            Text(f"#{choice.id}", style=_style(table, choice.id)),
-            Text(choice.name, style=_style(table, choice.id)),
-            Text("" if choice.id in best else "never the best"),
-        ]
+    measured = {row.choice for item in table.batches for row in item.rows}
+    remarks = {
+        choice.id: "" if choice.id in best else "never the best" if choice.id in measured else "not measured"
         for choice in table.choices
-    ]
-    return _columns(lines, right=range(1))
+    }
+    if by_id:
+        lines = [
+            [
+                Text(f"#{choice.id}", style=_style(table, choice.id)),
+                Text(choice.name, style=_style(table, choice.id)),
+                Text(remarks[choice.id]),
+            ]
+            for choice in table.choices
+        ]
+        return [*_columns(lines, right=range(1)), Text()]
+    result = []
+    for remark in ("never the best", "not measured"):
+        names = [choice.name for choice in table.choices if remarks[choice.id] == remark]
+        if names:
+            result.append(Text(f"{remark.capitalize()}: {', '.join(names)}"))
+    return [*result, Text()] if result else []
 
 
 def table_csv(table: LookupTable) -> str:
@@ -274,18 +290,20 @@ def _state_text(pick: Pick) -> str:
     ]
     state = ", ".join([f"batch {pick.batch} at {number_text(pick.rate_mb_s)} MB/s", *extra])
     if pick.measured_batch != pick.batch:
-        state += f" (not measured; with the times of batch {pick.measured_batch})"
+        state += f" (not measured; with the times of batch {pick.measured_batch} and the bytes of batch {pick.batch})"
     return f"{state}: {number_text(pick.latency_ms)} ms."
 
 
 def _margin_text(pick: Pick) -> str:
     if pick.runner_up is None:
         return "No other choice that is allowed can answer."
-    margin = f"{number_text(pick.margin_ms)} ms ({percent_text(pick.margin_ratio)})"
-    known = f"with 95 % confidence to {number_text(pick.uncertainty_ms)} ms"
+    name, share = pick.runner_up.name, pick.margin_ratio
+    percent = f" ({percent_text(share).replace('%', ' %')})" if math.isfinite(share) else ""
+    longer = f"takes {number_text(pick.margin_ms)} ms{percent} longer"
+    known = f"known with 95 % confidence to {number_text(pick.uncertainty_ms)} ms"
     if pick.tie:
-        return f"A tie with {pick.runner_up.name}: {margin} apart, which is known {known}. Either may be faster."
-    return f"Faster than {pick.runner_up.name}, the next one, by {margin}, known {known}."
+        return f"A tie with {name}: it {longer}, which is {known}. Either may be faster."
+    return f"{name}, the next one, {longer}; that is {known}."
 
 
 def _terms(pick: Pick) -> list[Text]:

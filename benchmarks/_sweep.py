@@ -101,7 +101,7 @@ def bench_bundle(
     chosen = choose_batches(bundle, batches)
     wrong = [side for side in sides if side not in SIDES]
     if wrong or not sides:
-        raise UsageError(f"sides are {list(sides)}; any of {list(SIDES)} were expected.")
+        raise UsageError(f"side {sides[0] if sides else ''!r} is unknown; both, device or server was expected.")
     given = {"device": device, "server": server}
     backends = {side: get_backend(given[side] or last_target(bundle, side)) for side in SIDES if side in sides}
     with bundle.lock():

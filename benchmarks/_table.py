@@ -112,11 +112,16 @@ def make_table(
     choices = tuple(plan.choice for plan in plans)
     sizes = sorted({batch for _, batch in on_device.cells} | {batch for _, batch in on_server.cells})
     batches = []
+    unmeasured: dict[int, list[str]] = {}
     for batch in sizes:
+        if missing := [plan.choice.name for plan in plans if not _is_measured(plan, batch, on_device, on_server)]:
+            unmeasured[batch] = missing
+            continue
         rows = tuple(row for plan in plans if (row := _row(plan, batch, on_device, on_server)) is not None)
-        _warn_of_gaps(plans, batch, on_device, on_server)
+        _warn_of_failures(plans, batch, on_device, on_server)
         if rows:
             batches.append(BatchTable(batch=batch, rows=rows, segments=()))
+    _warn_of_gaps(bundle, unmeasured, complete=bool(batches))
     if not batches:
         raise UsageError(
             f"no choice has usable times on both sides ({_statuses(cells)}). "
@@ -150,22 +155,23 @@ def read_link(source: str | os.PathLike[str]) -> Link:
     Keys that are missing stay as in the paper's formula.
 
     Raises:
-        UsageError: There is no such file, or it does not hold a link.
+        UsageError: There is no such file, it does not hold a link, or it has a key that no link has.
     """
     if source == "paper":
         return Link()
     path = Path(source)
     if not path.is_file():
         raise UsageError(f"no link {str(path)!r}: there is no such file. Give 'paper' or a JSON file.")
-    known = {field.name for field in dataclasses.fields(Link)}
+    known = [field.name for field in dataclasses.fields(Link)]
     try:
         document = read_json(path, "link", TableError)
         link = _table_json.read_link(document, "", defaults=Link(source=path.name))
     except TableError as e:
-        raise UsageError(f"link {str(path)!r} cannot be used. {e} Known keys: {', '.join(sorted(known))}.") from e
-    unknown = sorted(set(document) - known)
+        raise UsageError(f"link {str(path)!r} cannot be used. {e} Known keys: {', '.join(known)}.") from e
+    unknown = [key for key in document if key not in known]
     if unknown:
-        logger.warning("link %r: %s mean nothing here and are ignored", str(path), ", ".join(unknown))
+        names = ", ".join(map(repr, unknown))
+        raise UsageError(f"link {str(path)!r} has unknown keys: {names}. Known keys: {', '.join(known)}.")
     return link
 
 
@@ -235,26 +241,41 @@ def _nothing(batch: int) -> int:
     return 0
 
 
-def _warn_of_gaps(plans: Sequence[_Plan], batch: int, device: _SideCells, server: _SideCells) -> None:
-    """Name the choices that have no row at a batch size; loudly where that says nothing about the choice itself."""
-    starved: list[str] = []
-    unknown: list[str] = []
+def _is_measured(plan: _Plan, batch: int, device: _SideCells, server: _SideCells) -> bool:
+    """Tell whether every cell that a choice needs is there, whatever came out of it."""
+    needed = ((plan.device_graph, device), (plan.server_graph, server))
+    return all(graph is None or part.status(graph, batch) is not None for graph, part in needed)
+
+
+def _warn_of_gaps(bundle: Bundle, unmeasured: Mapping[int, Sequence[str]], *, complete: bool) -> None:
+    """Say which batch sizes are left out: a choice that nobody timed must not look like one that is never the best.
+
+    Raises:
+        UsageError: No batch size is complete.
+    """
+    if not unmeasured:
+        return
+    sizes = ",".join(map(str, unmeasured))
+    batch, missing = next(iter(unmeasured.items()))
+    message = (
+        f"left out of the table, for not every choice was timed on these targets: batch {sizes} "
+        f"(at {batch}: {', '.join(missing)})"
+    )
+    hint = f"dsc-split bench {bundle.path} --batches {sizes}"
+    if not complete:
+        raise UsageError(f"no batch size is complete. {message[0].upper()}{message[1:]}. Time the rest: {hint}")
+    logger.warning("%s. Time the rest: %s", message, hint)
+
+
+def _warn_of_failures(plans: Sequence[_Plan], batch: int, device: _SideCells, server: _SideCells) -> None:
+    """Name the choices that have no row at a batch size, loudly where they should have one."""
     for plan in plans:
         needed = ((plan.device_graph, device), (plan.server_graph, server))
-        without = [(graph, part) for graph, part in needed if graph and part.latency_ms(graph, batch) is None]
-        if without:
-            fault = all(part.status(graph, batch) == "out-of-memory" for graph, part in without)
-            (starved if fault else unknown).append(plan.choice.name)
-    if starved:
-        logger.info("batch %d: out of memory with %s", batch, ", ".join(starved))
-    if unknown:
-        logger.warning(
-            "batch %d: no times for %s (failed, or not measured on both sides). "
-            "Measure them: dsc-split bench BUNDLE --batches %d",
-            batch,
-            ", ".join(unknown),
-            batch,
-        )
+        without = [part.status(graph, batch) for graph, part in needed if graph and not part.latency_ms(graph, batch)]
+        if "failed" in without:
+            logger.warning("batch %d: %s failed, and is not in the table", batch, plan.choice.name)
+        elif without:
+            logger.info("batch %d: %s ran out of memory, and is not in the table", batch, plan.choice.name)
 
 
 def _row(plan: _Plan, batch: int, device: _SideCells, server: _SideCells) -> Row | None:

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dsc_split.lookup_table import LookupTable, Segment
 
-__all__ = ["DEFAULT_RATES_MB_S", "emulation_text", "link_text", "number_text", "percent_text", "segments_text"]
+__all__ = [
+    "DEFAULT_RATES_MB_S",
+    "batch_text",
+    "emulation_text",
+    "link_text",
+    "number_text",
+    "percent_text",
+    "segments_text",
+]
 
 DEFAULT_RATES_MB_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """The rates of the paper's figures, in MB/s."""
@@ -22,6 +30,11 @@ def number_text(value: float) -> str:
 def percent_text(ratio: float) -> str:
     """Write a ratio in percent; small ones with one decimal."""
     return f"{100 * ratio:.1f}%" if ratio < 0.0995 else f"{100 * ratio:.0f}%"
+
+
+def batch_text(batch: int, measured_batch: int) -> str:
+    """Name a batch size, and the one whose times stand in where it was not measured."""
+    return f"batch {batch}" if batch == measured_batch else f"batch {batch} (times of batch {measured_batch})"
 
 
 def emulation_text(table: LookupTable) -> str:

@@ -82,6 +82,8 @@ def bench(
         memory_limit_bytes=memory_limit,
         again=again,
     )
+    if precision_goal >= 0.5:
+        err.print(f"warning: --precision-goal {precision_goal:g} is a share of the median; 5 % is written 0.05.")
     with progress() as listener:
         result = bench_bundle(
             opened,
@@ -98,7 +100,7 @@ def bench(
     if result.counts["unstable"]:
         err.print(
             f"warning: {result.counts['unstable']} of {len(result.cells)} cells did not reach "
-            f"{precision_goal:.1%} in their time; the loosest is at {result.loosest_interval:.1%}. "
+            f"{precision_goal * 100:g} % in their time; the loosest is at {result.loosest_interval:.1%}. "
             "Run the command again to continue them, on a quiet machine or with a longer --time-limit."
         )
     table = None
@@ -112,7 +114,7 @@ def bench(
     else:
         counts = ", ".join(f"{count} {status}" for status, count in result.counts.items() if count)
         targets = ", ".join(f"{name} {target}" for name, target in result.targets.items())
-        out.print(f"{len(result.cells)} cells ({counts}; {result.reused} were there already): {targets}")
+        out.print(f"{len(result.cells)} cells ({counts}; {result.reused} of them reused): {targets}")
         if table is not None:
             out.print(f"table: {table}. Show it: dsc-split table {opened.path}")
     if not any(cell.latency_ms for cell in result.cells):

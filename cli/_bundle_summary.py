@@ -27,10 +27,9 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
     if as_json:
         print_json(manifest)
         return
+    pairs = "1 pair" if len(bundle.splits) == 1 else f"{len(bundle.splits)} pairs"
     batch = f"batch {bundle.fixed_batch} only" if bundle.fixed_batch else f"batches 1 to {bundle.max_batch}"
-    out.print(
-        f"{bundle.path}: {manifest['model']['name']}, {manifest['precision']}, {batch}, {len(bundle.splits)} pairs"
-    )
+    out.print(f"{bundle.path}: {manifest['model']['name']}, {manifest['precision']}, {batch}, {pairs}")
     out.print(f"weights: {manifest['model']['weights']['origin']}")
     if not bundle.splits:
         return

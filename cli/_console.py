@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ __all__ = ["err", "out", "print_json", "progress"]
 
 PIPE_WIDTH = 1000
 """Columns where there is no terminal: wide enough that data stays on its line."""
+SECONDS_BETWEEN_LINES = 15.0
+"""In a pipe, a long stage says how far it is this often."""
 REFRESHES_PER_SECOND = 2
 """Few, because drawing takes time from what is being measured."""
 SMOOTHING_S = 120.0
@@ -86,15 +89,20 @@ def progress() -> Iterator[ProgressListener]:
 
 
 class _Lines:
-    """A listener that prints a line when a stage begins."""
+    """A listener that prints a line when a stage begins, and now and then how far it is."""
 
     def __init__(self) -> None:
         self._stage = ""
+        self._printed_s = 0.0
 
     def __call__(self, step: Progress) -> None:
+        now_s = time.monotonic()
         if step.stage == self._stage:
+            if step.total and now_s - self._printed_s >= SECONDS_BETWEEN_LINES:
+                self._printed_s = now_s
+                err.print(f"{step.stage}: {step.done} of {step.total} done, now {step.label}")
             return
-        self._stage = step.stage
+        self._stage, self._printed_s = step.stage, now_s
         steps = f" ({step.total} steps)" if step.total > 1 else ""
         err.print(f"{step.stage}{steps}: {step.label}" if step.label else f"{step.stage}{steps}")
 

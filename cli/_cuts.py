@@ -67,5 +67,5 @@ def cuts(
     if json:
         print_json(found.to_json())
     else:
-        for part in cuts_table(found, ratio):
+        for part in cuts_table(found, ratio, width=out.width):
             out.print(part)

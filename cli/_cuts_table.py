@@ -9,38 +9,38 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dsc_split.partitioner import Cut, CutList
+from dsc_split.partitioner import Cut, CutList, CutTensor
 
 __all__ = ["cuts_table"]
 
+WIDTH_FOR_REASONS = 120
+"""On a narrower terminal the reasons are left out, so that names and sizes stay on their lines."""
 
-def cuts_table(found: CutList, ratio: str) -> Iterator[RenderableType]:
+
+def cuts_table(found: CutList, ratio: str, *, width: int) -> Iterator[RenderableType]:
     """Yield a heading, the table, and a line that sums it up."""
     yield Text(
         f"{found.model}: input {found.input_bytes:,} bytes, {found.input_elements:,} elements per sample; "
         f"ratios in {ratio}"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("cut", "ratio", ratio, "shape", "type", "kind", "why not"):
-        right = heading in ("ratio", ratio)
-        table.add_column(
-            heading,
-            justify="right" if right else "left",
-            no_wrap=heading not in ("why not", "cut"),
-            overflow="fold",
-        )
+    headings = ["cut", "ratio", ratio, "tensor", "kind"]
+    if width >= WIDTH_FOR_REASONS:
+        headings.append("why not")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("ratio", ratio) else "left", overflow="fold")
     for cut in found.cuts:
         kind, style = _kind(cut)
-        table.add_row(
+        size = cut.size_bytes if ratio == "bytes" else cut.elements
+        cells = (
             Text(cut.name),
             "" if cut.refused else f"{cut.ratio:.4f}",
-            "" if cut.refused else f"{cut.size_bytes if ratio == 'bytes' else cut.elements:,}",
-            Text("; ".join(_shape(tensor.info.shape) if tensor.info else "?" for tensor in cut.tensors)),
-            "; ".join(tensor.info.dtype if tensor.info else "?" for tensor in cut.tensors),
+            "" if cut.refused else f"{size:,}",
+            Text("; ".join(_tensor(tensor) for tensor in cut.tensors)),
             kind,
             Text(cut.reason),
-            style=style,
         )
+        table.add_row(*cells[: len(headings)], style=style)
     yield table
     counts = {kind: sum(getattr(cut, kind) for cut in found.cuts) for kind in ("natural", "compressive", "frontier")}
     refused = sum(cut.refused for cut in found.cuts)
@@ -48,6 +48,8 @@ def cuts_table(found: CutList, ratio: str) -> Iterator[RenderableType]:
         f"{len(found.cuts)} cuts: {counts['natural']} natural, {counts['compressive']} compressive, "
         f"{counts['frontier']} frontier, {refused} refused"
     )
+    if width < WIDTH_FOR_REASONS:
+        yield Text(f"why each is no bottleneck: in a terminal of {WIDTH_FOR_REASONS} columns, or with --json")
 
 
 def _kind(cut: Cut) -> tuple[str, str]:
@@ -60,5 +62,7 @@ def _kind(cut: Cut) -> tuple[str, str]:
     return ("natural", "") if cut.natural else ("", "dim")
 
 
-def _shape(dims: tuple[int | str, ...]) -> str:
-    return "[" + ",".join(map(str, dims)) + "]"
+def _tensor(tensor: CutTensor) -> str:
+    if tensor.info is None:
+        return "?"
+    return f"{tensor.info.dtype}[{','.join(map(str, tensor.info.shape))}]"

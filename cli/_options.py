@@ -62,7 +62,7 @@ def positive_integers(text: str) -> tuple[int, ...]:
     for item in _items(text, "1,2,4"):
         if not re.fullmatch(r"[0-9]+", item) or not 1 <= int(item) <= MAX_INTEGER:
             raise typer.BadParameter(
-                f"{item!r} in {text!r} is out of range: whole numbers from 1 were expected, such as 1,2,4."
+                f"{item!r} in {text!r} is no whole number from 1; a list such as 1,2,4 was expected."
             )
         numbers.add(int(item))
     return tuple(sorted(numbers))

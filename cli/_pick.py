@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from dsc_split.cli._options import number
 
 
 def pick(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|table.json", help="A bundle, or a table.")],
     batch: Annotated[int, typer.Option(metavar="N", help="Batch size.")],
-    rate: Annotated[float, typer.Option(metavar="R", help="Uplink data rate in MB/s; 0: no link; inf.")],
+    rate: Annotated[
+        Any,
+        typer.Option(
+            parser=number(at_least=0, infinite=True), metavar="R", help="Uplink data rate in MB/s; 0: no link; inf."
+        ),
+    ],
     downlink_rate: Annotated[
-        float | None, typer.Option(metavar="R", help="Downlink rate in MB/s; default: the uplink's.")
+        Any,
+        typer.Option(
+            parser=number(at_least=0, infinite=True),
+            metavar="R",
+            help="Downlink rate in MB/s; default: the link's, or else the uplink's. It counts only where the table's "
+            'link counts the way back ("count_downlink": true in the file of table --link).',
+        ),
     ] = None,
     rtt: Annotated[
-        float | None, typer.Option(metavar="MS", help="Round-trip time in ms; default: the table's.")
+        Any,
+        typer.Option(parser=number(at_least=0), metavar="MS", help="Round-trip time in ms; default: the table's."),
     ] = None,
     server_load: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="The tail's time now over its time when measured; default: 1."),
+        Any,
+        typer.Option(
+            parser=number(at_least=0),
+            metavar="X",
+            help="The tail's time now over its time when measured; default: 1.",
+        ),
     ] = None,
     queue: Annotated[
-        float | None, typer.Option(metavar="MS", help="Wait in ms before the tail starts; default: 0.")
+        Any,
+        typer.Option(parser=number(at_least=0), metavar="MS", help="Wait in ms before the tail starts; default: 0."),
     ] = None,
     no_full_offload: Annotated[
         bool, typer.Option("--no-full-offload", help="Leave out every choice that sends the inputs as they are.")
@@ -41,7 +60,10 @@ def pick(
 
     table = LookupTable.load(source)
     if downlink_rate is not None and not table.link.count_downlink:
-        err.print("warning: the table's link does not count the way back; --downlink-rate changes nothing.")
+        err.print(
+            "warning: the table's link does not count the way back; --downlink-rate changes nothing. To count it, "
+            'put "count_downlink": true into a JSON file: dsc-split table BUNDLE --link FILE'
+        )
     answer = table.pick(
         batch,
         rate,

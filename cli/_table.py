@@ -13,7 +13,12 @@ from dsc_split.cli._options import number, positive_numbers
 def table(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|table.json", help="A bundle, or a table.")],
     link: Annotated[
-        str, typer.Option(metavar="paper|FILE", help="Cost of the network apart from the rate (JSON).")
+        str,
+        typer.Option(
+            metavar="paper|FILE",
+            help="Cost of the network apart from the rate; a JSON object with any of c0_ms, c1_ms_per_mb, rtt_ms, "
+            "round_trips, count_downlink, downlink_rate_mb_s, source.",
+        ),
     ] = "paper",
     count: Annotated[
         str, typer.Option(metavar="bytes|elements", help="Elements: one byte each, as in the paper.")

@@ -166,8 +166,9 @@ class _Golden:
         self._backend = backend
         samples = golden_samples(bundle, None)
         if samples is None:
-            raise BundleError(
-                f"bundle {str(bundle.path)!r} has no golden samples. Cut it again, or give --against FILE."
+            raise UsageError(
+                f"bundle {str(bundle.path)!r} has no golden samples: it was cut with --no-proof. "
+                f"Cut it again without, or give --against FILE."
             )
         self._inputs = strip_prefix(samples, "input:")
         self._outputs = strip_prefix(samples, "output:")

@@ -1,6 +1,6 @@
 """A model in, head / tail pairs out: sources, export, cuts, cutting, and the proof that head then tail is the whole."""
 
-from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
+from dsc_split.partitioner._cuts import Cut, CutList, CutTensor, find_cuts
 from dsc_split.partitioner._export import ExportOptions, export_bundle
 from dsc_split.partitioner._load import list_cuts, load_model
 from dsc_split.partitioner._pairs import bundle_cuts, cut_bundle
@@ -11,6 +11,7 @@ __all__ = [
     "Cut",
     "CutList",
     "CutOptions",
+    "CutTensor",
     "ExportOptions",
     "LoadedModel",
     "SourceOptions",

@@ -18,7 +18,7 @@ from dsc_split.partitioner._shapes import tensor_info
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Cut", "CutList", "Ratio", "find_cuts"]
+__all__ = ["Cut", "CutList", "CutTensor", "Ratio", "find_cuts"]
 
 Ratio = Literal["bytes", "elements"]
 

@@ -297,7 +297,7 @@ def _finish(
     Pairs of other options may have the same names, so a bundle that was only half written would be a wrong one.
     """
     manifest = bundle.manifest
-    before = set(manifest["files"])
+    before, pair_id = set(manifest["files"]), manifest["pair_id"]
     files = {}
     aside = bundle.path / ".cut.partial"
     discard(aside)
@@ -317,6 +317,9 @@ def _finish(
         discard(aside)
     for path in before - set(manifest["files"]):
         bundle.file(path).unlink(missing_ok=True)
+    if manifest["pair_id"] != pair_id:  # a table of other pairs would send requests to graphs that are gone
+        (bundle.path / "table.json").unlink(missing_ok=True)
+        discard(bundle.path / "tables")
 
 
 def _list_files(

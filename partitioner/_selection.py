@@ -64,7 +64,8 @@ def select_cuts(found: CutList, model: ir.Model, wanted: str, *, modules: str | 
     """
     if modules is not None and not found.cuts:
         raise CutError(
-            f"no cut is the output of a module that matches --modules {modules!r}. List what there is: dsc-split cuts"
+            f"no cut is the output of a module that matches --modules {modules!r}. "
+            "List what there is: dsc-split cuts BUNDLE"
         )
     if wanted in _SETS:
         return [cut for cut in found.cuts if not cut.refused and (wanted == "all" or getattr(cut, wanted))]
@@ -110,10 +111,10 @@ def _why_not(found: CutList, model: ir.Model, name: str) -> str:
         return f"{name!r} is an input or output of the graph: that is full offload or no offload, and no cut."
     if place is None:
         known = [cut.name for cut in found.cuts]
-        named = [*known, *(m for cut in found.cuts for m in cut.modules)]
+        named = [*_SETS, *known, *(m for cut in found.cuts for m in cut.modules)]
         near = [each for each in named if each.lower() == name.lower()] or difflib.get_close_matches(name, named, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        return f"no cut, module or tensor is called {name!r}.{hint} List them: dsc-split cuts"
+        return f"no cut, module or tensor is called {name!r}.{hint} List them: dsc-split cuts BUNDLE"
     if place not in index.data_nodes:
         return f"{name!r} does not depend on what is in the inputs: both sides compute it, and nothing is cut there."
     for position, live in live_sets(index, model):

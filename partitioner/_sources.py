@@ -189,6 +189,8 @@ def _did_you_mean_a_model(source: str) -> str:
     if colon:
         nearest = difflib.get_close_matches(kind, ["torchvision", "timm"], n=1)
         return f" Did you mean '{nearest[0]}:{name}'?" if nearest else ""
+    if source.endswith(".py"):
+        return f" Did you mean '{source}:FUNCTION'?"
     if re.fullmatch(r"[\w.]+", source):
-        return f" Did you mean 'torchvision:{source}' or 'timm:{source}'?"
+        return f" There is no folder of that name either; a model is named with its library, 'torchvision:{source}'."
     return ""

@@ -43,7 +43,7 @@ def test_a_table_loads_from_bytes_a_path_text_and_a_bundle_folder(tmp_path: Path
 def test_a_missing_table_is_a_usage_error_that_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="dsc-split bench"):
         LookupTable.load(tmp_path)
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="no such file or folder"):
         LookupTable.load(tmp_path / "table.json")
 
 

@@ -29,10 +29,14 @@ class OptionalPackage:
     extra: str
     """The extra of this package that brings it."""
 
+    in_the_way: str | None = None
+    """An installed distribution that provides the same module, and has to go first."""
+
     @property
     def pip(self) -> str:
         """The command that installs it."""
-        return f"pip install 'dsc-split[{self.extra}]'"
+        first = f"pip uninstall {self.in_the_way}; " if self.in_the_way else ""
+        return f"{first}pip install 'dsc-split[{self.extra}]'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,10 @@ class Examination:
         """Give plain data; a package carries its pip command."""
         packages = [{**asdict(package), "pip": package.pip} for package in self.packages]
         return {**asdict(self), "packages": packages}
+
+
+ONNX_RUNTIMES = frozenset({"onnxruntime", "onnxruntime-gpu"})
+"""Distributions of one module: only one of them can be installed."""
 
 
 def examine() -> Examination:
@@ -126,7 +134,15 @@ def _packages() -> tuple[OptionalPackage, ...]:
         for name in names:
             extra_of.setdefault(name, extra)
     return tuple(
-        OptionalPackage(name=name, version=_version(name), extra=extra) for name, extra in sorted(extra_of.items())
+        OptionalPackage(
+            name=name,
+            version=_version(name),
+            extra=extra,
+            in_the_way=next((other for other in ONNX_RUNTIMES - {name} if _version(other)), None)
+            if name in ONNX_RUNTIMES
+            else None,
+        )
+        for name, extra in sorted(extra_of.items())
     )
 
 

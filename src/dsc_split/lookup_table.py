@@ -71,7 +71,11 @@ class LookupTable:
             UsageError: There is no such file, or the bundle has no table yet.
             TableError: The file is damaged, contradicts itself, or is of a newer version.
         """
-        what = source if isinstance(source, bytes) else _table_path(Path(source))
+        if not isinstance(source, bytes) and Path(source).is_dir():
+            return _load_of_bundle(Path(source), cls)
+        what = source if isinstance(source, bytes) else Path(source)
+        if isinstance(what, Path) and not what.exists():
+            raise UsageError(f"no bundle and no lookup table {str(what)!r}: there is no such file or folder.")
         document = read_json(what, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES)
         try:
             return cls.from_json(document)
@@ -369,14 +373,17 @@ class LookupTable:
 _NOTHING_GIVEN: dict[str, Any] = {}
 
 
-def _table_path(path: Path) -> Path:
-    if path.is_dir():
-        if not (path / "table.json").exists():
-            raise UsageError(f"{str(path)!r} has no table.json. Make it: dsc-split bench {path}")
-        return path / "table.json"
-    if not path.exists():
-        raise UsageError(f"no lookup table {str(path)!r}: there is no such file. Give a bundle or its table.json.")
-    return path
+def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
+    """Read the table of a bundle, and see that it is of the pairs that the bundle has now."""
+    from dsc_split.bundle import Bundle
+
+    again = f"Make it: dsc-split bench {folder}"
+    if not (folder / "table.json").exists():
+        raise UsageError(f"{str(folder)!r} has no table.json. {again}")
+    table = cls.load(folder / "table.json")
+    if Bundle.is_bundle(folder) and Bundle.open(folder).manifest["pair_id"] != table.pair_id:
+        raise UsageError(f"the table of {str(folder)!r} is of other pairs than the bundle has now. {again}")
+    return table
 
 
 def _names(choices: tuple[Choice, ...]) -> str:

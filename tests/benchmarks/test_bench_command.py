@@ -70,7 +70,7 @@ def test_bench_of_one_side_says_that_there_is_no_table_yet(bundle: Bundle, dsc: 
 
     assert done.exit_code == 0, done.stderr
     assert "no table yet" in done.stderr
-    assert "2 cells (2 ok; 0 were there already)" in done.stdout
+    assert "2 cells (2 ok; 0 of them reused)" in done.stdout
     assert not (bundle.path / "table.json").exists()
     dsc("bench", bundle.path, "--side", "server", *OPTIONS)
     assert (bundle.path / "table.json").exists()
@@ -80,7 +80,7 @@ def test_bench_of_one_side_says_that_there_is_no_table_yet(bundle: Bundle, dsc: 
     ("options", "exit_code", "words"),
     [
         (["--batches", "65"], 2, "larger than 64"),
-        (["--side", "cloud"], 2, "sides are"),
+        (["--side", "cloud"], 2, "both, device or server"),
         (["--device", "tensorrt"], 2, "unknown back-end 'tensorrt'"),
         (["--device", "onnxruntime:cuda"], 5, "dsc-split[gpu]"),
         (["--precision-goal", "nan"], 2, "nan"),
@@ -149,7 +149,7 @@ def kill_at_random_and_finish(bundle: Bundle, dsc: Callable[..., Any], times: in
         before = after
     done = dsc("bench", bundle.path, *OPTIONS, *options)
     assert done.exit_code == 0, done.stderr
-    assert f"{count} cells ({count} ok; {len(before)} were there already)" in done.stdout
+    assert f"{count} cells ({count} ok; {len(before)} of them reused)" in done.stdout
     assert before.items() <= cell_files(bundle).items()
     table = json.loads((bundle.path / "table.json").read_text())
     assert [len(batch["rows"]) for batch in table["batches"]] == [3, 3, 3]

@@ -67,6 +67,33 @@ def test_the_map_names_axes_choices_link_and_emulation(tmp_path: Path) -> None:
         assert text in texts
 
 
+def test_every_segment_of_the_map_that_is_wide_enough_is_labelled(tmp_path: Path) -> None:
+    texts = svg_texts(draw_map(golden(), tmp_path / "map.svg")).splitlines()
+
+    # one label for each batch size in which the choice is the best over a wide range, and one in the legend
+    assert texts.count("no-offload") == 2 + 1
+    assert texts.count("full-offload") == 3 + 1
+    assert texts.count("features.4.0") == 3 + 1
+
+
+def test_a_segment_that_is_too_narrow_for_its_name_has_no_label(tmp_path: Path) -> None:
+    first = golden().batches[0]
+    below = (20.0, 20.5, None)
+    segments = tuple(replace(item, below_rate_mb_s=rate) for item, rate in zip(first.segments, below, strict=True))
+    table = replace(golden(), batches=(replace(first, segments=segments),))
+    texts = svg_texts(draw_map(table, tmp_path / "map.svg")).splitlines()
+
+    assert (texts.count("no-offload"), texts.count("features.4.0"), texts.count("features.")) == (2, 1, 0)
+
+
+def test_pictures_of_a_batch_that_was_not_measured_say_whose_times_they_show(tmp_path: Path) -> None:
+    latency = svg_texts(draw_latency(golden(), tmp_path / "latency.svg", batch=3)).splitlines()
+    terms = svg_texts(draw_terms(golden(), tmp_path / "terms.svg", batch=3, rate_mb_s=8.0)).splitlines()
+
+    assert "Latency against data rate, batch 3 (times of batch 4)" in latency
+    assert "Where the time goes, batch 3 (times of batch 4) at 8 MB/s" in terms
+
+
 def test_nothing_is_called_emulated_that_was_measured(tmp_path: Path) -> None:
     assert "EMULATED" not in svg_texts(draw_map(replace(golden(), emulated=None), tmp_path / "map.svg"))
 

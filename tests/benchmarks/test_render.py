@@ -123,10 +123,27 @@ def test_no_line_ends_in_blanks_and_a_pipe_gets_no_colours() -> None:
     assert "\x1b" in printed(render_table(golden(), width=160), terminal=True)
 
 
-def test_a_choice_that_is_never_the_best_is_marked() -> None:
-    table = replace(golden(), batches=(replace(golden().batches[0], segments=golden().batches[0].segments[:1]),))
+def test_choices_that_are_never_the_best_or_not_measured_are_told_apart() -> None:
+    first = golden().batches[0]
+    table = replace(golden(), batches=(replace(first, rows=first.rows[1:], segments=first.segments[:1]),))
 
-    assert "#1  features.4.0  never the best" in printed(render_table(table, width=160))
+    names = printed(render_table(table, rates_mb_s=[2], width=160))
+    assert "\n\nNever the best: features.4.0\nNot measured: full-offload\n\n" in names
+    assert "#" not in names
+
+    ids = printed(render_table(named(table, "a_very_long_module_path." * 3 + "end"), width=80))
+    assert "#0  full-offload" in ids
+    assert ids.count("not measured\n") == 1
+    assert ids.count("never the best\n") == 1
+    assert ids.count("#2  no-offload\n") == 1
+
+
+def test_names_alone_need_no_legend() -> None:
+    text = printed(render_table(golden(), rates_mb_s=[2, 8], width=160))
+
+    assert "#" not in text
+    assert "ever the best" not in text
+    assert "\n\n\n" not in text
 
 
 def test_times_of_another_machine_are_pointed_out() -> None:
@@ -160,7 +177,9 @@ def test_a_pick_names_the_choice_on_the_first_line_and_explains_it() -> None:
 
     assert lines[0] == "features.4.0"
     assert lines[1] == "batch 1 at 8 MB/s, round trip 2 ms, queue 1 ms: 49.75 ms."
-    assert lines[2].startswith("Faster than no-offload, the next one, by 10.25 ms (21%), known with 95 %")
+    assert lines[2] == (
+        "no-offload, the next one, takes 10.25 ms (21 %) longer; that is known with 95 % confidence to 1.581 ms."
+    )
     assert lines[3] == "Emulated: device slowdown 6 (statistics multiplied by 6; raw samples are as measured)."
     assert lines[5].split("  ")[0] == "choice"
     assert "network ms" in lines[5]
@@ -172,7 +191,7 @@ def test_a_pick_names_the_choice_on_the_first_line_and_explains_it() -> None:
 def test_a_pick_that_is_a_tie_says_so() -> None:
     text = printed(render_pick(golden().pick(1, 4.7)))
 
-    assert "A tie with no-offload: 0.08511 ms (0.1%) apart" in text
+    assert "A tie with no-offload: it takes 0.08511 ms (0.1 %) longer, which is known with 95 %" in text
 
 
 def test_a_pick_without_alternative_says_so() -> None:
@@ -183,4 +202,6 @@ def test_a_pick_without_alternative_says_so() -> None:
 
 
 def test_a_pick_of_a_batch_in_between_names_the_batch_whose_times_it_uses() -> None:
-    assert "(not measured; with the times of batch 4)" in printed(render_pick(golden().pick(3, 8.0)))
+    text = printed(render_pick(golden().pick(3, 8.0)))
+
+    assert "batch 3 at 8 MB/s (not measured; with the times of batch 4 and the bytes of batch 3): " in text

@@ -286,22 +286,43 @@ def test_cells_of_another_graph_are_passed_over(tmp_path: Path) -> None:
         made(bundle, cells)
 
 
-def test_a_choice_that_was_not_measured_is_named_and_one_without_memory_is_not(
+def test_a_batch_that_was_not_measured_for_every_choice_is_left_out_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = bundle_with(tmp_path / "b")
     heads = [item for item in all_cells(bundle) if item.batch == 1 or item.target == DEVICE]
-    starved = [
-        dataclasses.replace(item, status="out-of-memory", latency_ms=None)
-        for item in all_cells(bundle)
+    with caplog.at_level(logging.WARNING):
+        table = made(bundle, heads)
+
+    assert [item.batch for item in table.batches] == [1]
+    assert "batch 2 (at 2: full-offload, a, b)" in caplog.text
+    assert f"dsc-split bench {bundle.path} --batches 2" in caplog.text
+
+
+def test_no_batch_that_is_complete_is_an_error_that_says_what_to_time(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    cells = [item for item in all_cells(bundle) if item.graph != "onnx/a.head.onnx"]
+
+    with pytest.raises(UsageError, match=r"no batch size is complete.*at 1: a\).*--batches 1,2"):
+        made(bundle, cells)
+
+
+@pytest.mark.parametrize(("status", "loud"), [("out-of-memory", False), ("failed", True)])
+def test_a_choice_that_ran_out_of_memory_or_failed_has_no_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, status: str, loud: bool
+) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    cells = [
+        dataclasses.replace(item, status=status, latency_ms=None)
         if item.batch == 2 and item.graph == "onnx/a.tail.onnx"
+        else item
+        for item in all_cells(bundle)
     ]
     with caplog.at_level(logging.WARNING):
-        table = made(bundle, [*heads, *starved])
+        table = made(bundle, cells)
 
-    assert [row.choice for row in table.batches[1].rows] == [3]
-    assert "batch 2: no times for full-offload, b (failed" in caplog.text
-    assert "batch 1:" not in caplog.text
+    assert [row.choice for row in table.batches[1].rows] == [0, 2, 3]
+    assert ("batch 2: a failed, and is not in the table" in caplog.text) is loud
 
 
 def test_fingerprints_are_never_mixed_and_the_newest_is_taken_with_a_warning(
@@ -309,18 +330,24 @@ def test_fingerprints_are_never_mixed_and_the_newest_is_taken_with_a_warning(
 ) -> None:
     bundle = bundle_with(tmp_path / "b")
     cells = all_cells(bundle)
-    newer = cell(bundle, "onnx/a.head.onnx", 1, 3.0, target=DEVICE, fingerprint="c" * 64, day=2)
+    device_graphs = ("onnx/a.head.onnx", "onnx/b.head.onnx", "onnx/model.onnx")
+    newer = [cell(bundle, graph, 1, 3.0, target=DEVICE, fingerprint="c" * 64, day=2) for graph in device_graphs]
     with caplog.at_level(logging.WARNING):
-        table = made(bundle, [newer, *cells])
+        table = made(bundle, [*newer, *cells])
 
     assert table.device.fingerprint == "c" * 64
-    assert [(row.choice, row.head_ms) for row in table.batches[0].rows] == [(0, 0.0), (1, 3.0)]
+    assert [item.batch for item in table.batches] == [1]
+    assert [(row.choice, row.head_ms) for row in table.batches[0].rows] == [(0, 0.0), (1, 3.0), (2, 3.0), (3, 3.0)]
     assert "2 run fingerprints" in caplog.text
 
 
 def test_paced_cells_are_taken_only_where_there_are_no_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bundle = bundle_with(tmp_path / "b")
-    paced = [cell(bundle, "onnx/model.onnx", 1, 70.0, target=DEVICE, fingerprint="d" * 64, period_ms=33.0, day=9)]
+    device_graphs = ("onnx/a.head.onnx", "onnx/b.head.onnx", "onnx/model.onnx")
+    paced = [
+        cell(bundle, graph, 1, 70.0, target=DEVICE, fingerprint="d" * 64, period_ms=33.0, day=9)
+        for graph in device_graphs
+    ]
     plain = all_cells(bundle)
 
     assert made(bundle, paced + plain).latency_ms("no-offload", 1, 1.0) == 60.0
@@ -374,14 +401,11 @@ def test_a_bundle_that_was_never_timed_says_how(tmp_path: Path) -> None:
     assert not (bundle.path / "table.json").exists()
 
 
-def test_a_link_file_fills_up_with_the_paper_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_link_file_fills_up_with_the_paper_and_is_named(tmp_path: Path) -> None:
     path = tmp_path / "wifi.json"
-    path.write_text('{"rtt_ms": 4, "count_downlink": true, "color": 1}')
-    with caplog.at_level(logging.WARNING):
-        link = read_link(path)
+    path.write_text('{"rtt_ms": 4, "count_downlink": true}')
 
-    assert link == Link(rtt_ms=4.0, count_downlink=True, source="wifi.json")
-    assert "color mean nothing here" in caplog.text
+    assert read_link(path) == Link(rtt_ms=4.0, count_downlink=True, source="wifi.json")
     assert read_link("paper") == Link()
 
 
@@ -392,6 +416,11 @@ def test_a_link_file_fills_up_with_the_paper_and_is_named(tmp_path: Path, caplog
         ('{"rtt_ms": NaN}', "NaN is no JSON number"),
         ('{"count_downlink": 1}', "count_downlink: got 1; expected true or false"),
         ('{"downlink_rate_mb_s": 0}', "downlink_rate_mb_s: got 0"),
+        (
+            '{"rtt_ms": 4, "rtt": 4, "color": 1}',
+            r"unknown keys: 'rtt', 'color'. Known keys: c0_ms, c1_ms_per_mb, rtt_ms, round_trips, count_downlink, "
+            r"downlink_rate_mb_s, source\.",
+        ),
         ("[]", "a JSON list"),
         ("", "no valid JSON"),
     ],

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -6,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from dsc_split.lookup_table import Link
 
 TABLES = Path(__file__).parents[1] / "data" / "tables"
 GOLDEN = str(TABLES / "golden.json")
@@ -54,14 +57,19 @@ def test_table_draws_pictures_and_names_them_on_stderr(tmp_path: Path) -> None:
     [
         (["table", GOLDEN, "--json", "--csv"], 2, "exclude each other"),
         (["table", GOLDEN, "--link", "link.json"], 2, "is no bundle"),
-        (["table", "nowhere.json"], 2, "no such file"),
+        (["table", "nowhere.json"], 2, "no such file or folder"),
         (["table", str(TABLES)], 2, "is no bundle"),
         (["table", str(TABLES / "hostile" / "nan.json")], 6, "NaN"),
         (["table", GOLDEN, "--plots", "plots", "--plot-batch", "9"], 2, "batch 9 is larger"),
         (["table", GOLDEN, "--rates", "1,nan"], 2, "nan"),
         (["pick", GOLDEN, "--batch", "9", "--rate", "1"], 2, "batch 9 is larger"),
-        (["pick", GOLDEN, "--batch", "1", "--rate", "-1"], 2, "data rate -1 is out of range"),
-        (["pick", GOLDEN, "--batch", "1", "--rate", "nan"], 2, "data rate nan is out of range"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "-1"], 2, "'-1' is out of range: a number (at least 0)"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "nan"], 2, "'nan' is out of range: a number (at least 0)"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "4MB"], 2, "'4MB' is no number: a number (at least 0) was"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "4", "--rtt", "5ms"], 2, "'5ms' is no number: a number"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "4", "--queue", "inf"], 2, "'inf' is out of range"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "4", "--server-load", "x"], 2, "'x' is no number"),
+        (["pick", GOLDEN, "--batch", "1", "--rate", "4", "--downlink-rate", "-2"], 2, "'-2' is out of range"),
         (["pick", GOLDEN, "--batch", "8", "--rate", "0"], 2, "nothing can be sent"),
         (["pick", str(TABLES / "hostile" / "newer_version.json"), "--batch", "1", "--rate", "1"], 6, "version 2"),
     ],
@@ -102,3 +110,12 @@ def test_pick_warns_where_a_downlink_rate_changes_nothing() -> None:
 
     assert done.returncode == 0
     assert "--downlink-rate changes nothing" in done.stderr
+    assert '"count_downlink": true' in done.stderr
+
+
+def test_help_names_the_keys_of_a_link_and_what_a_downlink_rate_needs() -> None:
+    text = dsc_split("table", "--help").stdout
+    keys = {field.name for field in dataclasses.fields(Link)}
+
+    assert {key for key in keys if key in text} == keys
+    assert '"count_downlink": true' in " ".join(dsc_split("pick", "--help").stdout.split())

@@ -171,10 +171,12 @@ def test_stated_input_bytes_or_no_full_offload_make_frontier_the_default(save: S
 
 def test_cutting_again_replaces_the_pairs_and_removes_the_old_files(save: Save, tmp_path: Path) -> None:
     bundle = export_bundle(str(save(NET)), tmp_path / "out", options())
+    (bundle.path / "table.json").write_text("{}")
 
     again = cut_bundle(bundle, CutOptions(cuts="a, e"))
 
     assert [split.name for split in again.splits] == ["a", "e"]
+    assert not (bundle.path / "table.json").exists()  # it named pairs that are gone
     assert sorted(path.name for path in (bundle.path / "onnx").iterdir()) == [
         "a.head.onnx", "a.tail.onnx", "e.head.onnx", "e.tail.onnx", "model.onnx",
     ]  # fmt: skip

@@ -44,7 +44,7 @@ def test_two_shapes_for_one_input_are_refused() -> None:
         ("timm:efficientnet_bo", "timm has no model 'efficientnet_bo'. Did you mean 'efficientnet_b"),
         ("timm:resnet18.no_such_tag", "Did you mean 'resnet18."),
         ("torchvison:resnet18", "no module named 'torchvison'.*Did you mean the source 'torchvision:NAME'"),
-        ("resnet18", "unknown source 'resnet18'.*Did you mean 'torchvision:resnet18'"),
+        ("resnet18", "unknown source 'resnet18'.*with its library, 'torchvision:resnet18'"),
         ("a/b:c", "unknown source"),
         ("torchvision:", "unknown source"),
         ("none.onnx", "no such model file: 'none.onnx'"),
