@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._optional import require
+from dsc_split.errors import ModelFileError
 from dsc_split.partitioner._graph import is_shape_query, reads_of
 from dsc_split.partitioner._shapes import fit_line, known_shape, line_of, line_text
+from dsc_split.partitioner._store import INLINE_BELOW_BYTES
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 __all__ = ["complete_shapes"]
@@ -108,6 +111,8 @@ def _infer_at_batches(model: ir.Model, unknown: Mapping[str, ir.Value], batches:
     import onnx_ir as ir
 
     proto = ir.serde.serialize_model(model)
+    for initializer in proto.graph.initializer:
+        _leave_out_weights(initializer)
     borders = [(field, list(field)) for field in (proto.graph.input, proto.graph.output)]
     stated = [info for info in proto.graph.value_info if info.name not in unknown]
     seen: dict[str, dict[int, tuple[int, ...]]] = {}
@@ -133,6 +138,14 @@ def _infer_at_batches(model: ir.Model, unknown: Mapping[str, ir.Value], batches:
             if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
                 seen.setdefault(info.name, {})[batch] = tuple(dim.dim_value for dim in tensor.shape.dim)
     _set_shapes(unknown, seen, batches)
+
+
+def _leave_out_weights(tensor: onnx.TensorProto) -> None:
+    """Make a large ``TensorProto`` say that its data lies elsewhere: inference reads small ones alone."""
+    if len(tensor.raw_data) >= INLINE_BELOW_BYTES:
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        tensor.external_data.add(key="location", value="left out")
 
 
 def _set_batch(info: Any, batch: int) -> None:
@@ -172,6 +185,7 @@ def _observe(
 ) -> None:
     import numpy as np
     import onnx_ir as ir
+    from google.protobuf.message import EncodeError
 
     onnx = require("onnx", extra="onnx", purpose="read and cut graphs")
     proto = ir.serde.serialize_model(model)
@@ -182,7 +196,13 @@ def _observe(
         chunk = names[start : start + _OBSERVED_AT_ONCE]
         del proto.graph.output[:]
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in chunk)
-        graph = proto.SerializeToString()
+        try:
+            graph = proto.SerializeToString()
+        except (EncodeError, ValueError) as e:  # one message holds 2 GB at most
+            raise ModelFileError(
+                f"the model does not state the shapes of {len(unknown)} values, such as {names[0]!r}, and with its "
+                "weights inside it is too large to be run to see them. Save it with external weights, or with shapes."
+            ) from e
         for batch, seed in [(batch, 0) for batch in batches] + [(batches[-1], 1)]:
             for name, array in run(graph, batch, seed, chunk).items():
                 if not isinstance(array, np.ndarray):
