@@ -166,7 +166,7 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
     )
     manifest["outputs"] = [info.to_json() for info in output_infos(model, references)]
     bundle = Bundle(folder, manifest)
-    cut_into(bundle, options.cut, references, progress=progress)
+    cut_into(bundle, options.cut, lambda: references, progress=progress)
 
 
 def _run_at_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from dsc_split._files import sha256_file, sha256_text, write_json
 from dsc_split._optional import require
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, Split, TensorInfo
-from dsc_split.errors import BackendError, BundleError, CutError, DscError
+from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
 from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
 from dsc_split.partitioner._cutter import Cutter
 from dsc_split.partitioner._folders import discard
 from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
+from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._selection import CutOptions, select_cuts
 from dsc_split.partitioner._shapes import tensor_info
 from dsc_split.partitioner._store import encode_graph, store_bytes
@@ -51,13 +52,31 @@ def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: P
     options = options or CutOptions()
     with bundle.lock():
         _check_files(bundle, weights_whole=options.prove)
-        references = None
-        if options.prove:
+
+        def run_whole() -> Sequence[Reference]:
             progress(Progress(stage="prove", label="the whole model", done=0, total=0))
             batches = (1, 2, 3) if bundle.fixed_batch is None else (bundle.fixed_batch,)
-            references = run_reference(bundle.model_path, bundle.inputs, batches, None)
-        cut_into(bundle, options, references, progress=progress)
+            return run_reference(bundle.model_path, bundle.inputs, batches, _golden_inputs(bundle))
+
+        cut_into(bundle, options, run_whole if options.prove else None, progress=progress)
     return Bundle.open(bundle.path)
+
+
+def _golden_inputs(bundle: Bundle) -> dict[str, np.ndarray[Any, Any]] | None:
+    """Give the inputs that the bundle was exported with, for they may be real ones; ``None`` where it has none.
+
+    Raises:
+        BundleError: The file is damaged.
+    """
+    relative = bundle.manifest["samples"].get("files", {}).get("model")
+    if relative is None:
+        return None
+    try:
+        arrays = load_sample(bundle.file(relative))
+    except (ModelFileError, UsageError) as e:
+        raise BundleError(f"{e} Export the model again.") from e
+    prefix = "input:"
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def bundle_cuts(bundle: Bundle, options: CutOptions | None = None, *, input_bytes: int | None = None) -> CutList:
@@ -95,7 +114,7 @@ def output_infos(model: ir.Model, references: Sequence[Reference]) -> tuple[Tens
 def cut_into(
     bundle: Bundle,
     options: CutOptions,
-    references: Sequence[Reference] | None,
+    run_whole: Callable[[], Sequence[Reference]] | None,
     *,
     progress: ProgressListener = silent,
 ) -> None:
@@ -104,7 +123,8 @@ def cut_into(
     Args:
         bundle: Its model and weights are written, its manifest is complete but for the splits.
         options: Which cuts to make.
-        references: What the whole model answers; ``None`` for no proof, and no golden samples.
+        run_whole: Gives what the whole model answers, once it is known what to cut; ``None`` for no proof, and no
+            golden samples.
         progress: Told what is going on.
 
     Raises:
@@ -117,6 +137,7 @@ def cut_into(
     stated = bundle.manifest["input_bytes_stated"] is not None
     wanted = options.cuts or ("frontier" if stated or not bundle.full_offload else "compressive")
     chosen = select_cuts(found, model, wanted, modules=options.modules)
+    references = run_whole() if run_whole is not None else None
     cutter = Cutter(proto, model)
     splits, failed, graphs = [], [], {}
     for done, cut in enumerate(chosen):

@@ -12,7 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BackendError, DscError, ExportError, ModelFileError, UsageError
-from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle, list_cuts, load_model
+from dsc_split.partitioner import (
+    CutOptions,
+    ExportOptions,
+    SourceOptions,
+    cut_bundle,
+    export_bundle,
+    list_cuts,
+    load_model,
+)
 
 Export = Callable[..., Bundle]
 
@@ -145,6 +153,8 @@ def test_sample_settles_free_dimensions_too(tmp_path: Path) -> None:
     bundle = export_all(path, tmp_path, sample=sample)
 
     assert bundle.inputs[0].shape == ("batch", 7)
+    assert (np.load(bundle.path / "samples" / "model.npz")["input:ids"] == np.arange(7)).all()
+    cut_bundle(bundle, CutOptions(cuts="a"))
     assert (np.load(bundle.path / "samples" / "model.npz")["input:ids"] == np.arange(7)).all()
 
 
