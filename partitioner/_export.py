@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +15,19 @@ from dsc_split._optional import require
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
-from dsc_split.partitioner._folders import put_in_place, unfinished_folder
+from dsc_split.partitioner._conversion import check_precision, convert_to_half, must_convert
+from dsc_split.partitioner._folders import discard, put_in_place, unfinished_folder
 from dsc_split.partitioner._graph import index_graph
 from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
+from dsc_split.partitioner._opset import fit_opset
 from dsc_split.partitioner._pairs import cut_into, output_infos
-from dsc_split.partitioner._proof import Reference, largest_batch, relative_error, run_reference
+from dsc_split.partitioner._precision import precision_of
+from dsc_split.partitioner._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
 from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._selection import CutOptions
 from dsc_split.partitioner._shapes import BATCH
 from dsc_split.partitioner._sources import LoadedModel, SourceOptions
 from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 __all__ = ["ExportOptions", "export_bundle"]
 
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 _EXPORT_TOLERANCE = 1e-3
 """Largest ``max|difference| / max|reference|`` between PyTorch and the exported graph. Their kernels differ, so this
 is wider than a pair's proof; an export that lost or changed an operation is off by orders more."""
+
+_WIDE = ".fp32"
+"""Folder of the float32 graph and weights while a float16 bundle is made; it never gets out of the unfinished one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,12 @@ class ExportOptions:
     """What full offload really sends per sample (a JPEG, say), where that is not the inputs' own size."""
     full_offload: bool = True
     """Whether inputs may be sent to the server as they are."""
+    precision: str | None = None
+    """``fp32`` or ``fp16``, which converts a float32 graph as a whole; by default a graph stays what it is."""
+    io_precision: str | None = None
+    """With ``fp16``: ``fp32`` leaves inputs and outputs as they are; by default they become float16, too."""
+    opset_limits: Mapping[str, int] = field(default_factory=dict)
+    """Highest opset that is parsed, by target; a graph of a higher one is converted down, and proven again."""
     command: tuple[str, ...] = ()
     """The words after the program's name, for the manifest; folders in them are left out."""
 
@@ -91,6 +100,7 @@ def export_bundle(
     place = folder.resolve()
     if options.input_bytes is not None and options.input_bytes < 1:
         raise UsageError(f"--input-bytes is {options.input_bytes}; at least 1 is expected.")
+    check_precision(options.precision, options.io_precision)
     require(
         "onnxruntime",
         extra="cpu",
@@ -123,27 +133,60 @@ def _check_output(folder: Path) -> None:
 
 def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOptions, progress: ProgressListener) -> None:
     model = loaded.model
-    graphs = folder / "onnx"
+    converts = must_convert(model, options.precision, options.io_precision)
+    graphs, wide = folder / "onnx", folder / _WIDE
     graphs.mkdir()
+    if converts:
+        wide.mkdir()
+    path = (wide if converts else graphs) / "model.onnx"
     progress(Progress(stage="export", label="weights", done=0, total=0))
-    weights = store_weights(model, graphs / "weights.data")
-    stored = store_graph(model, graphs / "model.onnx")
+    weights = store_weights(model, path.with_name("weights.data"))
+    stored = store_graph(model, path)
     sample = load_sample(options.source.sample) if options.source.sample else None
     fixed_batch = fixed_batch_of(model)
     batches = (1, 2, 3) if fixed_batch is None else (fixed_batch,)
     infos = input_infos(model)
     progress(Progress(stage="prove", label="the exported graph", done=0, total=0))
-    references = _run_at_batches(graphs / "model.onnx", infos, batches, sample)
+    references = _run_at_batches(path, infos, batches, sample)
     random_node = index_graph(model).random_node
+    notes = list(loaded.notes)
+    opset = model.opset_imports.get("", 1)
+    if fit_opset(model, options.opset_limits):
+        stored = store_graph(model, path)
+        before, references = references, run_reference(path, infos, batches, sample)
+        if not random_node:
+            _compare_opsets(before, references, opset)
+        notes.append(f"the graph was converted from opset {opset} to {model.opset_imports['']}")
     export_error = None if random_node else _compare_with_torch(loaded, references)
     if options.uint8_input:
-        stored = _take_uint8(loaded, options, graphs / "model.onnx")
+        stored = _take_uint8(loaded, options, path)
         infos = input_infos(model)
-        references = run_reference(graphs / "model.onnx", infos, batches, sample if _fits(sample, infos) else None)
-    max_batch, lowered = fixed_batch or loaded.max_batch, ""
+        sample = sample if _fits(sample, infos) else None
+        references = run_reference(path, infos, batches, sample)
+    conversion = None
+    if converts:
+        progress(Progress(stage="prove", label="the graph in float16", done=0, total=0))
+        half = convert_to_half(
+            model,
+            options.io_precision,
+            wide=path,
+            folder=graphs,
+            references=references,
+            batches=batches,
+            sample=sample,
+            comparable=random_node is None,
+        )
+        discard(wide)
+        stored, weights, references, conversion = half.stored, half.weights, half.references, half.entry
+        notes += half.notes
+        path, infos = graphs / "model.onnx", input_infos(model)
+    max_batch = fixed_batch or loaded.max_batch
     if fixed_batch is None and max_batch > batches[-1]:
         progress(Progress(stage="prove", label=f"batch {max_batch}", done=0, total=0))
-        max_batch, lowered = largest_batch(graphs / "model.onnx", infos, max_batch)
+        max_batch, lowered = largest_batch(path, infos, max_batch)
+        notes += [f"the largest batch is {max_batch}: {lowered}"] if lowered else []
+    if random_node:
+        notes.append(f"{random_node.op_type} node {random_node.name!r} answers differently each time")
     manifest = _manifest(
         loaded,
         source,
@@ -154,19 +197,30 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
         fixed_batch=fixed_batch,
         max_batch=max_batch,
         export_error=export_error,
-        notes=[
-            *loaded.notes,
-            *([f"the largest batch is {max_batch}: {lowered}"] if lowered else []),
-            *(
-                [f"{random_node.op_type} node {random_node.name!r} answers differently each time"]
-                if random_node
-                else []
-            ),
-        ],
+        notes=notes,
     )
+    if conversion is not None:
+        manifest["conversion"] = conversion
     manifest["outputs"] = [info.to_json() for info in output_infos(model, references)]
     bundle = Bundle(folder, manifest)
     cut_into(bundle, options.cut, lambda: references, progress=progress)
+
+
+def _compare_opsets(before: Sequence[Reference], after: Sequence[Reference], opset: int) -> None:
+    """Compare what a graph answered before and after it was converted down from ``opset``.
+
+    Raises:
+        ExportError: They disagree.
+    """
+    for one, other in zip(before, after, strict=True):
+        for name, expected in one.outputs.items():
+            _, max_rel = relative_error(other.outputs[name], expected)
+            if max_rel > TOLERANCE["fp32"]:
+                raise ExportError(
+                    f"converted down from opset {opset}, the graph does not compute what it computed: output {name!r} "
+                    f"is off by {max_rel:.2g} of its largest value; at most {TOLERANCE['fp32']:g} is expected. Export "
+                    "the model with the lower opset from its source."
+                )
 
 
 def _run_at_batches(
@@ -271,7 +325,7 @@ def _manifest(
             "export_max_rel_error": export_error,
             "uint8_input": options.uint8_input,
         },
-        "precision": _precision(loaded.model),
+        "precision": precision_of(loaded.model),
         "batch": {"symbol": loaded.batch_symbol, "fixed": fixed_batch, "max": max_batch},
         "inputs": [info.to_json() for info in infos],
         "outputs": [],
@@ -291,13 +345,6 @@ def _without_folder(source: str) -> str:
     """Give a word as it is put into the manifest: a file's name, and not where on this machine it lay."""
     option, equals, path = source.rpartition("=")
     return f"{option}{equals}{Path(path).name}" if "/" in path or "\\" in path else source
-
-
-def _precision(model: ir.Model) -> str:
-    import onnx_ir as ir
-
-    half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-    return "fp16" if any(value.dtype in half for node in model.graph for value in node.outputs) else "fp32"
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from dsc_split._form import (
     flag,
     integer,
     items,
+    number,
     one_of,
     or_null,
     positive,
@@ -56,6 +57,16 @@ _SPLIT = {
     "tail": text,
     "early_outputs": items(text),
 }
+_CONVERSION = {
+    "from": one_of("fp32"),
+    "io_precision": one_of("fp32", "fp16"),
+    "weights_converted": count,
+    "weights_overflowed": count,
+    "weights_vanished": count,
+    "kept_float32": items(fields({"name": or_null(text), "op_type": text, "reason": text})),
+    "max_abs_error": or_null(number),
+    "max_rel_error": or_null(number),
+}
 _TARGETS = items(fields({"target": text, "fingerprint": some_object, "id": text}))
 
 _MANIFEST = fields(
@@ -73,5 +84,5 @@ _MANIFEST = fields(
         "targets": fields({"device": _TARGETS, "server": _TARGETS}),
         "files": entries(fields({"sha256": text, "size": count})),
     },
-    {"notes": items(text)},
+    {"notes": items(text), "conversion": fields(_CONVERSION)},
 )

@@ -1,0 +1,219 @@
+"""Convert an exported graph to float16, store it, and say what that costs against float32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsc_split.errors import ExportError, UsageError
+from dsc_split.partitioner._load import input_infos
+from dsc_split.partitioner._precision import precision_of, to_half
+from dsc_split.partitioner._proof import Arrays, Reference, relative_error, run_reference
+from dsc_split.partitioner._store import StoredFile, encode_graph, store_graph, store_weights
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["Converted", "check_precision", "convert_to_half", "must_convert"]
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A float16 graph that lies in its folder, and what it answers."""
+
+    stored: StoredFile
+    """The graph's file."""
+    weights: StoredFile | None
+    """The weights' file; ``None`` where all are in the graph."""
+    references: list[Reference]
+    """What it answers to the inputs that the float32 graph was run on, rounded as its inputs are."""
+    entry: dict[str, Any]
+    """The manifest's ``conversion``."""
+    notes: list[str]
+    """Sentences the user should read."""
+
+
+def check_precision(precision: str | None, io_precision: str | None) -> None:
+    """Refuse words that are no precision, and ``io_precision`` where nothing is converted.
+
+    Raises:
+        UsageError: The message names the option.
+    """
+    for option, given in (("--precision", precision), ("--io-precision", io_precision)):
+        if given not in (None, "fp32", "fp16"):
+            raise UsageError(f"{option} is {given!r}; fp32 or fp16 is expected.")
+    if io_precision is not None and precision != "fp16":
+        raise UsageError(f"--io-precision {io_precision} goes with --precision fp16 only; without it, nothing changes.")
+
+
+def must_convert(model: ir.Model, precision: str | None, io_precision: str | None) -> bool:
+    """Tell whether a graph has to be converted to be of the precision that was asked for.
+
+    Raises:
+        UsageError: It cannot be brought to that precision.
+    """
+    import onnx_ir as ir
+
+    own = precision_of(model)
+    types = {value.dtype for node in model.graph for value in node.outputs}
+    if precision == "fp32" and own == "fp16":
+        raise UsageError(
+            "--precision fp32: the graph is computed in 16-bit floats, and what they lost does not come back. Export "
+            "the model in float32, or leave --precision out."
+        )
+    if precision != "fp16":
+        return False
+    if ir.DataType.BFLOAT16 in types:
+        raise UsageError("--precision fp16: the graph is computed in bfloat16. Export the model in float32 first.")
+    if own == "fp16":
+        if io_precision == "fp32":
+            raise UsageError("--io-precision fp32: the graph is float16 already, and its inputs stay as they are.")
+        return False
+    if ir.DataType.FLOAT not in types:
+        raise UsageError("--precision fp16: nothing in the graph is float32, so there is nothing to convert.")
+    return True
+
+
+def convert_to_half(
+    model: ir.Model,
+    io_precision: str | None,
+    *,
+    wide: Path,
+    folder: Path,
+    references: Sequence[Reference],
+    batches: Sequence[int],
+    sample: Arrays | None,
+    comparable: bool,
+) -> Converted:
+    """Convert a graph to float16, store it, and run it as the float32 one was run.
+
+    Args:
+        model: The float32 graph, whose weights lie in a file; changed in place.
+        io_precision: As for :func:`to_half`.
+        wide: The float32 graph's file.
+        folder: Where ``model.onnx`` and ``weights.data`` are put.
+        references: What the float32 graph answered.
+        batches: The batches of ``references``.
+        sample: The sample of ``references``.
+        comparable: Whether the graph answers the same each time.
+
+    Raises:
+        ExportError: Nothing became float16, or an output is no longer finite; the message names the first value.
+        BackendError: ONNX Runtime cannot run the float16 graph.
+        DscError: A file cannot be written.
+    """
+    report = to_half(model, io_precision=io_precision)
+    if precision_of(model) != "fp16":
+        kept = ", ".join(sorted({op.op_type for op in report.kept_float32}))
+        raise ExportError(
+            f"--precision fp16: nothing in the graph can be computed in float16 ({kept} stay float32). Export it with "
+            "--precision fp32."
+        )
+    weights = store_weights(model, folder / "weights.data")
+    path = folder / "model.onnx"
+    stored = store_graph(model, path)
+    halves = run_reference(path, input_infos(model), batches, sample)
+    max_abs, max_rel, notes = None, None, list[str]()
+    if comparable:
+        _check_finite(wide, path, references, halves)
+        max_abs, max_rel, notes = _measure(references, halves)
+    if report.weights_overflowed:
+        names = ", ".join(map(repr, report.overflowed_in[:3])) + (", ..." if report.overflowed_in[3:] else "")
+        note = f"weights beyond float16, {report.weights_overflowed} of them, became its largest, 65504, in {names}"
+        logger.warning("%s", note)
+        notes.insert(0, note)
+    entry = {
+        "from": "fp32",
+        "io_precision": io_precision or "fp16",
+        "weights_converted": report.weights_converted,
+        "weights_overflowed": report.weights_overflowed,
+        "weights_vanished": report.weights_vanished,
+        "kept_float32": [asdict(op) for op in report.kept_float32],
+        "max_abs_error": max_abs,
+        "max_rel_error": max_rel,
+    }
+    return Converted(stored=stored, weights=weights, references=halves, entry=entry, notes=notes)
+
+
+def _measure(
+    references: Sequence[Reference], halves: Sequence[Reference]
+) -> tuple[float | None, float | None, list[str]]:
+    """Measure float16 against float32 over the outputs that are floats; say of the others whether they differ."""
+    errors, different = [(0.0, 0.0)], {}
+    for wide, half in zip(references, halves, strict=True):
+        for name, expected in wide.outputs.items():
+            actual = half.outputs[name].astype(expected.dtype)
+            error = relative_error(actual, expected)
+            if expected.dtype.kind == "f" and np.isfinite(error[1]):
+                errors.append(error)
+            elif error[1] > 0:
+                different[name] = "is not the same as in float32 on every input that was tried"
+    notes = [f"output {name!r} {what}" for name, what in different.items()]
+    if len(errors) == 1:
+        return None, None, notes
+    return max(error[0] for error in errors), max(error[1] for error in errors), notes
+
+
+# ---- values that are no longer finite ----------------------------------------------------------------------
+
+
+def _check_finite(wide: Path, path: Path, references: Sequence[Reference], halves: Sequence[Reference]) -> None:
+    for before, after in zip(references, halves, strict=True):
+        lost = [name for name in before.outputs if _loses(before.outputs[name], after.outputs[name])]
+        if lost:
+            raise ExportError(
+                f"in float16, output {lost[0]!r} is not finite where it is in float32. "
+                f"{_first_lost(wide, path, before, after)} Export the model with --precision fp32, or scale what "
+                "comes before that down."
+            )
+
+
+def _loses(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
+    if before.dtype.kind != "f" or before.shape != after.shape:
+        return False
+    return bool((np.isfinite(before) & ~np.isfinite(after)).any())
+
+
+def _first_lost(wide: Path, path: Path, before: Reference, after: Reference) -> str:
+    """Find the first value in graph order that is not finite though it is in float32; says so in a sentence."""
+    import onnx
+
+    graphs = [onnx.load(str(each), load_external_data=False) for each in (wide, path)]
+    made = [{name: node for node in graph.graph.node for name in node.output if name} for graph in graphs]
+    names = [name for name in made[1] if name in made[0]]
+    for start in range(0, len(names), _LOOKED_AT_ONCE):
+        chunk = names[start : start + _LOOKED_AT_ONCE]
+        seen = [
+            _values(graph, chunk, each.parent, reference.inputs)
+            for graph, each, reference in zip(graphs, (wide, path), (before, after), strict=True)
+        ]
+        for name in chunk:
+            if all(isinstance(values[name], np.ndarray) for values in seen) and _loses(seen[0][name], seen[1][name]):
+                node = made[1][name]
+                largest = np.abs(seen[0][name][np.isfinite(seen[0][name])]).max()
+                return (
+                    f"The first value that float16 loses is {name!r}, made by {node.op_type} {node.name!r}; in float32 "
+                    f"its largest is {largest:.3g}, and float16 ends at 65504."
+                )
+    return "No value before it could be told to be the cause."
+
+
+def _values(graph: onnx.ModelProto, names: Sequence[str], folder: Path, feed: Arrays) -> dict[str, Any]:
+    """Run a graph for some of its values."""
+    import onnx
+
+    from dsc_split.partitioner._ort import open_session, run_session
+
+    del graph.graph.output[:]
+    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return run_session(open_session(encode_graph(graph), weights_folder=folder), feed, "the graph")
