@@ -44,6 +44,7 @@ def store_weights(model: ir.Model, path: Path) -> StoredFile | None:
     """
     import onnx_ir as ir
 
+    _take_in_small(model)
     placed: dict[int, tuple[int, int]] = {}
     large = [
         (value, value.const_value)
@@ -86,6 +87,17 @@ def store_weights(model: ir.Model, path: Path) -> StoredFile | None:
             base_dir=str(path.parent),
         )
     return StoredFile(sha256=digest.hexdigest(), size_bytes=position)
+
+
+def _take_in_small(model: ir.Model) -> None:
+    """Read small weights that lie in the source's own file, so that the graph no longer refers to it."""
+    import onnx_ir as ir
+
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < INLINE_BELOW_BYTES:
+                value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
 
 
 def _blocks(tensor: ir.TensorProtocol) -> Any:
