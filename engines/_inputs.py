@@ -1,4 +1,4 @@
-"""What an engine is timed on: the golden samples, repeated up to the batch size."""
+"""What an engine is tried and timed on: the golden samples, repeated up to the batch size."""
 
 from __future__ import annotations
 

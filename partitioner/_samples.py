@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +72,7 @@ def make_inputs(
             )
     inputs = {}
     for index, spec in enumerate(specs):
-        shape = _shape_at(spec, batch)
+        shape = spec.shape_at(batch)
         if spec.name in sample:
             inputs[spec.name] = _fit_sample(spec, shape, sample[spec.name])
         else:
@@ -100,19 +99,6 @@ def resize_batch(array: np.ndarray, axis: int, batch: int) -> np.ndarray:
     """Repeat or cut ``array`` so that it has ``batch`` entries along ``axis``; it must have at least one."""
     repeated: np.ndarray = np.take(array, np.arange(batch) % array.shape[axis], axis=axis)
     return repeated
-
-
-def _shape_at(spec: TensorInfo, batch: int) -> tuple[int, ...]:
-    """Give the shape at a batch size; the symbolic dimension's follows from the count of elements."""
-    symbolic = [dim for dim in spec.shape if isinstance(dim, str)]
-    if len(symbolic) > 1:
-        raise UsageError(
-            f"input {spec.name!r} has {len(symbolic)} free dimensions ({', '.join(symbolic)}); "
-            "one was expected. Give the others values with --input-shape."
-        )
-    fixed = math.prod(dim for dim in spec.shape if isinstance(dim, int))
-    size = spec.elements(batch) // fixed if fixed else batch
-    return tuple(size if isinstance(dim, str) else dim for dim in spec.shape)
 
 
 def _fit_sample(spec: TensorInfo, shape: tuple[int, ...], array: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,22 @@ class TensorInfo:
     def size_bytes(self, batch: int) -> int:
         """Count the bytes at ``batch``, as the tensor lies in memory."""
         return self.elements(batch) * self.itemsize
+
+    def shape_at(self, batch: int) -> tuple[int, ...]:
+        """Give the shape at ``batch``; the size of the free dimension follows from the count of elements.
+
+        Raises:
+            UsageError: More than one dimension is free.
+        """
+        free = [dim for dim in self.shape if isinstance(dim, str)]
+        if len(free) > 1:
+            raise UsageError(
+                f"tensor {self.name!r} has {len(free)} free dimensions ({', '.join(free)}); "
+                "one was expected. Give the others values with --input-shape."
+            )
+        fixed = math.prod(dim for dim in self.shape if isinstance(dim, int))
+        size = self.elements(batch) // fixed if fixed else batch
+        return tuple(size if isinstance(dim, str) else dim for dim in self.shape)
 
     def to_json(self) -> dict[str, Any]:
         """Give the manifest's form."""
@@ -213,6 +230,16 @@ class Bundle:
         if stated is not None:
             return int(stated) * batch
         return sum(tensor.size_bytes(batch) for tensor in self.inputs)
+
+    def batch_of(self, elements: Mapping[str, int]) -> int:
+        """Find the batch size from how many elements inputs have, by name; 1 where no size depends on it."""
+        if self.fixed_batch is not None:
+            return self.fixed_batch
+        for info in self.inputs:
+            per_batch, constant = info.elements_by_batch
+            if per_batch and info.name in elements:
+                return (elements[info.name] - constant) // per_batch
+        return 1
 
     def input_elements(self, batch: int) -> int:
         """Count the elements of the inputs at ``batch``."""
