@@ -14,21 +14,10 @@ from collections.abc import Callable
 
 import typer
 
+from dsc_split._sizes import parse_size
+
 __all__ = ["number", "positive_integers", "positive_numbers", "size_bytes"]
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
-_UNITS_BY_LOWER_CASE = {unit.lower(): factor for unit, factor in _UNITS.items()}
 MAX_INTEGER = 2**31 - 1
 """A batch or a thread count beyond this is a slip of the finger."""
 
@@ -39,17 +28,10 @@ def size_bytes(text: str) -> int:
     Raises:
         typer.BadParameter: The text is no size, or zero.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    factor = _UNITS_BY_LOWER_CASE.get(match[2].lower()) if match else None
-    if match is None or factor is None:
-        units = ", ".join(unit for unit in _UNITS if unit)
-        raise typer.BadParameter(
-            f"{text!r} is no size: a number and a unit were expected, such as 8GiB (units: {units})."
-        )
-    value = float(match[1]) * factor
-    if not 1 <= value < 2**63:
-        raise typer.BadParameter(f"size {text!r} is out of range: at least 1 byte and less than 2^63 are taken.")
-    return round(value)
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise typer.BadParameter(str(e)) from None
 
 
 def positive_integers(text: str) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": "Time every head and tail at every batch size, and write the table.",
     "table": "Write and show the split lookup table.",
     "pick": "Name the best choice for a batch size and a data rate.",
+    "cache": "Show the built engines that are kept for later, or remove them.",
     "doctor": "Say what is installed here, and what is missing for what.",
 }
 """Each command's line in ``--help``: how the docstring of function NAME in ``dsc_split.cli._NAME`` begins."""

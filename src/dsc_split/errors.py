@@ -13,7 +13,9 @@
      `- DamagedError             exit 6   a file is damaged, hostile, or does not fit
          |- ModelFileError
          |- BundleError
-         `- TableError
+         |- TableError
+         `- EngineFileError
+             `- EngineMismatch           ... an engine was built for another library, version or GPU
 
 Catch the base to catch them all::
 
@@ -36,6 +38,8 @@ __all__ = [
     "CutError",
     "DamagedError",
     "DscError",
+    "EngineFileError",
+    "EngineMismatch",
     "ExportError",
     "ModelFileError",
     "OutOfMemoryError",
@@ -103,3 +107,11 @@ class BundleError(DamagedError):
 
 class TableError(DamagedError):
     """A lookup table is damaged, or of a newer format."""
+
+
+class EngineFileError(DamagedError):
+    """An engine file is damaged, or of a newer format."""
+
+
+class EngineMismatch(EngineFileError):  # noqa: N818 - what was found, not what went wrong
+    """An engine was built for another library, version, GPU or set of options than the one at hand."""

@@ -1,0 +1,290 @@
+"""Built engines, kept for the next build of the same: by what went in, never by what came out, which differs each time.
+
+An entry is two files: ``DIGEST.json``, the key and the SHA-256 of the engine, and ``DIGEST.plan``, the engine. DIGEST
+is the SHA-256 of the key. A lock keeps processes from reading what another one writes or removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from dsc_split._files import canonical_json, new_file, read_json, sha256_file, write_json
+from dsc_split._form import count, fields, some_object, text
+from dsc_split._sizes import parse_size
+from dsc_split.engines._plan_file import read_header
+from dsc_split.errors import DamagedError, DscError, UsageError
+
+__all__ = ["CacheEntry", "EngineCache", "cache_folder"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "DSC_SPLIT_CACHE"
+LIMIT_VARIABLE = "DSC_SPLIT_CACHE_LIMIT"
+DEFAULT_LIMIT_BYTES = 10 * 2**30
+LOCK_TIMEOUT_S = 60.0
+"""Who holds the lock copies or hashes one engine: after this long, something is wrong."""
+
+_RECORD = fields(
+    {"key": some_object, "sha256": text, "size_bytes": count, "label": text, "target": text, "library_version": text}
+)
+
+
+def cache_folder() -> Path:
+    """Give the folder for what can be made again: ``$DSC_SPLIT_CACHE``, or the user's cache folder."""
+    import platformdirs
+
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("dsc-split")
+
+
+def _limit_bytes() -> int:
+    """Give the size in bytes that the cache is kept below: ``$DSC_SPLIT_CACHE_LIMIT``, or 10 GiB.
+
+    Raises:
+        UsageError: The variable holds no size.
+    """
+    chosen = os.environ.get(LIMIT_VARIABLE)
+    if not chosen:
+        return DEFAULT_LIMIT_BYTES
+    try:
+        return parse_size(chosen)
+    except ValueError as e:
+        raise UsageError(f"${LIMIT_VARIABLE}: {e}") from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """An engine in the cache."""
+
+    digest: str
+    """SHA-256 of its key, 64 hexadecimal digits."""
+    label: str
+    """What it is, in words."""
+    target: str
+    """What it was built for."""
+    library_version: str
+    """Version of the library that built it."""
+    size_bytes: int
+    """Size of the engine file."""
+    used_s: float
+    """When it was last put in or taken out, in seconds since 1970."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the entry as plain data."""
+        return asdict(self)
+
+
+class EngineCache:
+    """A folder of built engines, safe for several processes at once.
+
+    Attributes:
+        folder: Where they lie; made when the first is put in.
+        limit_bytes: What is put in beyond this drives out what was used least recently.
+    """
+
+    def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
+        self.folder = cache_folder() / "engines" if folder is None else folder
+        self.limit_bytes = _limit_bytes() if limit_bytes is None else limit_bytes
+
+    def get(self, key: Mapping[str, Any]) -> Path | None:
+        """Find an engine, and note that it was used.
+
+        Args:
+            key: All that the engine depends on, as plain data.
+
+        Returns:
+            Its file, as it was put in, or ``None``. An entry that is damaged is removed, and counts as none.
+        """
+        digest = _digest(key)
+        with self._failing_softly("read"):
+            if not self.folder.is_dir():
+                return None
+            with self._lock():
+                if not self._record_path(digest).exists():
+                    return None
+                record, path = self._read_record(digest), self._plan_path(digest)
+                if record is not None and record["key"] == _plain(key) and _holds(path, record):
+                    with contextlib.suppress(OSError):
+                        os.utime(self._record_path(digest))
+                    return path
+                logger.warning("the engine cache held a damaged entry, %s; it is removed", digest[:12])
+                self._remove(digest)
+        return None
+
+    def put(self, key: Mapping[str, Any], path: Path) -> None:
+        """Copy an engine file into the cache; where that fails, a warning says so.
+
+        Args:
+            key: All that the engine depends on, as plain data.
+            path: An engine file.
+        """
+        with self._failing_softly("written"):
+            header = read_header(path)
+            size_bytes = path.stat().st_size
+            if size_bytes > self.limit_bytes:
+                logger.info("%s is larger than the limit of the engine cache, and not kept", path.name)
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            digest = _digest(key)
+            with self._lock():
+                self._record_path(digest).unlink(missing_ok=True)
+                sha256 = _copy(path, self._plan_path(digest))
+                names = ("label", "target", "library_version")
+                record = {"key": _plain(key), "sha256": sha256, "size_bytes": size_bytes}
+                write_json(self._record_path(digest), {**record, **{name: header[name] for name in names}})
+                self._trim()
+
+    def entries(self) -> tuple[CacheEntry, ...]:
+        """List what is in the cache, what was used last first; files that are none of ours are left out."""
+        found = []
+        for digest in self._digests():
+            record = self._read_record(digest)
+            if record is None:
+                continue
+            with contextlib.suppress(OSError):
+                found.append(
+                    CacheEntry(
+                        digest=digest,
+                        label=record["label"],
+                        target=record["target"],
+                        library_version=record["library_version"],
+                        size_bytes=record["size_bytes"],
+                        used_s=self._record_path(digest).stat().st_mtime,
+                    )
+                )
+        return tuple(sorted(found, key=lambda entry: (-entry.used_s, entry.digest)))
+
+    def clear(self) -> int:
+        """Remove every engine, and what interrupted builds left behind.
+
+        Returns:
+            Bytes that were freed.
+
+        Raises:
+            DscError: The cache cannot be locked.
+        """
+        if not self.folder.is_dir():
+            return 0
+        try:
+            with self._lock():
+                return sum(_remove(path) for path in self._files())
+        except OSError as e:
+            raise DscError(f"engine cache {str(self.folder)!r} cannot be emptied: {e.strerror or e}.") from e
+
+    # ---- files -----------------------------------------------------------------------------------------------
+
+    def _record_path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.json"
+
+    def _plan_path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.plan"
+
+    def _lock(self) -> contextlib.AbstractContextManager[object]:
+        return FileLock(self.folder / ".lock", timeout=LOCK_TIMEOUT_S)
+
+    @contextlib.contextmanager
+    def _failing_softly(self, what: str) -> Iterator[None]:
+        """Turn whatever a folder may do to us into a warning: a build goes on without its cache."""
+        try:
+            yield
+        except (OSError, DscError) as e:
+            logger.warning("the engine cache %r cannot be %s: %s", str(self.folder), what, e)
+
+    def _files(self) -> list[Path]:
+        """List the files of ours in the folder: entries, halves of entries, and files that were being written."""
+        try:
+            found = list(self.folder.iterdir())
+        except OSError:
+            return []
+        return [path for path in found if _is_ours(path)]
+
+    def _digests(self) -> list[str]:
+        return [path.stem for path in self._files() if path.suffix == ".json" and not path.name.startswith(".")]
+
+    def _read_record(self, digest: str) -> dict[str, Any] | None:
+        try:
+            record = read_json(self._record_path(digest), "cache entry", DamagedError)
+            _RECORD(record, "")
+        except DamagedError as e:
+            logger.debug("cache entry %s: %s", digest, e)
+            return None
+        return record
+
+    def _remove(self, digest: str) -> None:
+        for path in (self._record_path(digest), self._plan_path(digest)):
+            _remove(path)
+
+    def _trim(self) -> None:
+        """Remove halves of entries and, from the least recently used on, what is beyond the limit; hold the lock."""
+        entries = self.entries()
+        whole = {path for entry in entries for path in (self._record_path(entry.digest), self._plan_path(entry.digest))}
+        for path in self._files():
+            if path not in whole:
+                _remove(path)
+        total_bytes = 0
+        for entry in entries:
+            total_bytes += entry.size_bytes
+            if total_bytes > self.limit_bytes:
+                self._remove(entry.digest)
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(key)).hexdigest()
+
+
+def _plain(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a key as it comes back from JSON."""
+    return read_json(canonical_json(key), "key", DamagedError)
+
+
+def _holds(path: Path, record: Mapping[str, Any]) -> bool:
+    """Tell whether an engine file is the one that its record tells of."""
+    try:
+        return (path.stat().st_size, sha256_file(path)) == (record["size_bytes"], record["sha256"])
+    except OSError:
+        return False
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copy a file, all or nothing; returns the SHA-256 of what was copied."""
+    digest = hashlib.sha256()
+    with source.open("rb") as read, new_file(target) as write:
+        while block := read.read(1 << 20):
+            digest.update(block)
+            write.write(block)
+    return digest.hexdigest()
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell a file that this module wrote from what else may lie in the folder: links, folders, other files."""
+    name = path.name.lstrip(".")
+    digest, _, rest = name.partition(".")
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        return False
+    if not (rest in ("json", "plan") or rest.endswith(".partial")):
+        return False
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _remove(path: Path) -> int:
+    """Remove a file; returns the bytes that it had, 0 where it stays."""
+    try:
+        size_bytes = path.lstat().st_size
+        path.unlink()
+    except OSError as e:
+        logger.debug("%s stays: %s", path, e)
+        return 0
+    return size_bytes

@@ -1,0 +1,38 @@
+"""Sizes in bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["parse_size"]
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_UNITS_BY_LOWER_CASE = {unit.lower(): factor for unit, factor in _UNITS.items()}
+
+
+def parse_size(text: str) -> int:
+    """Read a size, ``8GiB``, ``500 MB`` or ``1048576``, as bytes.
+
+    Raises:
+        ValueError: The text is no size, or is zero or beyond 2^63; the message is a sentence that says so.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    factor = _UNITS_BY_LOWER_CASE.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        units = ", ".join(unit for unit in _UNITS if unit)
+        raise ValueError(f"{text!r} is no size: a number and a unit were expected, such as 8GiB (units: {units}).")
+    value = float(match[1]) * factor
+    if not 1 <= value < 2**63:
+        raise ValueError(f"size {text!r} is out of range: at least 1 byte and less than 2^63 are taken.")
+    return round(value)
