@@ -1,0 +1,217 @@
+"""Rewrite float32 matrix products into forms that TensorRT for RTX compiles for Turing (SM75).
+
+For SM75 it refuses every float32 ``Gemm``, ``MatMul`` and two-input ``Einsum``, recurrent layers and 3-D convolutions,
+and takes 2-D convolutions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dsc_split._optional import require
+from dsc_split.engines._gemm_forms import PRODUCTS, Forms, Names, NoFormError
+from dsc_split.engines._options import GEMM_POLICIES
+from dsc_split.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+__all__ = ["GemmRewrite", "LeftGemm", "digest", "prove_rewrite", "rewrite_gemm"]
+
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_RANK_OF_3D = 5
+_FLOAT16_MAX = 65504.0
+_OPSET_OF_AXES_INPUT = 13
+"""Since then ``ReduceSum`` and ``Unsqueeze`` take their axes as an input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftGemm:
+    """An op that SM75 refuses and that was left as it is."""
+
+    name: str
+    """Name of the node."""
+    op_type: str
+    """``Gemm``, ``MatMul``, ``Einsum``, ``LSTM``, ..."""
+    reason: str
+    """Why it could not be rewritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmRewrite:
+    """A graph that computes the same, and what was done to it."""
+
+    model: onnx.ModelProto
+    """The graph; its external data is that of the original, in the same folder."""
+    converted: tuple[str, ...]
+    """Names of the nodes that are now exact float32 forms, in graph order."""
+    halved: tuple[str, ...]
+    """Names of the nodes that now compute in float16, between casts."""
+    left: tuple[LeftGemm, ...]
+    """Nodes that are as they were, and will be refused."""
+
+
+def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
+    """Rewrite every float32 op of a graph that SM75 refuses, as far as the policy goes; all else stays as it is.
+
+    Args:
+        graph: An ONNX file with its external data beside it.
+        policy: One of :data:`GEMM_POLICIES`.
+
+    Raises:
+        ModelFileError: The graph cannot be read.
+        ValueError: The policy is unknown.
+    """
+    if policy not in GEMM_POLICIES:
+        raise ValueError(f"policy {policy!r} is unknown; one of {', '.join(GEMM_POLICIES)} was expected.")
+    model = _load(graph)
+    names = Names(model)
+    sums = policy == "sum" and model.opset_imports.get("", 0) >= _OPSET_OF_AXES_INPUT
+    converted, halved, left = [], [], []
+    for scope in list(model.graphs()):
+        for node in tuple(scope):
+            if not _is_refused(node):
+                continue
+            name, forms = node.name or "", Forms(node, scope, names)
+            try:
+                forms.replace([forms.convert(sums=sums)])
+                converted.append(name)
+            except NoFormError as e:
+                overflow = _overflow(node)
+                if policy == "fp16" and not overflow:
+                    forms.replace(forms.halve())
+                    halved.append(name)
+                else:
+                    reason = f"{e}; {overflow}" if policy == "fp16" else str(e)
+                    left.append(LeftGemm(name=name, op_type=node.op_type, reason=reason))
+    import onnx_ir as ir
+
+    return GemmRewrite(
+        model=ir.serde.serialize_model(model), converted=tuple(converted), halved=tuple(halved), left=tuple(left)
+    )
+
+
+def prove_rewrite(
+    graph: Path, rewrite: GemmRewrite, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]
+) -> tuple[float, float]:
+    """Run the original and the rewritten graph in ONNX Runtime on the CPU, and compare.
+
+    Args:
+        graph: The original.
+        rewrite: What :func:`rewrite_gemm` made of it.
+        feeds: Inputs by name, one mapping per run.
+
+    Returns:
+        ``(max|difference|, max|difference| / max|original|)``, each the worst over all runs and outputs.
+
+    Raises:
+        BackendUnavailable: ONNX Runtime is not installed.
+        BackendError: One of the graphs does not load or run.
+    """
+    from dsc_split.partitioner._ort import open_session, run_session
+    from dsc_split.partitioner._proof import relative_error
+    from dsc_split.partitioner._store import encode_graph
+
+    original = open_session(graph)
+    rewritten = open_session(encode_graph(_with_rounding(rewrite)), weights_folder=graph.parent)
+    max_abs = max_rel = 0.0
+    for feed in feeds:
+        expected = run_session(original, feed, graph.name)
+        actual = run_session(rewritten, feed, f"{graph.name} rewritten")
+        for name, value in expected.items():
+            off_abs, off_rel = relative_error(actual[name], value)
+            max_abs, max_rel = max(max_abs, off_abs), max(max_rel, off_rel)
+    return max_abs, max_rel
+
+
+def digest(rewrite: GemmRewrite) -> str:
+    """Hash the rewritten graph in its canonical form; returns 64 hexadecimal digits."""
+    from dsc_split.partitioner._store import encode_graph
+
+    return hashlib.sha256(encode_graph(rewrite.model)).hexdigest()
+
+
+def _with_rounding(rewrite: GemmRewrite) -> onnx.ModelProto:
+    """Make ONNX Runtime round to float16 where the rewritten graph does.
+
+    It computes float16 products in float32 on the CPU, and drops casts to float16 and back that then meet, with the
+    rounding. A Reshape between keeps them apart.
+    """
+    if not rewrite.halved:
+        return rewrite.model
+    import onnx_ir as ir
+
+    model = ir.serde.deserialize_model(rewrite.model)
+    names = Names(model)
+    for graph in list(model.graphs()):
+        for node in tuple(graph):
+            if node.op_type != "Cast" or (node.name or "").rpartition(".cast")[0] not in rewrite.halved:
+                continue
+            halved = node.outputs[0] if node.attributes.get_int("to") == ir.DataType.FLOAT16 else node.inputs[0]
+            producer = halved.producer() if halved is not None else None
+            if halved is None or producer is None:
+                continue
+            uses = tuple(halved.uses())
+            shape = ir.node("Shape", [halved], name=names.new("rounding.shape"))
+            apart = ir.node("Reshape", [halved, shape.outputs[0]], name=names.new("rounding.reshape"))
+            for made in (shape, apart):
+                made.outputs[0].name = names.new(f"{made.name}.output")
+            graph.insert_after(producer, [shape, apart])
+            for user, index in uses:
+                user.replace_input_with(index, apart.outputs[0])
+    return ir.serde.serialize_model(model)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def _load(graph: Path) -> ir.Model:
+    """Read a graph; its bodies get shapes and types, and its local functions are inlined."""
+    require("onnx_ir", extra="onnx", purpose="rewrite graphs")
+    onnx = require("onnx", extra="onnx", purpose="rewrite graphs")
+    import onnx_ir as ir
+    from google.protobuf.message import DecodeError
+    from onnx_ir.passes import common
+
+    try:
+        proto = onnx.ModelProto.FromString(graph.read_bytes())
+        if proto.functions:
+            model = ir.serde.deserialize_model(proto)
+            ir.passes.Sequential(common.InlinePass(), common.NameFixPass())(model)
+            proto = ir.serde.serialize_model(model)
+        model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
+    except (OSError, DecodeError, ValueError, onnx.shape_inference.InferenceError) as e:
+        raise ModelFileError(f"{str(graph)!r} cannot be read as a graph: {e}. Export the model again.") from e
+    ir.external_data.set_base_dir(model.graph, graph.parent)
+    return model
+
+
+def _is_refused(node: ir.Node) -> bool:
+    """Tell whether TensorRT for RTX refuses to compile ``node`` for SM75."""
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    if node.domain not in ("", "ai.onnx") or not any(value.dtype and value.dtype.name == "FLOAT" for value in values):
+        return False
+    if node.op_type == "Einsum":
+        return len(node.inputs) > 1
+    if node.op_type in _CONVOLUTIONS:
+        return any(value.shape is not None and len(value.shape) == _RANK_OF_3D for value in values)
+    return node.op_type in PRODUCTS | _RECURRENT
+
+
+def _overflow(node: ir.Node) -> str:
+    """Say which weights of ``node`` float16 cannot hold; nothing where it holds them all."""
+    for value in node.inputs:
+        if value is None or value.const_value is None or value.const_value.dtype.name != "FLOAT":
+            continue
+        weights = value.const_value.numpy()
+        if np.abs(weights[np.isfinite(weights)]).max(initial=0.0) > _FLOAT16_MAX:
+            return f"and float16 holds nothing beyond {_FLOAT16_MAX:g}, but {value.name!r} does"
+    return ""
