@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._optional import require
 from dsc_split.engines._base import Backend, Engine, TensorSpec
+from dsc_split.engines._cuda import CudaLayer, hold, open_cuda
 from dsc_split.engines._fingerprint import gpu
-from dsc_split.errors import BackendError
+from dsc_split.engines._io_tensors import IoTensor, Place
+from dsc_split.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +26,9 @@ CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0"}
 
 SESSION_CONFIG = {"session.force_spinning_stop": "1"}
 """Threads of an engine that is not running do not spin: engines in one process would slow each other down."""
+
+NO_WAIT = ("disable_synchronize_execution_providers", "1")
+"""Run option: the caller waits for the stream itself, after the copies that follow."""
 
 DTYPES = {"float": "float32", "double": "float64"}
 """Element types that ONNX Runtime calls otherwise than ONNX."""
@@ -44,6 +50,21 @@ class OnnxRuntimeBackend(Backend):
             )
         self._ort = ort
 
+    def require_device(self) -> None:
+        """See whether the target's device is there.
+
+        Raises:
+            BackendUnavailable: It is for CUDA, and there is no GPU, or no driver.
+        """
+        if self.target.architecture == "cuda":
+            self._open_cuda()
+
+    def _open_cuda(self) -> CudaLayer:
+        try:
+            return open_cuda(extra=self.extra, primary=True)  # ONNX Runtime works in no other context
+        except BackendUnavailable as e:
+            raise self._unavailable(str(e)) from e
+
     @property
     def _provider(self) -> str:
         return {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self.target.architecture]
@@ -59,21 +80,30 @@ class OnnxRuntimeBackend(Backend):
     def _device_facts(self) -> dict[str, Any]:
         return {"gpu": gpu()} if self.target.architecture == "cuda" else {}
 
-    def _load(self, path: Path) -> Engine:
+    def _load(self, path: Path, sha256: str | None) -> Engine:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions; nothing is to be printed
         if self.target.threads is not None:
             options.intra_op_num_threads = self.target.threads
         for key, value in SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
-        provider = (self._provider, self._provider_options)
+        if self.target.architecture == "cpu":
+            return OnnxRuntimeEngine(self, path.name, self._session(path, options, {}))
+        cuda = self._open_cuda()
+        with cuda.active(), contextlib.ExitStack() as held:
+            stream = hold(held, cuda, cuda.create_stream())
+            session = self._session(path, options, {"user_compute_stream": str(stream.value)})
+            return CudaEngine(self, path.name, session, ort=self._ort, cuda=cuda, stream=stream.value, held=held)
+
+    def _session(self, path: Path, options: Any, extra_options: dict[str, str]) -> Any:
+        provider = (self._provider, {**self._provider_options, **extra_options})
         session = self._ort.InferenceSession(str(path), options, providers=[provider])
         if session.get_providers()[0] != self._provider:
             raise self._unavailable(
                 f"onnxruntime could not start {self._provider}, only {session.get_providers()[0]}. "
                 f"Check the driver, CUDA and cuDNN: dsc-split doctor"
             )
-        return OnnxRuntimeEngine(self, path.name, session)
+        return session
 
     def _explain(self, text: str) -> str:
         if match := MISSING_OP.search(text):
@@ -103,6 +133,131 @@ class OnnxRuntimeEngine(Engine):
 
     def _close(self) -> None:
         self._session = None
+
+
+class CudaEngine(OnnxRuntimeEngine):
+    """A session whose work, and the copies around it, are enqueued in one stream of ours."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        name: str,
+        session: Any,
+        *,
+        ort: Any,
+        cuda: CudaLayer,
+        stream: int,
+        held: contextlib.ExitStack,
+    ) -> None:
+        """Take a session over, and what it needs from ``held``, which is empty afterwards.
+
+        Raises:
+            BackendError: An input or output has elements of a type that NumPy lacks.
+        """
+        super().__init__(backend, name, session)
+        place: Place = "mapped" if backend.target.io == "mapped" else "pinned"
+        why_no_graph = "ONNX Runtime captures a graph only where every operator runs on the GPU; it is not asked to"
+        self.facts = {"io": place, "cuda_graph": why_no_graph, "file": name}
+        self._ort = ort
+        self._cuda = cuda
+        self._stream = stream
+        self._place = place
+        for spec in (*self.inputs, *self.outputs):
+            _numpy_dtype(spec, name)
+        self._owned = held.pop_all()
+
+    def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with self._cuda.active():
+            return super()._run(inputs)
+
+    def _bind(self, inputs: Mapping[str, np.ndarray]) -> BoundSession:
+        options = self._ort.RunOptions()
+        options.add_run_config_entry(*NO_WAIT)
+        with self._cuda.active(), contextlib.ExitStack() as held:
+            call = BoundSession(self._session, options, self._cuda, self._stream, held)
+            for spec in self.inputs:
+                call.add_input(spec.name, inputs[spec.name], self._new_tensor(held, spec))
+            results = self._run(inputs)
+            for spec in self.outputs:
+                call.add_output(spec.name, results[spec.name].shape, self._new_tensor(held, spec))
+            held.callback(call.forget)
+            self._owned.push(held.pop_all())
+        return call
+
+    def _new_tensor(self, held: contextlib.ExitStack, spec: TensorSpec) -> IoTensor:
+        tensor = IoTensor(self._cuda, _numpy_dtype(spec, self._name), self._place)
+        held.callback(tensor.close)
+        return tensor
+
+    def _close(self) -> None:
+        with self._cuda.active(), self._owned:
+            super()._close()
+
+
+class BoundSession:
+    """The bare call: inputs and outputs in page-locked memory.
+
+    Attributes:
+        outputs: By name; their ``host`` arrays hold the results until the next call.
+    """
+
+    def __init__(self, session: Any, options: Any, cuda: CudaLayer, stream: int, held: contextlib.ExitStack) -> None:
+        self.outputs: dict[str, IoTensor] = {}
+        self._inputs: dict[str, IoTensor] = {}
+        self._binding = session.io_binding()
+        self._session = session
+        self._options = options
+        self._cuda = cuda
+        self._stream = stream
+        self._start = hold(held, cuda, cuda.create_event())
+        self._end = hold(held, cuda, cuda.create_event())
+
+    def add_input(self, name: str, array: np.ndarray, tensor: IoTensor) -> None:
+        """Copy an input into page-locked memory, and bind what lies beside it on the GPU."""
+        tensor.resize(array.shape)
+        tensor.host[...] = array
+        self._inputs[name] = tensor
+        self._binding.bind_input(name, "cuda", self._cuda.device, tensor.dtype.type, tensor.shape, tensor.address)
+
+    def add_output(self, name: str, shape: tuple[int, ...], tensor: IoTensor) -> None:
+        """Make room for an output, and bind it."""
+        tensor.resize(shape)
+        self.outputs[name] = tensor
+        self._binding.bind_output(name, "cuda", self._cuda.device, tensor.dtype.type, tensor.shape, tensor.address)
+
+    def __call__(self) -> None:
+        """Copy in, compute, copy out, and wait."""
+        cuda, stream = self._cuda, self._stream
+        with cuda.active():
+            for tensor in self._inputs.values():
+                tensor.to_device(stream)
+            cuda.record(self._start, stream)
+            self._session.run_with_iobinding(self._binding, self._options)
+            cuda.record(self._end, stream)
+            for tensor in self.outputs.values():
+                tensor.to_host(stream)
+            cuda.synchronise(stream)
+
+    def compute_ms(self) -> float:
+        """Give the milliseconds that the last call took on the GPU, without copies."""
+        with self._cuda.active():
+            return self._cuda.elapsed_ms(self._start, self._end)
+
+    def forget(self) -> None:
+        """Let go of the session, which would keep GPU memory."""
+        self._binding = self._session = None
+
+
+def _numpy_dtype(spec: TensorSpec, name: str) -> np.dtype:
+    import numpy as np
+
+    with contextlib.suppress(TypeError):
+        dtype = np.dtype(spec.dtype)
+        if dtype.isbuiltin == 1:  # not one that another package has added
+            return dtype
+    raise BackendError(
+        f"{spec.name!r} of {name!r} has elements of type {spec.dtype}, which NumPy lacks; it cannot be on a GPU."
+    )
 
 
 def _spec(item: Any, name: str) -> TensorSpec:

@@ -1,0 +1,223 @@
+"""Run a TensorRT plan on a GPU: with NumPy arrays, or with arrays in GPU memory, which are used in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split.engines._base import Backend, Engine, TensorSpec
+from dsc_split.engines._device_arrays import DeviceArray, DeviceView, as_input, stream_handle
+from dsc_split.engines._trt_calls import BoundCall, Runner
+from dsc_split.engines._trt_library import TrtLogger
+from dsc_split.engines._trt_runtime import LoadedPlan, numpy_dtypes
+from dsc_split.errors import BackendError, EngineFileError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dsc_split.engines._cuda import CudaLayer
+
+__all__ = ["TensorRTEngine"]
+
+
+class TensorRTEngine(Engine):
+    """A plan on the GPU. It is no more thread-safe than TensorRT: one call at a time.
+
+    Inputs are NumPy arrays or arrays in GPU memory, anything with DLPack or the CUDA array interface.
+
+    Attributes:
+        facts: What is worth recording with a timing: ``io``, ``cuda_graph`` (``True``, or why there is none),
+            ``profile``, ``file``, and ``jit`` where the library compiles while it runs.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        name: str,
+        header: Mapping[str, Any],
+        plan: memoryview,
+        *,
+        trt: Any,
+        logger: TrtLogger,
+        cuda: CudaLayer,
+        io: str = "pinned",
+        runtime_cache: Path | None = None,
+    ) -> None:
+        """Load a plan.
+
+        Args:
+            backend: The back-end that it is for.
+            name: Of the engine, for messages.
+            header: What its file says of it: inputs, outputs, profile.
+            plan: Its bytes; free to go afterwards.
+            trt: The module ``tensorrt`` or ``tensorrt_rtx``.
+            logger: The process's logger for it.
+            cuda: The layer to work with; its context is used throughout.
+            io: ``pinned`` or ``mapped``.
+            runtime_cache: File that keeps what TensorRT for RTX compiles on this machine.
+
+        Raises:
+            EngineFileError: The plan is damaged, was built for something else, or is not what the header says.
+            BackendUnavailable: Driver or CUDA are too old for it.
+            BackendError: It cannot be loaded, or has elements of a type that NumPy lacks.
+        """
+        super().__init__(backend, name, _specs(header["inputs"]), _specs(header["outputs"]))
+        profile = header.get("profile") or {}
+        target = str(backend.target)
+        self._cuda = cuda
+        with cuda.active(), contextlib.ExitStack() as held:
+            loaded = LoadedPlan(plan, trt=trt, logger=logger, name=name, target=target, runtime_cache=runtime_cache)
+            held.callback(loaded.close)
+            self._require_as_described(trt, loaded.engine)
+            self._runner = Runner(
+                loaded,
+                trt=trt,
+                logger=logger,
+                cuda=cuda,
+                name=name,
+                target=target,
+                inputs=self.inputs,
+                outputs=self.outputs,
+                profile=profile,
+                io="mapped" if io == "mapped" else "pinned",
+            )
+            held.callback(self._runner.close)
+            self._host_call = BoundCall(self._runner)
+            held.callback(self._host_call.close)
+            self._device_call = BoundCall(self._runner)
+            held.callback(self._device_call.close)
+            self._owned = held.pop_all()
+        self.facts = self._runner.facts
+        self.facts["profile"] = {key: profile[key] for key in ("min", "opt", "max") if key in profile}
+        self.facts["file"] = name
+        self.facts |= loaded.facts
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Compute the outputs as NumPy arrays, by name; on an emulated target, sleep what the real one takes longer.
+
+        Args:
+            inputs: NumPy arrays, or arrays in GPU memory, which are used in place.
+
+        Raises:
+            BackendError: An input is missing, unknown, of another type, rank or shape than the engine takes, or
+                lies where it cannot be used; or TensorRT fails.
+            OutOfMemoryError: Memory ends.
+        """
+        return super().run(self._as_inputs(inputs, self._runner.stream))
+
+    def run_on_device(self, inputs: Mapping[str, Any], *, stream: Any = None) -> dict[str, DeviceArray]:
+        """Compute the outputs and leave them in GPU memory, by name, at full speed.
+
+        Args:
+            inputs: Arrays in GPU memory, which are used in place, or NumPy arrays.
+            stream: A CUDA stream to enqueue the work in, without waiting for it; the inputs must stay as they are
+                until it is done. Without one, the work is done when the call returns.
+
+        Returns:
+            Arrays that belong to the engine and hold until its next call, or until it is closed.
+
+        Raises:
+            BackendError: As for :meth:`run`.
+        """
+        handle = self._runner.stream if stream is None else stream_handle(stream)
+        views = self._as_inputs(inputs, handle)
+        self._check(views)
+        with self.errors():
+            return self._run_on_device(views, handle, wait=stream is None)
+
+    def bind(self, inputs: Mapping[str, Any]) -> BoundCall:
+        """Give the bare call, host to host, which holds its memory until the engine is closed.
+
+        Args:
+            inputs: Arrays that are copied once, now, into memory of the call.
+
+        Raises:
+            BackendError: As for :meth:`run`.
+        """
+        views = self._as_inputs(inputs, self._runner.stream)
+        self._check(views)
+        return self._bind({name: self._on_host(view) for name, view in views.items()})
+
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if any(isinstance(array, DeviceView) for array in inputs.values()):
+            arrays = self._run_on_device(inputs, self._runner.stream, wait=True)
+            return {name: array.copy_to_host() for name, array in arrays.items()}
+        self._host_call.fill(inputs)
+        self._host_call()
+        return {name: tensor.host.copy() for name, tensor in self._host_call.outputs.items()}
+
+    def _bind(self, inputs: Mapping[str, np.ndarray]) -> BoundCall:
+        with self._cuda.active(), contextlib.ExitStack() as held:
+            call = BoundCall(self._runner)
+            held.callback(call.close)
+            call.fill(inputs)
+            self._owned.push(held.pop_all())
+        return call
+
+    def _close(self) -> None:
+        with self._cuda.active(), self._owned:
+            self._runner.drain()
+
+    def _run_on_device(self, inputs: Mapping[str, Any], stream: int, *, wait: bool) -> dict[str, DeviceArray]:
+        runner, call = self._runner, self._device_call
+        with self._cuda.active():
+            runner.drain()
+            runner.arm(call, call.place(inputs, stream))
+            runner.enqueue(stream)
+            if wait or runner.deferred:
+                self._cuda.synchronise(stream)
+                runner.settle()
+            else:
+                runner.leave(stream)
+        ready = wait or runner.deferred
+        return {
+            name: DeviceArray(
+                self._cuda,
+                address=tensor.address,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                stream=None if ready else stream,
+                owner=self,
+            )
+            for name, tensor in call.outputs.items()
+        }
+
+    def _as_inputs(self, inputs: Mapping[str, Any], stream: int) -> dict[str, Any]:
+        return {name: as_input(name, array, self._cuda, stream) for name, array in inputs.items()}
+
+    def _on_host(self, view: np.ndarray | DeviceView) -> np.ndarray:
+        if not isinstance(view, DeviceView):
+            return view
+        stream = self._runner.stream if view.stream is None else view.stream
+        array = DeviceArray(
+            self._cuda, address=view.address, dtype=view.dtype, shape=view.shape, stream=stream, owner=view
+        )
+        return array.copy_to_host()
+
+    def _require_as_described(self, trt: Any, engine: Any) -> None:
+        """Raise where the plan has other inputs or outputs than its file says, or some that NumPy has no type for."""
+        dtypes = numpy_dtypes(trt)
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            dtype = engine.get_tensor_dtype(name)
+            if dtype not in dtypes:
+                raise BackendError(
+                    f"{name!r} of {self._name!r} has elements of type {dtype.name}, which NumPy lacks. "
+                    f"Let the model's inputs and outputs be float32 or float16."
+                )
+            side = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
+            found[name] = f"{side} {dtypes[dtype]}"
+        expected = {spec.name: f"input {spec.dtype}" for spec in self.inputs}
+        expected |= {spec.name: f"output {spec.dtype}" for spec in self.outputs}
+        if found != expected:
+            raise EngineFileError(
+                f"engine {self._name!r} holds {found}; its file says {expected}. Build it again: dsc-split build "
+                f"BUNDLE --side SIDE --target {self._backend.target}"
+            )
+
+
+def _specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=item["name"], dtype=item["dtype"], shape=tuple(item["shape"])) for item in items)
