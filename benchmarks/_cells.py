@@ -75,9 +75,12 @@ class Cell:
     reason: str
     """Why it ended: ``precision reached``, ``time limit``, or the error."""
     latency_ms: dict[str, Any] | None
-    """Statistics in milliseconds, slowdown included; ``None`` where nothing was measured."""
+    """Statistics in milliseconds, host to host, slowdown included; ``None`` where nothing was measured."""
+    compute_ms: dict[str, Any] | None = None
+    """The same of the time between the engine's events on its device; ``None`` where it does not tell."""
     rounds: tuple[dict[str, Any], ...]
-    """Raw samples by round, as measured: ``{"started", "samples_ms", "first_after_pause_ms"}``."""
+    """Raw samples by round, as measured: ``{"started", "samples_ms", "first_after_pause_ms"}``, and
+    ``compute_ms`` and ``device_state`` where the engine and its back-end tell."""
     settings: dict[str, Any]
     """How it was measured."""
     environment: dict[str, Any]
@@ -87,6 +90,11 @@ class Cell:
     def batch(self) -> int:
         """Batch size."""
         return self.question.batch
+
+    @property
+    def marks(self) -> list[str]:
+        """What was wrong with the device meanwhile: ``throttled: sw_thermal_slowdown``; empty where all was well."""
+        return list(self.environment.get("marks", ()))
 
     @property
     def samples_ms(self) -> list[list[float]]:
@@ -107,6 +115,7 @@ class Cell:
             "status": self.status,
             "reason": self.reason,
             "latency_ms": self.latency_ms,
+            "compute_ms": self.compute_ms,
             "rounds": list(self.rounds),
             "settings": self.settings,
             "environment": self.environment,
@@ -147,6 +156,7 @@ class Cell:
         return cls(
             question=question,
             latency_ms=document["latency_ms"] if measured else None,
+            compute_ms=document.get("compute_ms") if measured else None,
             rounds=tuple(document["rounds"]) if measured else (),
             **{name: document[name] for name in _PLAIN_FIELDS},
         )
@@ -197,23 +207,26 @@ _CELL = fields(
         "status": one_of(*STATUSES),
         "reason": text,
         "settings": fields({"memory_limit_bytes": count}),
-        "environment": some_object,
+        "environment": fields({}, {"marks": items(text), "engine": some_object}),
     }
 )
+_STATISTICS = fields({"median": _milliseconds, "p95": _milliseconds, "ci": _interval})
 _MEASUREMENT = fields(
     {
-        "latency_ms": fields({"median": _milliseconds, "p95": _milliseconds, "ci": _interval}),
+        "latency_ms": _STATISTICS,
         "rounds": items(
             fields(
                 {
                     "started": text,
                     "samples_ms": items(_milliseconds, at_least=1),
                     "first_after_pause_ms": items(_milliseconds),
-                }
+                },
+                {"compute_ms": items(_milliseconds), "device_state": some_object},
             ),
             at_least=1,
         ),
-    }
+    },
+    {"compute_ms": or_null(_STATISTICS)},
 )
 
 

@@ -111,6 +111,7 @@ class Group:
             worker.ask("unload", graph=task.graph.path)
             self._capacity = len(loaded)
             return False
+        task.device_state, task.engine = warm_up.pop("device_state", {}), warm_up.pop("engine", {})
         task.warm_up = {**warm_up, "engines_loaded": len(loaded) + 1}
         return True
 
@@ -149,7 +150,7 @@ class Group:
     def _round(self, worker: Worker, task: Task, *, additional: bool) -> None:
         period_ms = self._settings.period_ms
         answer: dict[str, Any] = worker.ask(
-            "round", graph=task.graph.path, count=task.calls(self._settings), period_ms=period_ms
+            "round", graph=task.graph.path, side=task.side, count=task.calls(self._settings), period_ms=period_ms
         )
         task.rounds.append({**answer, "additional": True} if additional else answer)
 

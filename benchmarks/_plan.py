@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.benchmarks._cells import Cell, CellStore, Question
+from dsc_split.benchmarks._marks import find_marks
 from dsc_split.benchmarks._stats import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
 from dsc_split.benchmarks._timer import TIMER
 from dsc_split.engines._fingerprint import fingerprint_digest
-from dsc_split.engines._sides import SideGraph, side_graphs
+from dsc_split.engines._sides import SideGraph
 from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
-    from dsc_split.engines import BackendLike
+    from dsc_split.engines import SideEngines
 
-__all__ = ["DEFAULT_BATCHES", "ROUND_MS", "BenchSettings", "Task", "choose_batches", "make_tasks"]
+__all__ = ["ROUND_MS", "BenchSettings", "Task", "make_tasks"]
 
-DEFAULT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 ROUND_MS = 50.0
 """A round has as many calls as fit into this time, and at least one."""
 MAX_CALLS = 200
@@ -28,6 +28,8 @@ MAX_CALLS = 200
 MAX_PACED_ROUND_MS = 500.0
 """A round of paced calls lasts about this long at most."""
 MAX_WARM_UP_MS = 2000.0
+LOCKED = "locked_sm_clock_mhz"
+"""Key of the run fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class BenchSettings:
     """Memory of the engines that are timed together; ``None``: 80 % of what is free."""
     again: bool = False
     """Measure anew what has been measured already."""
+    lock_clocks_mhz: int | None = None
+    """Clock in MHz at which the GPU's SMs are held; ``None``: they go their own way."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range.
@@ -51,7 +55,7 @@ class BenchSettings:
         Raises:
             UsageError: A number is not finite, or not above zero.
         """
-        for name in ("precision_goal", "time_limit_s", "period_ms", "memory_limit_bytes"):
+        for name in ("precision_goal", "time_limit_s", "period_ms", "memory_limit_bytes", "lock_clocks_mhz"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{name} is {value!r}; a finite number above 0 was expected.")
@@ -90,6 +94,10 @@ class Task:
     """How its last warm-up went."""
     start: dict[str, Any] = field(default_factory=dict)
     """State of the machine when it was loaded."""
+    device_state: dict[str, Any] = field(default_factory=dict)
+    """State of the device after its last warm-up; empty where the back-end does not tell."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """What the engine says about itself."""
     next_check: int = MIN_ROUNDS
     """Rounds at which precision is judged next: looking less often is cheaper, and more honest."""
     failures: int = 0
@@ -143,10 +151,29 @@ class Task:
             status=status,
             reason=reason,
             latency_ms=latency_ms,
+            compute_ms=self._compute_ms() if measured else None,
             rounds=tuple(self.rounds) if measured else (),
             settings={**settings, "threads": self.threads, "warm_up": self.warm_up},
-            environment={**environment, "start": self.start},
+            environment={**environment, **self._environment(environment)},
         )
+
+    def _compute_ms(self) -> dict[str, Any] | None:
+        """Summarise what the engine computed between its events; ``None`` where it does not tell."""
+        rounds = [item["compute_ms"] for item in self.rounds if item.get("compute_ms")]
+        if len(rounds) < MIN_ROUNDS_AT_LIMIT:
+            return None
+        statistics = summarise(rounds, [], self.slowdown)
+        return {name: statistics[name] for name in ("n", "median", "p95", "ci")}
+
+    def _environment(self, environment: dict[str, Any]) -> dict[str, Any]:
+        """Give what is known about the device and the engine, with the state of the machine around it."""
+        during = [item["device_state"] for item in self.rounds if "device_state" in item]
+        states = [state for state in (self.device_state, *during) if state]
+        around = {"start": self.start, "end": environment["end"]}
+        if states:
+            around = {"start": {**self.start, "gpu": states[0]}, "end": {**environment["end"], "gpu": states[-1]}}
+        locked_mhz = self.run_fingerprint.get(LOCKED)
+        return {**around, "engine": self.engine, "marks": find_marks(states, locked_mhz)}
 
 
 def describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, Any]:
@@ -156,6 +183,7 @@ def describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, Any]
         "time_limit_s": settings.time_limit_s,
         "period_ms": settings.period_ms,
         "memory_limit_bytes": memory_limit_bytes,
+        "lock_clocks_mhz": settings.lock_clocks_mhz,
         "warm_up_limit_ms": settings.warm_up_ms,
         "round_ms": ROUND_MS,
         "min_rounds": MIN_ROUNDS,
@@ -165,34 +193,17 @@ def describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, Any]
     }
 
 
-def choose_batches(bundle: Bundle, batches: Sequence[int] | None) -> tuple[int, ...]:
-    """Give the batch sizes to measure: those asked for, else the usual ones that the model takes.
-
-    Raises:
-        UsageError: One is no positive whole number, or more than the model takes.
-    """
-    fixed = bundle.fixed_batch
-    if batches is None:
-        return (fixed,) if fixed else tuple(batch for batch in DEFAULT_BATCHES if batch <= bundle.max_batch)
-    for batch in batches:
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise UsageError(f"batch {batch!r} is no batch size; a whole number from 1 was expected.")
-        if fixed is not None and batch != fixed:
-            raise UsageError(f"batch {batch} cannot be measured: the model takes batch {fixed} only.")
-        if batch > bundle.max_batch:
-            raise UsageError(
-                f"batch {batch} is larger than {bundle.max_batch}, the largest proven for this bundle. "
-                f"Export it again with --max-batch {batch}, or leave the batch out."
-            )
-    if not batches:
-        raise UsageError("no batch size is given; at least one was expected.")
-    return tuple(sorted(set(batches)))
+def with_locked_clock(fingerprint: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
+    """Put the locked clock into the run fingerprint of a target that runs on a GPU."""
+    if settings.lock_clocks_mhz is None or "gpu" not in fingerprint:
+        return fingerprint
+    return {**fingerprint, LOCKED: settings.lock_clocks_mhz}
 
 
 def make_tasks(
     bundle: Bundle,
     store: CellStore,
-    backends: dict[str, BackendLike],
+    engines: dict[str, SideEngines],
     batches: Sequence[int],
     settings: BenchSettings,
 ) -> tuple[list[Task], list[Cell]]:
@@ -201,7 +212,7 @@ def make_tasks(
     Args:
         bundle: The bundle.
         store: Its cells.
-        backends: The back-end of each side that takes part.
+        engines: The engines of each side that takes part.
         batches: Batch sizes.
         settings: How to measure.
 
@@ -210,12 +221,12 @@ def make_tasks(
     """
     tasks: dict[Question, Task] = {}
     reused: dict[Question, Cell] = {}
-    for side, backend in backends.items():
-        fingerprint = backend.run_fingerprint()
+    for side, found in engines.items():
+        backend = found.backend
+        fingerprint = with_locked_clock(backend.run_fingerprint(), settings)
         digest = fingerprint_digest(fingerprint)
-        graphs = side_graphs(bundle, side)
         for batch in batches:
-            for graph in graphs:
+            for graph in found.graphs:
                 question = Question(
                     graph_digest=bundle.graph_digest(graph.path),
                     fingerprint=digest,

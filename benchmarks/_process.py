@@ -14,14 +14,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
-from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
+from dsc_split.errors import (
+    BackendError,
+    BackendUnavailable,
+    DscError,
+    EngineFileError,
+    EngineMismatch,
+    OutOfMemoryError,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Worker", "WorkerDied"]
+__all__ = ["ERROR_KINDS", "Worker", "WorkerDied"]
 
 logger = logging.getLogger(__name__)
+
+ERROR_KINDS: dict[str, type[DscError]] = {
+    "out-of-memory": OutOfMemoryError,
+    "unavailable": BackendUnavailable,
+    "engine-file": EngineFileError,
+    "engine-mismatch": EngineMismatch,
+}
+"""What a worker calls the errors that mean more than that one cell failed."""
 
 GRACE_S = 5.0
 """Seconds that a worker has to end before it is killed."""
@@ -65,6 +80,7 @@ class Worker:
         Raises:
             OutOfMemoryError: Memory ended; :class:`WorkerDied`, too, if the worker did not survive it.
             BackendUnavailable: The back-end or its device is not there.
+            EngineFileError: An engine is damaged; EngineMismatch, if it was built for something else.
             BackendError: The back-end failed; :class:`WorkerDied` if the worker did not survive it.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -81,8 +97,7 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         if answer.pop("ok"):
             return answer
-        kinds = {"out-of-memory": OutOfMemoryError, "unavailable": BackendUnavailable}
-        raise kinds.get(answer["kind"], BackendError)(answer["reason"])
+        raise ERROR_KINDS.get(answer["kind"], BackendError)(answer["reason"])
 
     def __enter__(self) -> Self:
         return self

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._cells import STATUSES, Cell, CellStore
+from dsc_split.benchmarks._clocks import locked_clocks
 from dsc_split.benchmarks._environment import available_memory_bytes, live_state, static_environment
 from dsc_split.benchmarks._group import Group
-from dsc_split.benchmarks._plan import BenchSettings, Task, choose_batches, describe, make_tasks
-from dsc_split.engines._check import last_target
-from dsc_split.engines._registry import get_backend
+from dsc_split.benchmarks._plan import BenchSettings, Task, describe, make_tasks
+from dsc_split.engines._batches import choose_batches
+from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._sides import SIDES, record_target
 from dsc_split.errors import UsageError
 
@@ -49,6 +50,11 @@ class BenchResult:
         return {status: found[status] for status in STATUSES}
 
     @property
+    def marked(self) -> tuple[Cell, ...]:
+        """Cells whose GPU was throttled, or whose clock moved."""
+        return tuple(cell for cell in self.cells if cell.marks)
+
+    @property
     def loosest_interval(self) -> float:
         """Largest half-width of a 95 % confidence interval, as a share of its median."""
         measured = [cell.latency_ms for cell in self.cells if cell.latency_ms and cell.latency_ms["median"]]
@@ -56,7 +62,7 @@ class BenchResult:
 
     def to_json(self) -> dict[str, Any]:
         """Give the result without raw samples."""
-        named = ("graph", "target", "batch", "status", "reason", "latency_ms", "emulated")
+        named = ("graph", "target", "batch", "status", "reason", "latency_ms", "compute_ms", "emulated", "marks")
         return {
             "targets": self.targets,
             "batches": list(self.batches),
@@ -91,32 +97,59 @@ def bench_bundle(
         progress: Called when a cell is done, and when another engine has its turn.
 
     Raises:
-        UsageError: A side, target or batch size is unknown or out of range.
+        UsageError: A side, target, batch size or clock is unknown or out of range.
         BackendUnavailable: A back-end's library or its device is not there.
+        BackendError: The clock cannot be locked.
         BundleError: A graph is missing or was changed.
         BundleBusyError: Another command is writing the bundle.
         DscError: A cell cannot be written.
     """
     settings = settings or BenchSettings()
-    chosen = choose_batches(bundle, batches)
     wrong = [side for side in sides if side not in SIDES]
     if wrong or not sides:
         raise UsageError(f"side {sides[0] if sides else ''!r} is unknown; both, device or server was expected.")
     given = {"device": device, "server": server}
-    backends = {side: get_backend(given[side] or last_target(bundle, side)) for side in SIDES if side in sides}
     with bundle.lock():
+        engines = {side: SideEngines(bundle, side, given[side]) for side in SIDES if side in sides}
+        chosen = choose_batches(bundle, batches if batches is not None else _built_for(engines.values()))
+        _require_gpu(settings, engines.values())
         store = CellStore(bundle)
         store.remove_partial()
-        for side, backend in backends.items():
-            record_target(bundle, side, backend)
-        tasks, reused = make_tasks(bundle, store, backends, chosen, settings)
-        cells = _Sweep(bundle, store, settings, tasks, reused, progress).run()
+        with locked_clocks(settings.lock_clocks_mhz):
+            for side, found in engines.items():
+                record_target(bundle, side, found.backend)
+            tasks, reused = make_tasks(bundle, store, engines, chosen, settings)
+            cells = _Sweep(bundle, store, settings, tasks, reused, progress).run()
     return BenchResult(
-        targets={side: str(backend.target) for side, backend in backends.items()},
+        targets={side: str(found.backend.target) for side, found in engines.items()},
         batches=chosen,
         cells=(*reused, *cells),
         reused=len(reused),
     )
+
+
+def _built_for(engines: Iterable[SideEngines]) -> tuple[int, ...] | None:
+    """Give the batch sizes that all engines were built for; ``None`` where none was built beforehand.
+
+    Raises:
+        UsageError: There is no such batch size.
+    """
+    built = [set(found.backend.options.batches) for found in engines if found.backend.options is not None]
+    if not built:
+        return None
+    common = set.intersection(*built)
+    if not common:
+        raise UsageError("the engines of device and server have no batch size in common. Build them again: --batches")
+    return tuple(sorted(common))
+
+
+def _require_gpu(settings: BenchSettings, engines: Collection[SideEngines]) -> None:
+    """Refuse to lock the clock where no target runs on a GPU."""
+    backends = [found.backend for found in engines]
+    if settings.lock_clocks_mhz is None or any("gpu" in backend.run_fingerprint() for backend in backends):
+        return
+    targets = ", ".join(repr(str(backend.target)) for backend in backends)
+    raise UsageError(f"a clock is to be locked, but no target runs on a GPU: {targets}. Leave --lock-clocks out.")
 
 
 class _Sweep:

@@ -16,6 +16,7 @@ from dsc_split import _table_json
 from dsc_split._files import read_json, write_json
 from dsc_split._table_types import FULL_OFFLOAD, NO_OFFLOAD, SPLIT
 from dsc_split.benchmarks._cells import Cell, CellStore
+from dsc_split.benchmarks._marks import describe_marks
 from dsc_split.engines import Target
 from dsc_split.errors import BundleError, DscError, TableError, UsageError
 from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
@@ -122,6 +123,7 @@ def make_table(
         if rows:
             batches.append(BatchTable(batch=batch, rows=rows, segments=()))
     _warn_of_gaps(bundle, unmeasured, complete=bool(batches))
+    _warn_of_marks(on_device, on_server)
     if not batches:
         raise UsageError(
             f"no choice has usable times on both sides ({_statuses(cells)}). "
@@ -276,6 +278,14 @@ def _warn_of_failures(plans: Sequence[_Plan], batch: int, device: _SideCells, se
             logger.warning("batch %d: %s failed, and is not in the table", batch, plan.choice.name)
         elif without:
             logger.info("batch %d: %s ran out of memory, and is not in the table", batch, plan.choice.name)
+
+
+def _warn_of_marks(device: _SideCells, server: _SideCells) -> None:
+    """Say which cells are to be mistrusted; they are in the table all the same."""
+    cells = {cell.question: cell for part in (device, server) for cell in part.cells.values()}
+    marked = [cell for cell in cells.values() if cell.marks]
+    if marked:
+        logger.warning("%s. They are in the table.", describe_marks(marked, len(cells)))
 
 
 def _row(plan: _Plan, batch: int, device: _SideCells, server: _SideCells) -> Row | None:

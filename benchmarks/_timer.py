@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,11 @@ TIMER = "time.perf_counter_ns around the bound call; garbage collection off"
 WINDOW_NS = 20_000_000
 """Calls of one warm-up window last at least this long together, or are one call."""
 AGREEMENT = 0.05
-"""Warm-up ends when the means of two windows in a row differ by at most this share."""
+"""Warm-up ends when the means of the last windows differ from that of the very last by at most this share."""
+WINDOWS, JIT_WINDOWS = 2, 3
+"""So many windows have to agree; the second number holds where the library may still be compiling."""
+JIT_SPAN_NS = 500_000_000
+"""They last at least this long together, then: a kernel that was compiled meanwhile takes over within it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +51,14 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def time_calls(call: Callable[[], object], count: int) -> list[int]:
-    """Time ``count`` calls in a row; returns nanoseconds."""
+def time_calls(call: Callable[[], object], count: int, *, after: Callable[[], object] | None = None) -> list[int]:
+    """Time ``count`` calls in a row; returns nanoseconds.
+
+    Args:
+        call: The bare call.
+        count: Number of calls.
+        after: Called after each call, when the clock has been read.
+    """
     clock = time.perf_counter_ns
     samples_ns = [0] * count
     with no_garbage_collection():
@@ -55,13 +66,23 @@ def time_calls(call: Callable[[], object], count: int) -> list[int]:
             start_ns = clock()
             call()
             samples_ns[index] = clock() - start_ns
+            if after is not None:
+                after()
     return samples_ns
 
 
-def time_paced_calls(call: Callable[[], object], count: int, period_ms: float) -> list[int]:
+def time_paced_calls(
+    call: Callable[[], object], count: int, period_ms: float, *, after: Callable[[], object] | None = None
+) -> list[int]:
     """Time calls that start every ``period_ms``, as a camera would ask; returns nanoseconds.
 
     The first call starts after one whole period of rest. A call that is late skips the starts it has missed.
+
+    Args:
+        call: The bare call.
+        count: Number of calls.
+        period_ms: Milliseconds between two starts.
+        after: Called after each call, when the clock has been read.
     """
     clock = time.perf_counter_ns
     period_ns = max(1, round(period_ms * 1e6))
@@ -78,12 +99,24 @@ def time_paced_calls(call: Callable[[], object], count: int, period_ms: float) -
             call()
             samples_ns[index] = clock() - start_ns
             due_ns += period_ns
+            if after is not None:
+                after()
     return samples_ns
 
 
-def warm_up(call: Callable[[], object], limit_ms: float) -> WarmUp:
-    """Call until two windows of calls agree in their means, or the time allowed is over; at least twice."""
-    calls, busy_ns, before_ns = 0, 0, 0.0
+def warm_up(call: Callable[[], object], limit_ms: float, *, jit: bool = False) -> WarmUp:
+    """Call until the last windows of calls agree in their means, or the time allowed is over; at least twice.
+
+    Two windows are enough where everything was compiled beforehand. A library that compiles while it runs puts
+    faster kernels in place as they become ready: then three windows that last half a second together are asked for.
+
+    Args:
+        call: The bare call.
+        limit_ms: Milliseconds allowed; only the calls count.
+        jit: Whether the library may compile while it runs.
+    """
+    calls, busy_ns = 0, 0
+    windows: list[tuple[int, float]] = []
     while True:
         window: list[int] = []
         while not window or sum(window) < WINDOW_NS:
@@ -91,7 +124,16 @@ def warm_up(call: Callable[[], object], limit_ms: float) -> WarmUp:
         calls += len(window)
         busy_ns += sum(window)
         mean_ns = statistics.fmean(window)
-        stable = abs(mean_ns - before_ns) <= AGREEMENT * mean_ns
-        if stable or (before_ns and busy_ns >= limit_ms * 1e6):
+        windows.append((sum(window), mean_ns))
+        stable = _agree(windows, JIT_WINDOWS, JIT_SPAN_NS) if jit else _agree(windows, WINDOWS, 0)
+        if stable or (len(windows) > 1 and busy_ns >= limit_ms * 1e6):
             return WarmUp(calls=calls, busy_ms=busy_ns / 1e6, call_ms=mean_ns / 1e6, stable=stable)
-        before_ns = mean_ns
+
+
+def _agree(windows: list[tuple[int, float]], at_least: int, span_ns: int) -> bool:
+    """Tell whether so many of the last windows, of so long together, have about the same mean."""
+    _, last_ns = windows[-1]
+    agreeing = list(
+        itertools.takewhile(lambda window: abs(window[1] - last_ns) <= AGREEMENT * last_ns, reversed(windows))
+    )
+    return len(agreeing) >= at_least and sum(length_ns for length_ns, _ in agreeing) >= span_ns

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.benchmarks._environment import now
+from dsc_split.benchmarks._process import ERROR_KINDS
 from dsc_split.benchmarks._timer import time_calls, time_paced_calls, warm_up
-from dsc_split.errors import BackendUnavailable, DscError, OutOfMemoryError
+from dsc_split.errors import DscError
 
 if TYPE_CHECKING:
-    from dsc_split.engines import BackendLike, EngineLike
-    from dsc_split.engines._sides import SideGraph
+    from dsc_split.engines import BackendLike, EngineLike, SideEngines
 
 __all__ = ["main", "serve"]
 
@@ -37,23 +37,24 @@ class Bench:
 
     def __init__(self, bundle: str, target: str) -> None:
         from dsc_split.bundle import Bundle
-        from dsc_split.engines import get_backend
 
         self._bundle = Bundle.open(Path(bundle))
-        self._backend: BackendLike = get_backend(target)
+        self._target = target
         self._loaded: dict[str, tuple[EngineLike, Callable[[], object]]] = {}
-        self._graphs: dict[str, tuple[SideGraph, ...]] = {}
+        self._sides: dict[str, SideEngines] = {}
 
     def load(self, graph: str, side: str, batch: int, warm_up_ms: float) -> dict[str, Any]:
         """Load an engine, make its inputs, and call it until it is warm."""
-        from dsc_split.benchmarks._inputs import engine_inputs
+        from dsc_split.engines._inputs import engine_inputs
 
-        found = self._side_graph(side, graph)
-        engine = self._backend.load(self._bundle.file(graph))
+        engines = self._engines(side)
+        found = next(item for item in engines.graphs if item.path == graph)
+        engine = engines.load(found, batch)
         with engine.errors():
             inputs = engine_inputs(self._bundle, found, [spec.name for spec in engine.inputs], batch)
             call = engine.bind(inputs)
-            warm = warm_up(call, warm_up_ms)
+            facts = getattr(engine, "facts", {})
+            warm = warm_up(call, warm_up_ms, jit=bool(facts.get("jit")))
         self._loaded[graph] = (engine, call)
         return {
             "calls": warm.calls,
@@ -61,29 +62,36 @@ class Bench:
             "call_ms": warm.call_ms,
             "stable": warm.stable,
             "resident_bytes": _resident_bytes(),
+            "engine": dict(facts),
+            **_device_state(engines.backend),
         }
 
-    def round(self, graph: str, count: int, period_ms: float | None) -> dict[str, Any]:
+    def round(self, graph: str, side: str, count: int, period_ms: float | None) -> dict[str, Any]:
         """Time some calls in a row; the first one, which finds another engine's traces, is not among them."""
         engine, call = self._loaded[graph]
         started = now()
+        compute_ms: list[float] = []
+        measure = getattr(call, "compute_ms", None)
+        after = None if measure is None else (lambda: compute_ms.append(measure()))
         with engine.errors():
             if period_ms is None:
-                first, *rest = time_calls(call, count + 1)
+                first, *rest = time_calls(call, count + 1, after=after)
             else:
-                first, *rest = time_paced_calls(call, count + 1, period_ms)
+                first, *rest = time_paced_calls(call, count + 1, period_ms, after=after)
         return {
             "started": started,
             "samples_ms": [sample / 1e6 for sample in rest],
             "first_after_pause_ms": [] if period_ms is None else [first / 1e6],
+            **({} if measure is None else {"compute_ms": compute_ms[1:]}),
+            **_device_state(self._engines(side).backend),
         }
 
-    def _side_graph(self, side: str, path: str) -> SideGraph:
-        from dsc_split.engines._sides import side_graphs
+    def _engines(self, side: str) -> SideEngines:
+        from dsc_split.engines import SideEngines
 
-        if side not in self._graphs:
-            self._graphs[side] = side_graphs(self._bundle, side)
-        return next(item for item in self._graphs[side] if item.path == path)
+        if side not in self._sides:
+            self._sides[side] = SideEngines(self._bundle, side, self._target)
+        return self._sides[side]
 
     def unload(self, graph: str) -> dict[str, Any]:
         """Free an engine."""
@@ -104,8 +112,14 @@ def serve(request: dict[str, Any], bench: Bench) -> dict[str, Any]:
 
 
 def _failure(error: DscError) -> dict[str, Any]:
-    kinds: dict[type[DscError], str] = {OutOfMemoryError: "out-of-memory", BackendUnavailable: "unavailable"}
+    kinds = {error_type: kind for kind, error_type in ERROR_KINDS.items()}
     return {"ok": False, "kind": kinds.get(type(error), "failed"), "reason": str(error)}
+
+
+def _device_state(backend: BackendLike) -> dict[str, Any]:
+    """Read what the device does right now, where the back-end tells."""
+    state = backend.live_state()
+    return {"device_state": state} if state else {}
 
 
 def _resident_bytes() -> int:

@@ -62,6 +62,15 @@ def bench(
             help="What engines that are timed together may hold, such as 8GiB. Default: 80 % of what is free.",
         ),
     ] = None,
+    lock_clocks: Annotated[
+        int | None,
+        typer.Option(
+            "--lock-clocks",
+            min=1,
+            metavar="MHZ",
+            help="Hold the GPU's SM clock meanwhile; it needs the right to, and is unlocked whatever happens.",
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what is measured already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -70,6 +79,7 @@ def bench(
     What is measured already is not measured again, and a run that was stopped goes on where it was.
     """
     from dsc_split.benchmarks import BenchSettings, bench_bundle, write_table
+    from dsc_split.benchmarks._marks import describe_marks
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.errors import BackendError, UsageError
@@ -81,6 +91,7 @@ def bench(
         period_ms=period,
         memory_limit_bytes=memory_limit,
         again=again,
+        lock_clocks_mhz=lock_clocks,
     )
     if precision_goal >= 0.5:
         err.print(f"warning: --precision-goal {precision_goal:g} is a share of the median; 5 % is written 0.05.")
@@ -109,6 +120,8 @@ def bench(
         table = str(opened.path / "table.json")
     except UsageError as e:
         err.print(f"no table yet: {e}")
+        if result.marked:
+            err.print(f"warning: {describe_marks(result.marked, len(result.cells))}. See environment in their files.")
     if json:
         print_json({**result.to_json(), "table": table})
     else:

@@ -6,11 +6,12 @@ import hashlib
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from dsc_split._files import canonical_json
+from dsc_split.engines._gpu_state import gpu_facts
+from dsc_split.engines._jetson import first_line, power_mode
 
 __all__ = ["fingerprint_digest", "fingerprint_id", "gpu", "machine", "target_id"]
 
@@ -42,42 +43,23 @@ def machine() -> dict[str, Any]:
         "host": platform.node(),
         "system": _system(),
         "machine": platform.machine(),
-        "board": _first_line(Path("/proc/device-tree/model")),
+        "board": first_line(Path("/proc/device-tree/model")),
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=False),
         "hardware_threads": psutil.cpu_count(logical=True),
         "usable_threads": len(affinity(0)) if affinity else None,
-        "governor": _first_line(cpu / "cpu0/cpufreq/scaling_governor"),
-        "max_frequency_khz": _first_line(cpu / "cpu0/cpufreq/scaling_max_freq"),
-        "boost": _first_line(cpu / "cpufreq/boost"),
-        "no_turbo": _first_line(cpu / "intel_pstate/no_turbo"),
-        "power_mode": _first_line(Path("/var/lib/nvpmodel/status")),
+        "governor": first_line(cpu / "cpu0/cpufreq/scaling_governor"),
+        "max_frequency_khz": first_line(cpu / "cpu0/cpufreq/scaling_max_freq"),
+        "boost": first_line(cpu / "cpufreq/boost"),
+        "no_turbo": first_line(cpu / "intel_pstate/no_turbo"),
+        "power_mode": power_mode(),
     }
     return {key: value for key, value in facts.items() if value is not None}
 
 
 def gpu() -> dict[str, Any]:
     """Describe the GPU that CUDA shows first: name, driver, power and clock limits; empty where unknown."""
-    fields = ["name", "uuid", "driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory"]
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    command += ["-i", visible or "0"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    values = [value.strip() for value in done.stdout.splitlines()[0].split(",")] if done.stdout.strip() else []
-    return dict(zip(fields, values, strict=False))
-
-
-def _first_line(path: Path) -> str | None:
-    """Read a small file of the system; ``None`` where it is not there or not readable."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return None
-    lines = text.replace("\0", "").strip().splitlines()
-    return lines[0].strip() if lines else None
+    return gpu_facts()
 
 
 def _processor() -> str:

@@ -81,7 +81,7 @@ def test_bench_of_one_side_says_that_there_is_no_table_yet(bundle: Bundle, dsc: 
     [
         (["--batches", "65"], 2, "larger than 64"),
         (["--side", "cloud"], 2, "both, device or server"),
-        (["--device", "tensorrt"], 2, "unknown back-end 'tensorrt'"),
+        (["--device", "tensorflow"], 2, "unknown back-end 'tensorflow'"),
         (["--device", "onnxruntime:cuda"], 5, "dsc-split[gpu]"),
         (["--precision-goal", "nan"], 2, "nan"),
         (["--time-limit", "0"], 2, "0"),
@@ -104,7 +104,8 @@ def test_build_and_check_say_what_they_did(bundle: Bundle, dsc: Callable[..., An
     checked = dsc("check", bundle.path, "--side", "device", "--json")
 
     assert (built.exit_code, checked.exit_code) == (0, 0)
-    assert "head a: ready" in built.stdout
+    assert "head a" in built.stdout
+    assert "2 of 2 ready" in built.stderr
     assert json.loads(checked.stdout)["target"] == SERVER
 
 

@@ -54,6 +54,26 @@ def test_a_cell_replaces_an_older_answer(store: CellStore) -> None:
     assert [cell.status for cell in store.all()] == ["ok"]
 
 
+def test_a_cell_that_was_written_before_there_were_marks_is_read(store: CellStore) -> None:
+    body = {key: entry for key, entry in make_cell().to_json().items() if key not in ("body_sha256", "compute_ms")}
+    store.put(make_cell())
+    store.path(QUESTION).write_text(json.dumps({**body, "body_sha256": sha256_text(canonical_json(body))}))
+
+    (cell,) = store.all()
+
+    assert (cell.compute_ms, cell.marks) == (None, [])
+
+
+def test_a_cell_keeps_its_marks_and_its_compute_time(store: CellStore) -> None:
+    marks = ["throttled: sw_power_cap"]
+    compute_ms = {"n": 1, "median": 0.05, "p95": 0.05, "ci": [0.05, 0.05]}
+    cell = dataclasses.replace(make_cell(), compute_ms=compute_ms, environment={"marks": marks, "engine": {}})
+    store.put(cell)
+
+    assert list(store.all()) == [cell]
+    assert cell.marks == marks
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -112,6 +132,11 @@ def test_a_damaged_cell_is_warned_about_and_ignored(
         (("rounds", 0, "samples_ms"), []),
         (("rounds", 0, "samples_ms", 0), -1.0),
         (("rounds", 0, "started"), None),
+        (("rounds", 0, "compute_ms"), ["fast"]),
+        (("rounds", 0, "device_state"), "hot"),
+        (("compute_ms",), {"median": 1.0}),
+        (("environment", "marks"), [1]),
+        (("environment", "engine"), []),
         (("rounds",), []),
         (("question", "batch"), [8]),
         (("question", "protocol"), 1),

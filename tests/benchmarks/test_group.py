@@ -61,7 +61,8 @@ class PretendedWorker:
             if self.machine.hard_limit and sum(self._loaded.values()) + size_bytes > self._limit_bytes:
                 raise OutOfMemoryError("bad_alloc")
             self._loaded[graph] = size_bytes
-            return {"call_ms": 60.0, "resident_bytes": sum(self._loaded.values())}
+            answer = {"call_ms": 60.0, "resident_bytes": sum(self._loaded.values())}
+            return {**answer, "engine": {"io": "pinned"}, "device_state": {"sm_clock_mhz": 1500}}
         if do == "unload":
             del self._loaded[graph]
             return {}
@@ -125,6 +126,16 @@ def test_groups_that_do_not_fit_together_have_one_engine_in_common(machine: Mach
     assert results == {"a": ("ok", 4), **dict.fromkeys("bcde", ("ok", 1))}
     additional = [bool(item.get("additional")) for item in tasks[0].rounds]
     assert additional == [False] * 5 + [True] * 15
+
+
+def test_what_the_engine_and_its_device_say_is_kept_apart_from_the_warm_up(machine: Machine) -> None:
+    (task,) = make_tasks("a")
+
+    run([task])
+
+    assert task.engine == {"io": "pinned"}
+    assert task.device_state == {"sm_clock_mhz": 1500}
+    assert task.warm_up == {"call_ms": 60.0, "resident_bytes": 1, "engines_loaded": 1}
 
 
 def test_engines_that_fill_the_memory_run_alone(machine: Machine) -> None:

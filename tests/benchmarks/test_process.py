@@ -22,7 +22,7 @@ MODEL = {"graph": "onnx/model.onnx", "side": "device", "batch": 2, "warm_up_ms":
 def test_worker_loads_times_and_unloads(bundle: Bundle) -> None:
     with Worker(bundle.path, "onnxruntime:cpu,threads=1", 4 * GIB) as worker:
         loaded = worker.ask("load", **MODEL)
-        answer = worker.ask("round", graph="onnx/model.onnx", count=3, period_ms=None)
+        answer = worker.ask("round", graph="onnx/model.onnx", side="device", count=3, period_ms=None)
         worker.ask("unload", graph="onnx/model.onnx")
 
     assert loaded["resident_bytes"] > 10e6
@@ -35,7 +35,7 @@ def test_worker_loads_times_and_unloads(bundle: Bundle) -> None:
 def test_first_paced_call_of_a_round_is_kept_apart(bundle: Bundle) -> None:
     with Worker(bundle.path, "onnxruntime:cpu,threads=1", 4 * GIB) as worker:
         worker.ask("load", **MODEL)
-        answer = worker.ask("round", graph="onnx/model.onnx", count=3, period_ms=5.0)
+        answer = worker.ask("round", graph="onnx/model.onnx", side="device", count=3, period_ms=5.0)
 
     assert (len(answer["samples_ms"]), len(answer["first_after_pause_ms"])) == (3, 1)
 
@@ -90,7 +90,7 @@ def test_worker_that_dies_between_two_requests_is_noticed(bundle: Bundle) -> Non
             time.sleep(0.01)
 
         with pytest.raises(WorkerDied, match="SIGTERM"):
-            worker.ask("round", graph="onnx/model.onnx", count=1, period_ms=None)
+            worker.ask("round", graph="onnx/model.onnx", side="device", count=1, period_ms=None)
 
 
 def test_missing_backend_in_the_worker_is_unavailable_and_not_a_failure(

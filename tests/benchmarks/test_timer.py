@@ -104,3 +104,40 @@ def test_short_calls_are_warmed_up_in_windows(clock: Clock) -> None:
 
     assert result.calls == 40
     assert result.stable
+
+
+def test_what_comes_after_a_call_is_not_timed(clock: Clock) -> None:
+    order: list[str] = []
+
+    def call() -> None:
+        order.append("call")
+        clock.sleep(0.001)
+
+    def after() -> None:
+        order.append("after")
+        clock.sleep(0.5)
+
+    assert time_calls(call, 2, after=after) == [1_000_000] * 2
+    assert time_paced_calls(call, 2, 10.0, after=after) == [1_000_000] * 2
+    assert order == ["call", "after"] * 4
+
+
+def test_warm_up_beside_a_compiler_lasts_until_three_windows_of_half_a_second_agree(clock: Clock) -> None:
+    # Two windows of 30 ms agree before the kernel that was compiled meanwhile takes over at a third of the time.
+    durations = iter([0.03] * 10 + [0.01] * 1000)
+
+    result = warm_up(lambda: clock.sleep(next(durations)), 10_000, jit=True)
+
+    assert result.stable
+    assert result.call_ms == pytest.approx(10)
+    assert result.busy_ms == pytest.approx(300 + 500)
+
+
+def test_warm_up_beside_a_compiler_asks_for_three_long_calls(clock: Clock) -> None:
+    assert warm_up(lambda: clock.sleep(0.4), 10_000, jit=True).calls == 3
+
+
+def test_warm_up_beside_a_compiler_ends_in_time(clock: Clock) -> None:
+    result = warm_up(lambda: clock.sleep(0.02), 100, jit=True)
+
+    assert (result.calls, result.stable) == (5, False)
