@@ -7,30 +7,72 @@ from typing import Annotated
 
 import typer
 
+from dsc_split.cli._build_options import (
+    Batches,
+    DeviceMemory,
+    EnginePerBatch,
+    Gemm,
+    OptBatch,
+    TimingCache,
+    TimingCacheDigest,
+    Workspace,
+)
+
 __all__ = ["build"]
 
 
 def build(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     side: Annotated[str, typer.Option("--side", metavar="device|server", help="The side to build for.")],
-    target: Annotated[str, typer.Option("--target", help="What to build for: onnxruntime:cpu,threads=1.")],
+    target: Annotated[str, typer.Option("--target", help="What to build for: tensorrt-rtx:sm86, onnxruntime:cpu.")],
+    batches: Batches = None,
+    opt_batch: OptBatch = None,
+    engine_per_batch: EnginePerBatch = False,
+    gemm: Gemm = "sum",
+    workspace: Workspace = None,
+    device_memory: DeviceMemory = None,
+    timing_cache: TimingCache = None,
+    timing_cache_sha256: TimingCacheDigest = None,
+    raw: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write the bare plans there, too, for trtexec --loadEngine."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Build the engines of one side for a target, load each once, and record the target in the bundle."""
+    """Build the engines of one side for a target, and record the target in the bundle.
+
+    What was built before from the same graph, with the same library and options, comes from the cache.
+    """
     import dataclasses
 
     from dsc_split.bundle import Bundle
-    from dsc_split.cli._console import err, out, print_json, progress
-    from dsc_split.engines import build_engines
+    from dsc_split.cli._build_options import make_build_options, print_builds
+    from dsc_split.cli._console import print_json, progress
+    from dsc_split.engines import build_engines, export_raw
     from dsc_split.errors import BackendError
 
+    opened = Bundle.open(bundle)
+    options = make_build_options(
+        opened,
+        batches,
+        opt_batch=opt_batch,
+        per_batch=engine_per_batch,
+        gemm=gemm,
+        workspace_bytes=workspace,
+        device_memory_bytes=device_memory,
+        timing_cache=timing_cache,
+        timing_cache_sha256=timing_cache_sha256,
+    )
     with progress() as listener:
-        result = build_engines(Bundle.open(bundle), side, target, progress=listener)
+        result = build_engines(opened, side, target, options, progress=listener)
+    if raw is not None:
+        raw.mkdir(parents=True, exist_ok=True)
+        for row in result.rows:
+            if row.path is not None:
+                export_raw(opened.file(row.path), raw / Path(row.path).name)
     if json:
         print_json(dataclasses.asdict(result))
     else:
-        for row in result.rows:
-            out.print(f"{row.label}: {row.reason or f'ready in {row.build_s:.2f} s'}")
-        err.print(f"{result.side}: {result.target} ({result.id})")
+        print_builds([result])
     if result.failed:
         raise BackendError(f"{len(result.failed)} of {len(result.rows)} engines cannot be built; see above.")

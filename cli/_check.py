@@ -21,7 +21,16 @@ def check(
         typer.Option(
             "--against",
             metavar="FILE",
-            help="An .npz of input:NAME and output:NAME arrays. Default: the golden samples.",
+            help="An .npz of input:NAME and output:NAME arrays, or what --save-tensors wrote on the device. "
+            "Default: the golden samples.",
+        ),
+    ] = None,
+    save_tensors: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-tensors",
+            metavar="FILE",
+            help="Write what this device's heads give, to check a server's tails against.",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -33,14 +42,17 @@ def check(
     from dsc_split.errors import BackendError
 
     with progress() as listener:
-        result = check_engines(Bundle.open(bundle), side, target, against=against, progress=listener)
+        result = check_engines(
+            Bundle.open(bundle), side, target, against=against, save_tensors=save_tensors, progress=listener
+        )
     if json:
         print_json(result.to_json())
     else:
         for row in result.rows:
             error = "" if row.max_rel_error is None else f" (largest relative error {row.max_rel_error:.2g})"
             out.print(f"{row.label}: {row.reason or 'passed'}{error}")
-        err.print(f"{result.side}: {result.target} against {result.against}, tolerance {result.tolerance:g}")
+        tolerance = max(row.tolerance for row in result.rows)
+        err.print(f"{result.side}: {result.target} against {result.against}, tolerance {tolerance:g}")
     failed = sum(not row.passed for row in result.rows)
     if failed:
         raise BackendError(f"{failed} of {len(result.rows)} engines do not compute what they should; see above.")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dsc_split.cli._build_options import Batches, DeviceMemory, EnginePerBatch, Gemm, OptBatch, Workspace
 from dsc_split.cli._cut_options import (
     Cuts,
     InputBytes,
@@ -52,6 +53,19 @@ def export(
         Any,
         typer.Option(parser=channel_values, metavar="S,...", help="Standard deviation per channel, likewise."),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|fp16",
+            help="fp16 converts the whole graph before it is cut; by default a graph stays what it is.",
+        ),
+    ] = None,
+    io_precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|fp16", help="With --precision fp16: fp32 keeps inputs and outputs float32, with casts inside."
+        ),
+    ] = None,
     input_bytes: InputBytes = None,
     no_full_offload: Annotated[
         bool, typer.Option("--no-full-offload", help="Inputs must not be sent to the server.")
@@ -66,17 +80,27 @@ def export(
     server: Annotated[
         str | None, typer.Option(metavar="TARGET", help="What the server's engines are built for.")
     ] = None,
+    batches: Batches = None,
+    opt_batch: OptBatch = None,
+    engine_per_batch: EnginePerBatch = False,
+    gemm: Gemm = "sum",
+    workspace: Workspace = None,
+    device_memory: DeviceMemory = None,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
 ) -> None:
     """Export a model into a bundle: its graph, the head / tail pairs of its best cuts, each proven, and engines."""
     import sys
 
+    from dsc_split.cli._build_options import make_build_options, print_builds
     from dsc_split.cli._bundle_summary import print_bundle
     from dsc_split.cli._console import progress
-    from dsc_split.engines import Target, build_engines
+    from dsc_split.engines import Target, build_engines, get_backend, opset_limits
+    from dsc_split.errors import BackendError
     from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
 
     targets = {side: Target.parse(text) for side, text in (("device", device), ("server", server)) if text}
+    for target in targets.values():
+        get_backend(target).build_fingerprint()  # what is missing here is said before the work begins
     options = ExportOptions(
         source=SourceOptions(
             input_shapes=tuple(input_shape or ()),
@@ -91,10 +115,35 @@ def export(
         std=std,
         input_bytes=input_bytes,
         full_offload=not no_full_offload,
+        precision=precision,
+        io_precision=io_precision,
+        opset_limits=opset_limits(targets.values()),
         command=tuple(sys.argv[1:]),
     )
     with progress() as listener:
         bundle = export_bundle(source, output, options, progress=listener)
-        for side, target in targets.items():
-            build_engines(bundle, side, str(target), progress=listener)
+        results = [
+            build_engines(
+                bundle,
+                side,
+                target,
+                make_build_options(
+                    bundle,
+                    batches,
+                    opt_batch=opt_batch,
+                    per_batch=engine_per_batch,
+                    gemm=gemm,
+                    workspace_bytes=workspace,
+                    device_memory_bytes=device_memory if side == "device" else None,
+                ),
+                progress=listener,
+            )
+            for side, target in targets.items()
+        ]
     print_bundle(bundle, as_json=json)
+    if not json:
+        print_builds([result for result in results if result.failed or any(row.path for row in result.rows)])
+    failed = [row for result in results for row in result.failed]
+    if failed:
+        total = sum(len(result.rows) for result in results)
+        raise BackendError(f"{len(failed)} of {total} engines cannot be built; see above. The rest is ready.")

@@ -6,27 +6,40 @@
         outputs = engine.run({"x": image})
 """
 
-from dsc_split.engines._base import Backend, BackendLike, Engine, EngineLike, TensorSpec
+from dsc_split.engines._base import Backend, BackendLike, BuildJob, BuiltEngine, Engine, EngineLike, TensorSpec
+from dsc_split.engines._batches import DEFAULT_BATCHES, choose_batches
 from dsc_split.engines._build import BuildResult, BuildRow, build_engines
 from dsc_split.engines._check import CheckResult, CheckRow, check_engines
 from dsc_split.engines._fingerprint import fingerprint_id, target_id
+from dsc_split.engines._opset import opset_limits
+from dsc_split.engines._options import BuildOptions
+from dsc_split.engines._plan_file import export_raw
 from dsc_split.engines._registry import get_backend
+from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._target import Target
 
 __all__ = [
+    "DEFAULT_BATCHES",
     "Backend",
     "BackendLike",
+    "BuildJob",
+    "BuildOptions",
     "BuildResult",
     "BuildRow",
+    "BuiltEngine",
     "CheckResult",
     "CheckRow",
     "Engine",
     "EngineLike",
+    "SideEngines",
     "Target",
     "TensorSpec",
     "build_engines",
     "check_engines",
+    "choose_batches",
+    "export_raw",
     "fingerprint_id",
     "get_backend",
+    "opset_limits",
     "target_id",
 ]

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+    from dsc_split.bundle import TensorInfo
+    from dsc_split.engines._options import BuildOptions
     from dsc_split.engines._target import Target
 
-__all__ = ["Backend", "BackendLike", "Engine", "EngineLike", "TensorSpec"]
+__all__ = ["Backend", "BackendLike", "BuildJob", "BuiltEngine", "Engine", "EngineLike", "TensorSpec"]
 
 OUT_OF_MEMORY_TEXTS = (
     "bad_alloc",
@@ -28,6 +30,7 @@ OUT_OF_MEMORY_TEXTS = (
     "failed to allocate memory",
     "bfcarena",
     "out of memory",
+    "outofmemory",
     "cannot allocate memory",
     "memory allocation still failed",
     "cudaerrormemoryallocation",
@@ -72,6 +75,50 @@ class EngineLike(Protocol):
         """Free what the engine holds."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildJob:
+    """One graph to build an engine from."""
+
+    graph: Path
+    """The ONNX file, its weights beside it."""
+    label: str
+    """What it is, in words."""
+    path: str
+    """Path of the graph, relative to the bundle."""
+    digest: str
+    """Digest of the graph with its weights, 64 hexadecimal digits."""
+    precision: str
+    """``fp32`` or ``fp16``: what the graph computes in."""
+    kept_float32: tuple[str, ...]
+    """Nodes that stay float32 in a float16 graph."""
+    tensors: Mapping[str, TensorInfo]
+    """What is known of inputs and outputs, by name; the graph may have only some of them."""
+    profile: tuple[int, int, int]
+    """Smallest, best and largest batch size."""
+    feeds: Callable[[], Mapping[str, np.ndarray]]
+    """Gives inputs to try the graph on."""
+    output: Path
+    """Where the engine goes."""
+    tell: Callable[[str], None]
+    """Told of what is going on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine:
+    """An engine's file that was written."""
+
+    path: Path
+    """Where it is."""
+    sha256: str
+    """Digest of the file, 64 hexadecimal digits."""
+    size_bytes: int
+    """Size of the file."""
+    facts: Mapping[str, Any]
+    """What is known of it: profile, memory, precision, what was rewritten."""
+    cached: bool
+    """Whether it was there already, and only copied."""
+
+
 class BackendLike(Protocol):
     """What the rest of dsc-split asks of a back-end; any object that has it may stand for one."""
 
@@ -85,11 +132,22 @@ class BackendLike(Protocol):
     def run_fingerprint(self) -> dict[str, Any]:
         """Describe what a timing depends on."""
 
-    def build(self, graph: Path) -> Path:
-        """Make the file that :meth:`load` takes."""
+    def live_state(self) -> dict[str, Any]:
+        """Read what changes while an engine runs."""
 
-    def load(self, path: Path) -> EngineLike:
-        """Load an engine."""
+    @property
+    def compiles(self) -> bool:
+        """Whether engines are files of their own, made beforehand; else the graph itself is loaded."""
+
+    @property
+    def options(self) -> BuildOptions | None:
+        """How engines are built, where they are."""
+
+    def build(self, job: BuildJob) -> BuiltEngine | None:
+        """Make the engine's file; ``None`` where the graph itself is loaded."""
+
+    def load(self, path: Path, *, sha256: str | None = None) -> EngineLike:
+        """Load an engine's file, or a graph."""
 
 
 class Backend(abc.ABC):
@@ -100,11 +158,16 @@ class Backend(abc.ABC):
     Attributes:
         target: The target it was made for.
         extra: The extra of this package that brings the library.
+        options: How engines are built, where they are compiled beforehand.
     """
 
-    def __init__(self, target: Target, *, extra: str) -> None:
+    compiles: bool = False
+    """Whether engines are files of their own, made beforehand; else the graph itself is loaded."""
+
+    def __init__(self, target: Target, *, extra: str, options: BuildOptions | None = None) -> None:
         self.target = target
         self.extra = extra
+        self.options = options
         self._require()
 
     # ---- public --------------------------------------------------------------------------------------------
@@ -117,7 +180,11 @@ class Backend(abc.ABC):
         """Describe what a timing depends on: the engine's facts, the machine, threads and emulation.
 
         Two calls on one machine agree: nothing in it is live.
+
+        Raises:
+            BackendUnavailable: There is no such device here.
         """
+        self.require_device()
         return {
             **self.build_fingerprint(),
             **machine(),
@@ -126,32 +193,48 @@ class Backend(abc.ABC):
             "slowdown": self.target.slowdown,
         }
 
-    def build(self, graph: Path) -> Path:
-        """Make the file that :meth:`load` takes, and prove that it loads.
+    def live_state(self) -> dict[str, Any]:
+        """Read what changes while an engine runs: clocks, temperature, what holds the device back; may be empty."""
+        return {}
 
-        Args:
-            graph: An ONNX file. Where nothing is compiled ahead of time it is the answer, too.
+    def require_device(self) -> None:  # noqa: B027 - not every back-end has a device that may be missing
+        """See whether engines can run here; building them may need less.
+
+        Raises:
+            BackendUnavailable: There is no device, or no driver.
+        """
+
+    def build(self, job: BuildJob) -> BuiltEngine | None:
+        """Make the engine's file, and prove that it loads where it can be loaded.
+
+        Returns:
+            The file; ``None`` where nothing is compiled, and :meth:`load` takes the graph itself.
 
         Raises:
             BackendError: The graph is not there, or the back-end cannot run it.
+            OutOfMemoryError: It does not fit.
         """
-        self._require_file(graph)
-        with self._errors(f"cannot build {graph.name!r}"):
-            path = self._build(graph)
-        self.load(path).close()
-        return path
+        self._require_file(job.graph)
+        with self._errors(f"cannot build {job.graph.name!r}"):
+            return self._build(job)
 
-    def load(self, path: Path) -> Engine:
+    def load(self, path: Path, *, sha256: str | None = None) -> Engine:
         """Load what :meth:`build` made.
+
+        Args:
+            path: The engine's file, or the graph where nothing is compiled.
+            sha256: Digest of the file, from the manifest. An engine's file that has another one is refused before
+                a byte of it reaches the library.
 
         Raises:
             BackendError: The file is not there, holds an operator that the back-end lacks, or is damaged.
             BackendUnavailable: The device cannot be used.
+            EngineFileError: The engine's file is damaged; EngineMismatch, if it was built for something else.
             OutOfMemoryError: It does not fit.
         """
         self._require_file(path)
         with self._errors(f"cannot load {path.name!r}"):
-            return self._load(path)
+            return self._load(path, sha256)
 
     # ---- a back-end writes these ---------------------------------------------------------------------------
 
@@ -164,16 +247,17 @@ class Backend(abc.ABC):
         """Give ``library``, ``version`` and every option that changes what is built."""
 
     @abc.abstractmethod
-    def _load(self, path: Path) -> Engine:
+    def _load(self, path: Path, sha256: str | None) -> Engine:
         """Load an engine; the library's own errors may escape."""
 
     def _device_facts(self) -> dict[str, Any]:
         """Describe the device beyond the machine it is in."""
         return {}
 
-    def _build(self, graph: Path) -> Path:
-        """Compile ``graph``; here, a back-end that compiles when it loads."""
-        return graph
+    def _build(self, job: BuildJob) -> BuiltEngine | None:
+        """Compile a graph; here, a back-end that compiles when it loads."""
+        self.load(job.graph).close()
+        return None
 
     def _explain(self, text: str) -> str:
         """Turn the library's words into a sentence; the words themselves where there is nothing better."""
@@ -210,6 +294,7 @@ class Engine(abc.ABC):
     Attributes:
         inputs: Inputs, in order.
         outputs: Outputs, in order.
+        facts: How it runs, for the record of a measurement.
     """
 
     def __init__(
@@ -217,6 +302,7 @@ class Engine(abc.ABC):
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.facts: dict[str, Any] = {}
         self._backend = backend
         self._name = name
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.engines._base import BuildJob, BuiltEngine
+from dsc_split.engines._batches import choose_batches
 from dsc_split.engines._fingerprint import target_id
+from dsc_split.engines._inputs import engine_inputs
+from dsc_split.engines._opset import highest_opset
+from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._sides import record_target, side_graphs
-from dsc_split.errors import BackendError, BackendUnavailable
+from dsc_split.engines._sides import SideGraph, record_target, recorded_target, side_graphs
+from dsc_split.errors import BackendError, BackendUnavailable, UsageError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -22,19 +29,34 @@ __all__ = ["BuildResult", "BuildRow", "build_engines"]
 
 logger = logging.getLogger(__name__)
 
+TRIED_ON = 2
+"""Batch size at which a rewritten graph is compared with the graph that it came from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRow:
-    """One graph that was built, or was not."""
+    """One engine that was built, or was not."""
 
     graph: str
     """Path of the graph, relative to the bundle."""
     label: str
     """What it is, in words."""
     build_s: float
-    """Seconds it took to build and to load once."""
+    """Seconds it took."""
     reason: str
     """Why it failed; empty where it did not."""
+    path: str | None
+    """Path of the engine, relative to the bundle; ``None`` where it failed or the graph itself is loaded."""
+    cached: bool
+    """Whether it had been built before and was copied."""
+    profile: tuple[int, int, int] | None
+    """Smallest, best and largest batch size; ``None`` where nothing is compiled."""
+    size_bytes: int | None
+    """Size of the engine's file."""
+    memory: dict[str, Any] | None
+    """``activation_bytes`` at the largest batch, ``scratch_bytes`` of the greediest layer, and ``weights_bytes``."""
+    notes: tuple[str, ...]
+    """What the user should know: an operator that was rewritten, a batch that does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +70,7 @@ class BuildResult:
     id: str
     """Name of the target's folder: a slug and 12 digits of the build fingerprint."""
     rows: tuple[BuildRow, ...]
-    """One per graph of the side, the whole model first."""
+    """One per engine, those of the whole model first."""
 
     @property
     def failed(self) -> tuple[BuildRow, ...]:
@@ -57,36 +79,182 @@ class BuildResult:
 
 
 def build_engines(
-    bundle: Bundle, side: str, target: str | Target | BackendLike, *, progress: ProgressListener = silent
+    bundle: Bundle,
+    side: str,
+    target: str | Target | BackendLike,
+    options: BuildOptions | None = None,
+    *,
+    progress: ProgressListener = silent,
 ) -> BuildResult:
-    """Build every graph of a side for a target, load each once as a proof, and record the target.
+    """Build every graph of a side for a target, and record the target with its engines.
 
-    A graph that fails is a row with its reason; the target is recorded where at least one did not.
+    An engine that fails is a row with its reason; the target is recorded where at least one did not. What was
+    built for the same target before is replaced.
+
+    Args:
+        bundle: The bundle.
+        side: ``device`` or ``server``.
+        target: What to build for.
+        options: How to build; for the usual batch sizes where not given.
+        progress: Told which engine is being built, and what the library says it is doing.
 
     Raises:
-        UsageError: The side or the target is unknown.
-        BackendUnavailable: The back-end's library or its device is not there.
+        UsageError: The side, the target or an option is unknown or out of range.
+        BackendUnavailable: The back-end's library, or the device that it builds on, is not there.
         BundleError: A graph is missing or was changed.
         BundleBusyError: Another command is writing the bundle.
+        KeyboardInterrupt: It was interrupted; the engines that are ready wait in the cache.
     """
-    backend = get_backend(target)
+    options = options or BuildOptions(batches=choose_batches(bundle, None))
+    choose_batches(bundle, options.batches)
+    backend = get_backend(target, options)
+    _require_opset(bundle, backend)
     with bundle.lock():
-        graphs = side_graphs(bundle, side)
-        rows = []
-        for done, graph in enumerate(graphs):
-            progress(Progress(stage=f"build {side}", label=graph.label, done=done, total=len(graphs)))
-            start, reason = time.perf_counter(), ""
-            try:
-                backend.build(bundle.file(graph.path))
-            except BackendUnavailable:
-                raise
-            except BackendError as e:
-                reason = str(e)
-            build_s = time.perf_counter() - start
-            logger.info("built %s for %s in %.2f s: %s", graph.path, backend.target, build_s, reason or "ok")
-            rows.append(BuildRow(graph=graph.path, label=graph.label, build_s=build_s, reason=reason))
-        progress(Progress(stage=f"build {side}", label="done", done=len(graphs), total=len(graphs)))
-        if any(not row.reason for row in rows):
-            record_target(bundle, side, backend)
-    name = target_id(backend.build_fingerprint())
-    return BuildResult(side=side, target=str(backend.target), id=name, rows=tuple(rows))
+        build = _Build(bundle, side, backend, options, progress)
+        build.run()
+        if any(not row.reason for row in build.rows):
+            build.record()
+    return BuildResult(
+        side=side,
+        target=str(backend.target),
+        id=target_id(backend.build_fingerprint()),
+        rows=tuple(build.rows),
+    )
+
+
+def _require_opset(bundle: Bundle, backend: BackendLike) -> None:
+    """Refuse a graph that the back-end's parser is too old for."""
+    facts = backend.build_fingerprint()
+    limit = highest_opset(str(facts.get("library")), str(facts.get("version", "")))
+    opset = bundle.manifest["model"].get("opset", {}).get("", 0)
+    if limit is not None and opset > limit:
+        raise UsageError(
+            f"the graphs have opset {opset}; {facts['library']} {facts['version']} reads up to {limit}. Export the "
+            f"model again for this target, so that they are converted: --device or --server {backend.target}"
+        )
+
+
+class _Build:
+    """One run over all engines of a side."""
+
+    def __init__(
+        self, bundle: Bundle, side: str, backend: BackendLike, options: BuildOptions, progress: ProgressListener
+    ) -> None:
+        self.rows: list[BuildRow] = []
+        self._bundle = bundle
+        self._side = side
+        self._backend = backend
+        self._options = options
+        self._progress = progress
+        self._folder = f"engines/{target_id(backend.build_fingerprint())}"
+        self._entries: list[dict[str, Any]] = []
+        self._files: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Build one engine after the other."""
+        compiles = self._backend.compiles
+        profiles = self._options.profiles() if compiles else ((1, 1, 1),)
+        graphs = side_graphs(self._bundle, self._side, whole=compiles)
+        if compiles:
+            (self._bundle.path / self._folder).mkdir(parents=True, exist_ok=True)
+        for graph in graphs:
+            for profile in profiles:
+                self._one(graph, profile, len(graphs) * len(profiles))
+        self._tell("done", len(self.rows), len(self.rows))
+
+    def record(self) -> None:
+        """Put the target, its engines and their files into the manifest, and remove what it had before."""
+        if not self._backend.compiles:
+            record_target(self._bundle, self._side, self._backend)
+            return
+        targets, files = self._bundle.manifest["targets"], self._bundle.manifest["files"]
+        before = recorded_target(self._bundle, self._side, str(self._backend.target)) or {}
+        others = [entry for entries in targets.values() for entry in entries if entry is not before]
+        old = _paths([before]) - set(self._files) - _paths(others)
+        for path in old:
+            files.pop(path, None)
+        files.update(self._files)
+        engines = {
+            "options": self._options.to_json(),
+            "engines": self._entries,
+            "failed": [{"graph": row.graph, "reason": row.reason} for row in self.rows if row.reason],
+        }
+        record_target(self._bundle, self._side, self._backend, engines)
+        for path in old:
+            self._bundle.file(path).unlink(missing_ok=True)
+
+    def _one(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
+        label = f"{graph.label}, batch {profile[2]}" if self._options.per_batch else graph.label
+        done = len(self.rows)
+        self._tell(label, done, total)
+        job = self._job(graph, profile, lambda phase: self._tell(f"{label}: {phase}", done, total))
+        start, reason, built = time.perf_counter(), "", None
+        try:
+            built = self._backend.build(job)
+        except BackendUnavailable:
+            raise
+        except BackendError as e:
+            reason = str(e)
+        build_s = time.perf_counter() - start
+        logger.info("built %s for %s in %.2f s: %s", graph.path, self._backend.target, build_s, reason or "ok")
+        facts = built.facts if built else {}
+        path = self._keep(graph, built) if built else None
+        self.rows.append(
+            BuildRow(
+                graph=graph.path,
+                label=label,
+                build_s=build_s,
+                reason=reason,
+                path=path,
+                cached=built.cached if built else False,
+                profile=tuple(facts["profile"]) if built else None,
+                size_bytes=built.size_bytes if built else None,
+                memory=facts.get("memory"),
+                notes=tuple(facts.get("notes", ())),
+            )
+        )
+
+    def _job(self, graph: SideGraph, profile: tuple[int, int, int], tell: Callable[[str], None]) -> BuildJob:
+        bundle = self._bundle
+        tensors = {info.name: info for info in (*bundle.inputs, *bundle.outputs)}
+        if graph.split is not None:
+            tensors |= {info.name: info for info in graph.split.tensors}
+        names = [info.name for info in bundle.inputs]
+        if graph.kind == "tail" and graph.split is not None:
+            names = [info.name for info in graph.split.tensors]
+        batch = bundle.fixed_batch or min(TRIED_ON, bundle.max_batch)
+        return BuildJob(
+            graph=bundle.file(graph.path),
+            label=graph.label,
+            path=graph.path,
+            digest=bundle.graph_digest(graph.path),
+            precision=bundle.manifest["precision"],
+            kept_float32=tuple(
+                item["name"] or "" for item in bundle.manifest.get("conversion", {}).get("kept_float32", ())
+            ),
+            tensors=tensors,
+            profile=profile,
+            feeds=lambda: engine_inputs(bundle, graph, names, batch),
+            output=bundle.path / self._folder / self._file_name(graph, profile[2]),
+            tell=tell,
+        )
+
+    def _file_name(self, graph: SideGraph, batch: int) -> str:
+        stem = Path(graph.path).name.removesuffix(".onnx")
+        return f"{stem}.b{batch}.plan" if self._options.per_batch else f"{stem}.plan"
+
+    def _keep(self, graph: SideGraph, built: BuiltEngine) -> str:
+        """Note an engine for the manifest; gives its path, relative to the bundle."""
+        path = built.path.relative_to(self._bundle.path).as_posix()
+        self._files[path] = {"sha256": built.sha256, "size": built.size_bytes, "role": "engine"}
+        digest = self._bundle.graph_digest(graph.path)
+        self._entries.append({"graph": graph.path, "graph_digest": digest, "path": path, **built.facts})
+        return path
+
+    def _tell(self, label: str, done: int, total: int) -> None:
+        self._progress(Progress(stage=f"build {self._side}", label=label, done=done, total=total))
+
+
+def _paths(entries: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Give the paths of all engines that entries of the manifest's targets name."""
+    return {engine["path"] for entry in entries for engine in entry.get("engines", ())}

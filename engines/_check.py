@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsc_split._files import new_file
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._sides import SideGraph, golden_samples, read_samples, side_graphs, strip_prefix
-from dsc_split.errors import BackendError, BackendUnavailable, BundleError, UsageError
+from dsc_split.engines._side_engines import SideEngines
+from dsc_split.engines._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix
+from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DscError, UsageError
+from dsc_split.partitioner._proof import TOLERANCE, relative_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +31,9 @@ __all__ = ["CheckResult", "CheckRow", "check_engines"]
 
 logger = logging.getLogger(__name__)
 
+PAIR_ID = "pair_id"
+"""Key in a file of what heads gave: the pairs that they belong to. Tensors lie under ``SPLIT/NAME``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRow:
@@ -41,6 +47,8 @@ class CheckRow:
     """Largest absolute difference over all outputs; ``None`` where nothing could be compared."""
     max_rel_error: float | None
     """Largest ``max|difference| / max|reference|`` of one output; infinite where type or shape differ."""
+    tolerance: float
+    """Largest relative error that passes, for what the engine computes in."""
     passed: bool
     """Whether the relative error is within the tolerance."""
     reason: str
@@ -57,8 +65,6 @@ class CheckResult:
     """The target, in its canonical text."""
     against: str
     """What was compared with: ``golden samples``, or the file that was given."""
-    tolerance: float
-    """Largest relative error that passes, for the bundle's precision."""
     rows: tuple[CheckRow, ...]
     """One per graph of the side, the whole model first."""
 
@@ -82,9 +88,10 @@ def check_engines(
     target: str | Target | BackendLike | None = None,
     *,
     against: Path | None = None,
+    save_tensors: Path | None = None,
     progress: ProgressListener = silent,
 ) -> CheckResult:
-    """Run a side's engines and compare what they compute with a reference.
+    """Run a side's engines, compare what they compute with a reference, and note the errors in the manifest.
 
     Without ``against``, the reference is the golden samples in the bundle: heads are compared in what crosses
     the cut and in their early outputs, tails are fed with what crosses and compared in the outputs.
@@ -95,45 +102,71 @@ def check_engines(
         target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
         against: An ``.npz`` with ``input:NAME`` and ``output:NAME`` arrays, say from the framework that the
             model came from. Then each pair is run through, its other half on ``onnxruntime:cpu``, and the
-            model's outputs are compared.
+            model's outputs are compared. Or what ``save_tensors`` has written on the device: then the server's
+            tails are fed with what the device's own heads gave, and the golden outputs are compared.
+        save_tensors: Where to write what the heads of the device give on the golden samples.
         progress: Called before each engine.
 
     Raises:
-        UsageError: The side or the target is unknown, or ``against`` is no such file.
+        UsageError: The side or the target is unknown, nothing was built for it, or ``against`` is no such file.
         BackendUnavailable: The back-end's library or its device is not there.
         BundleError: A graph or a file of samples is missing, damaged, or does not fit.
+        EngineFileError: An engine is damaged, or was built for something else.
     """
-    from dsc_split.partitioner._proof import TOLERANCE
-
-    backend = get_backend(target if target is not None else last_target(bundle, side))
-    graphs = side_graphs(bundle, side)
-    check: _Golden | _Against = _Golden(bundle, backend) if against is None else _Against(bundle, backend, against)
-    tolerance = TOLERANCE[bundle.manifest["precision"]]
+    engines = SideEngines(bundle, side, target)
+    backend = engines.backend
+    if save_tensors is not None and (side != "device" or against is not None):
+        raise UsageError("tensors are saved by heads on golden samples: --side device, and no --against.")
+    check = _how(bundle, engines, side, against)
     rows = []
-    for done, graph in enumerate(graphs):
-        progress(Progress(stage=f"check {side}", label=graph.label, done=done, total=len(graphs)))
-        rows.append(_check(check, graph, tolerance))
+    for done, graph in enumerate(engines.graphs):
+        progress(Progress(stage=f"check {side}", label=graph.label, done=done, total=len(engines.graphs)))
+        rows.append(_check(check, graph, TOLERANCE[engines.precision(graph)]))
         logger.info("checked %s on %s: %s", graph.path, backend.target, rows[-1].reason or "ok")
-    progress(Progress(stage=f"check {side}", label="done", done=len(graphs), total=len(graphs)))
-    return CheckResult(
+    progress(Progress(stage=f"check {side}", label="done", done=len(rows), total=len(rows)))
+    result = CheckResult(
         side=side,
         target=str(backend.target),
-        against="golden samples" if against is None else str(against),
-        tolerance=tolerance,
+        against="golden samples" if against is None else against.name,
         rows=tuple(rows),
     )
+    if save_tensors is not None and isinstance(check, _Golden):
+        check.save(save_tensors)
+    _record(bundle, side, backend, result)
+    return result
 
 
-def last_target(bundle: Bundle, side: str) -> str:
-    """Give the target of ``side`` that was asked for last, else ``onnxruntime:cpu``."""
-    recorded = bundle.manifest["targets"].get(side) or ()
-    return str(recorded[-1]["target"]) if recorded else "onnxruntime:cpu"
+def _how(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) -> _Golden | _Against:
+    """Choose what to compare with."""
+    if against is None:
+        return _Golden(bundle, engines)
+    if not against.is_file():
+        raise UsageError(f"there is no file {str(against)!r} to check against.")
+    samples = read_samples(against)
+    if PAIR_ID not in samples:
+        return _Against(bundle, engines, against, samples)
+    if side != "server":
+        raise UsageError(f"{str(against)!r} holds what heads gave: feed it to the tails, with --side server.")
+    if str(samples[PAIR_ID]) != bundle.manifest["pair_id"]:
+        raise BundleError(
+            f"{str(against)!r} was written from pairs {samples[PAIR_ID]}; this bundle has "
+            f"{bundle.manifest['pair_id']}. Write it again from a copy of this bundle: "
+            "dsc-split check BUNDLE --side device --save-tensors FILE"
+        )
+    return _Golden(bundle, engines, crossing=samples)
+
+
+def _record(bundle: Bundle, side: str, backend: BackendLike, result: CheckResult) -> None:
+    """Note the errors beside the target in the manifest; a bundle that cannot be written keeps what it has."""
+    try:
+        with bundle.lock():
+            record_check(bundle, side, backend, result.to_json())
+    except DscError as e:
+        logger.warning("the errors are not noted in the manifest: %s", e)
 
 
 def _check(check: _Golden | _Against, graph: SideGraph, tolerance: float) -> CheckRow:
     """Compare one engine; a back-end that fails is a row that did not pass."""
-    from dsc_split.partitioner._proof import relative_error
-
     max_abs: float | None = None
     max_rel: float | None = None
     reason = ""
@@ -153,54 +186,83 @@ def _check(check: _Golden | _Against, graph: SideGraph, tolerance: float) -> Che
         label=graph.label,
         max_abs_error=max_abs,
         max_rel_error=max_rel,
+        tolerance=tolerance,
         passed=not reason,
         reason=reason,
     )
 
 
 class _Golden:
-    """Each engine alone, on the bundle's own samples."""
+    """Each engine alone, on the bundle's own samples, or tails on what other heads gave for them."""
 
-    def __init__(self, bundle: Bundle, backend: BackendLike) -> None:
+    def __init__(self, bundle: Bundle, engines: SideEngines, crossing: Arrays | None = None) -> None:
         self._bundle = bundle
-        self._backend = backend
+        self._engines = engines
+        self._crossing = crossing
         samples = golden_samples(bundle, None)
         if samples is None:
             raise UsageError(
                 f"bundle {str(bundle.path)!r} has no golden samples: it was cut with --no-proof. "
                 f"Cut it again without, or give --against FILE."
             )
-        self._inputs = strip_prefix(samples, "input:")
+        self._batch: int = bundle.manifest["samples"].get("batch", 1)
+        self._inputs: dict[str, np.ndarray] = strip_prefix(samples, "input:")
         self._outputs = strip_prefix(samples, "output:")
+        self._given: dict[str, np.ndarray] = {}
 
     def run(self, graph: SideGraph) -> tuple[Arrays, Arrays]:
         """Give what the engine computes, and what it should compute."""
-        available, expected = dict(self._inputs), dict(self._outputs)
-        if graph.split is not None:
-            samples = golden_samples(self._bundle, graph.split)
-            if samples is None:
-                raise BackendError(
-                    f"there are no golden samples for {graph.split.name!r}; it was cut without proof. "
-                    f"Cut it again, or give --against FILE."
-                )
-            crossing, early = strip_prefix(samples, "cut:"), strip_prefix(samples, "early:")
-            if graph.kind == "head":
-                expected = {name: crossing[name] for name in crossing if name not in graph.split.passthrough} | early
-            else:
-                available |= crossing
-                expected = {name: expected[name] for name in expected if name not in graph.split.early_outputs}
-        return _run(self._bundle, self._backend, graph.path, available, expected), expected
+        if graph.split is None:
+            return self._run(graph, self._inputs, self._outputs), self._outputs
+        samples = golden_samples(self._bundle, graph.split)
+        if samples is None:
+            raise BackendError(
+                f"there are no golden samples for {graph.split.name!r}; it was cut without proof. "
+                f"Cut it again, or give --against FILE."
+            )
+        crossing = strip_prefix(samples, "cut:")
+        if graph.kind == "head":
+            sent = {name: crossing[name] for name in crossing if name not in graph.split.passthrough}
+            expected = sent | strip_prefix(samples, "early:")
+            outputs = self._run(graph, self._inputs, expected)
+            self._given |= {f"{graph.split.name}/{name}": outputs[name] for name in sent}
+            return outputs, expected
+        if self._crossing is not None:
+            crossing = {name: self._from_head(graph.split, name) for name in crossing}
+        expected = {name: self._outputs[name] for name in self._outputs if name not in graph.split.early_outputs}
+        return self._run(graph, {**self._inputs, **crossing}, expected), expected
+
+    def save(self, path: Path) -> None:
+        """Write what the heads gave.
+
+        Raises:
+            DscError: The file cannot be written.
+        """
+        import numpy as np
+
+        pair_id = np.array(self._bundle.manifest["pair_id"])
+        with new_file(path) as file:
+            np.savez(file, **{PAIR_ID: pair_id, **self._given})  # type: ignore[arg-type]  # names are free
+
+    def _from_head(self, split: Split, name: str) -> np.ndarray:
+        if name in split.passthrough:
+            return self._inputs[name]
+        key, crossing = f"{split.name}/{name}", self._crossing or {}
+        if key not in crossing:
+            raise BackendError(f"the file to check against has no tensor {name!r} of {split.name!r}.")
+        array: np.ndarray = crossing[key]
+        return array
+
+    def _run(self, graph: SideGraph, available: Arrays, wanted: Arrays) -> Arrays:
+        return _run(self._engines.load(graph, self._batch), graph.path, available, wanted)
 
 
 class _Against:
     """Whole model or whole pairs, on samples from elsewhere; a pair's other half runs on the reference."""
 
-    def __init__(self, bundle: Bundle, backend: BackendLike, path: Path) -> None:
-        if not path.is_file():
-            raise UsageError(f"there is no file {str(path)!r} to check against.")
-        samples = read_samples(path)
+    def __init__(self, bundle: Bundle, engines: SideEngines, path: Path, samples: Arrays) -> None:
         self._bundle = bundle
-        self._backend = backend
+        self._engines = engines
         self._inputs, self._outputs = strip_prefix(samples, "input:"), strip_prefix(samples, "output:")
         want_inputs = {tensor.name for tensor in bundle.inputs}
         want_outputs = {tensor.name for tensor in bundle.outputs}
@@ -210,28 +272,28 @@ class _Against:
                 f"{sorted('input:' + name for name in want_inputs)} and any of "
                 f"{sorted('output:' + name for name in want_outputs)} were expected."
             )
+        self._batch = bundle.batch_of({name: array.size for name, array in self._inputs.items()})
 
     def run(self, graph: SideGraph) -> tuple[Arrays, Arrays]:
         """Give what the whole way computes, and what it should compute."""
+        engine = self._engines.load(graph, self._batch)
         if graph.split is None:
-            return _run(self._bundle, self._backend, graph.path, self._inputs, self._outputs), self._outputs
+            return _run(engine, graph.path, self._inputs, self._outputs), self._outputs
         reference = get_backend("onnxruntime:cpu")
-        on_device, on_server = (self._backend, reference) if graph.kind == "head" else (reference, self._backend)
-        return self._run_pair(graph.split, on_device, on_server), self._outputs
+        if graph.kind == "head":
+            return self._run_pair(graph.split, engine, reference.load(self._bundle.file(graph.split.tail)))
+        return self._run_pair(graph.split, reference.load(self._bundle.file(graph.split.head)), engine)
 
-    def _run_pair(self, split: Split, on_device: BackendLike, on_server: BackendLike) -> Arrays:
+    def _run_pair(self, split: Split, on_device: EngineLike, on_server: EngineLike) -> tuple[Arrays, Arrays]:
         sent = [tensor.name for tensor in split.tensors if tensor.name not in split.passthrough]
-        head = _run(self._bundle, on_device, split.head, self._inputs, [*sent, *split.early_outputs])
+        head = _run(on_device, split.head, self._inputs, [*sent, *split.early_outputs])
         returned = [name for name in self._outputs if name not in split.early_outputs]
-        tail = _run(self._bundle, on_server, split.tail, {**self._inputs, **head}, returned)
-        return {**head, **tail}
+        tail = _run(on_server, split.tail, {**self._inputs, **head}, returned)
+        return {**head, **tail}, self._outputs
 
 
-def _run(
-    bundle: Bundle, backend: BackendLike, graph: str, available: Arrays, wanted: list[str] | Arrays
-) -> dict[str, np.ndarray]:
-    """Run a graph on those of the arrays that it takes, and see that it gives what is wanted."""
-    engine: EngineLike = backend.load(bundle.file(graph))
+def _run(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    """Run an engine on those of the arrays that it takes, see that it gives what is wanted, and close it."""
     try:
         outputs = engine.run({spec.name: available[spec.name] for spec in engine.inputs if spec.name in available})
     finally:

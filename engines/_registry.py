@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
     from dsc_split.engines._base import BackendLike
+    from dsc_split.engines._options import BuildOptions
     from dsc_split.engines._target import Target
 
 __all__ = ["BACKENDS", "BackendEntry", "Option", "get_backend"]
@@ -23,12 +25,14 @@ class Option:
 
     name: str
     """The key."""
-    parse: Callable[[str], int | float]
-    """Turns the value's text into a number; raises ``ValueError`` where it is out of range."""
+    parse: Callable[[str], int | float | str]
+    """Turns the text into a value; raises ``ValueError`` where it is none."""
     expected: str
     """What the value must be, in words, for messages."""
-    neutral: int | float | None
+    neutral: int | float | str | None
     """The value that means the same as leaving the option out; ``None`` where there is no such value."""
+    only: str | None = None
+    """The architecture that has it; ``None``: all of the back-end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +44,11 @@ class BackendEntry:
     cls: str
     """Name of the :class:`~dsc_split.engines.Backend` in that module."""
     architectures: Mapping[str, str]
-    """Architecture to the extra that brings its library; the first one is the default."""
+    """Architecture to the extra that brings its library."""
     options: tuple[Option, ...]
     """Options, in the order in which a target's text gives them."""
+    default: str | None
+    """Architecture where a target names none; ``None`` where it has to name one."""
 
 
 def _thread_count(text: str) -> int:
@@ -60,6 +66,17 @@ def _slowdown(text: str) -> float:
 
 
 THREADS = Option(name="threads", parse=_thread_count, expected="a whole number from 1 to 4096", neutral=None)
+
+
+def _io(text: str) -> str:
+    if text not in ("pinned", "mapped"):
+        raise ValueError(text)
+    return text
+
+
+IO = Option(name="io", parse=_io, expected="pinned or mapped", neutral="pinned")
+"""``pinned``: inputs and outputs are copied from and to page-locked memory. ``mapped``: the GPU reads and writes that
+memory itself, without copies, which is faster where it shares its memory with the processor (Jetson)."""
 SLOWDOWN = Option(name="slowdown", parse=_slowdown, expected="a number from 1", neutral=1.0)
 """Every back-end takes it: emulation belongs to the target, not to the library."""
 
@@ -68,16 +85,32 @@ BACKENDS: dict[str, BackendEntry] = {
         module="dsc_split.engines._onnxruntime",
         cls="OnnxRuntimeBackend",
         architectures={"cpu": "cpu", "cuda": "gpu"},
-        options=(THREADS, SLOWDOWN),
+        options=(THREADS, dataclasses.replace(IO, only="cuda"), SLOWDOWN),
+        default="cpu",
+    ),
+    "tensorrt": BackendEntry(
+        module="dsc_split.engines._tensorrt",
+        cls="TensorRTBackend",
+        architectures={"cuda": "tensorrt"},
+        options=(IO, SLOWDOWN),
+        default="cuda",
+    ),
+    "tensorrt-rtx": BackendEntry(
+        module="dsc_split.engines._tensorrt",
+        cls="TensorRTRTXBackend",
+        architectures=dict.fromkeys(("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"), "rtx"),
+        options=(IO, SLOWDOWN),
+        default=None,
     ),
 }
 
 
-def get_backend(target: str | Target | BackendLike) -> BackendLike:
+def get_backend(target: str | Target | BackendLike, options: BuildOptions | None = None) -> BackendLike:
     """Give the back-end for a target; its library must be there.
 
     Args:
         target: A target, its text, or a back-end of one's own, which is given back as it is.
+        options: How its engines are built; read by back-ends that compile.
 
     Raises:
         UsageError: The text names no known back-end, architecture or option.
@@ -92,7 +125,7 @@ def get_backend(target: str | Target | BackendLike) -> BackendLike:
         return target
     entry = BACKENDS[target.backend]
     cls = getattr(importlib.import_module(entry.module), entry.cls)
-    backend = cls(target, extra=entry.architectures[target.architecture])
+    backend = cls(target, extra=entry.architectures[target.architecture], options=options)
     if not isinstance(backend, Backend):
         raise UsageError(f"back-end {target.backend!r} is registered as {entry.cls!r}, which is no Backend.")
     return backend

@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from dsc_split.bundle import Bundle, Split
     from dsc_split.engines._base import BackendLike
 
-__all__ = ["SIDES", "SideGraph", "golden_samples", "read_samples", "record_target", "side_graphs"]
+__all__ = [
+    "SIDES",
+    "SideGraph",
+    "golden_samples",
+    "last_target",
+    "read_samples",
+    "record_check",
+    "record_target",
+    "recorded_target",
+    "side_graphs",
+    "strip_prefix",
+]
 
 SIDES = ("device", "server")
 
@@ -40,11 +51,17 @@ class SideGraph:
         return "whole model" if self.split is None else f"{self.kind} {self.split.name}"
 
 
-def side_graphs(bundle: Bundle, side: str) -> tuple[SideGraph, ...]:
+def side_graphs(bundle: Bundle, side: str, *, verify: bool = True, whole: bool = False) -> tuple[SideGraph, ...]:
     """List what runs on a side, the whole model first.
 
     On the device that is every head and the whole model; on the server every tail and, unless inputs must not
     be sent, the whole model.
+
+    Args:
+        bundle: The bundle.
+        side: ``device`` or ``server``.
+        verify: Whether the graphs themselves are needed; where engines are, they may be missing.
+        whole: Whether every byte of the weights is looked at, or their size alone.
 
     Raises:
         UsageError: ``side`` is neither.
@@ -52,14 +69,15 @@ def side_graphs(bundle: Bundle, side: str) -> tuple[SideGraph, ...]:
     """
     if side not in SIDES:
         raise UsageError(f"side is {side!r}; {' or '.join(map(repr, SIDES))} was expected.")
-    whole = SideGraph(kind="model", path=bundle.manifest["model"]["path"], split=None)
-    graphs = [whole] if side == "device" or bundle.full_offload else []
+    model = SideGraph(kind="model", path=bundle.manifest["model"]["path"], split=None)
+    graphs = [model] if side == "device" or bundle.full_offload else []
     for split in bundle.splits:
         kind, path = ("head", split.head) if side == "device" else ("tail", split.tail)
         graphs.append(SideGraph(kind=kind, path=path, split=split))
-    for graph in graphs:
-        _verify(bundle, graph.path)
-    _verify_weights(bundle)
+    if verify:
+        for graph in graphs:
+            _verify(bundle, graph.path)
+        _verify_weights(bundle, whole=whole)
     return tuple(graphs)
 
 
@@ -78,8 +96,8 @@ def _verify(bundle: Bundle, relative: str) -> None:
         )
 
 
-def _verify_weights(bundle: Bundle) -> None:
-    """Look at the size alone: weights may be many GB, and a changed value is found by ``check``."""
+def _verify_weights(bundle: Bundle, *, whole: bool) -> None:
+    """Look at the weights, which may be many GB: where they are only run, a changed value is found by ``check``."""
     relative = bundle.manifest["model"]["weights"]["path"]
     if relative is None:
         return
@@ -90,19 +108,57 @@ def _verify_weights(bundle: Bundle) -> None:
         says = "does not list it" if listed is None else f"says {listed['size']} bytes"
         state = "is missing" if found is None else f"has {found} bytes"
         raise BundleError(f"{str(path)!r} {state}; the manifest {says}. Export it again.")
+    if whole:
+        _verify(bundle, relative)
 
 
-def record_target(bundle: Bundle, side: str, backend: BackendLike) -> None:
+def last_target(bundle: Bundle, side: str) -> str:
+    """Give the target of ``side`` that was asked for last, else ``onnxruntime:cpu``."""
+    recorded = bundle.manifest["targets"].get(side) or ()
+    return str(recorded[-1]["target"]) if recorded else "onnxruntime:cpu"
+
+
+def recorded_target(bundle: Bundle, side: str, target: str) -> dict[str, Any] | None:
+    """Find what the manifest says of a target, given in its canonical text."""
+    found: list[dict[str, Any]] = [item for item in bundle.manifest["targets"][side] if item["target"] == target]
+    return found[-1] if found else None
+
+
+def record_target(bundle: Bundle, side: str, backend: BackendLike, engines: Mapping[str, Any] | None = None) -> None:
     """Put a target at the end of the manifest's list for ``side``; hold the bundle's lock around this.
 
     A target that stands there already moves to the end, with the fingerprint it has now.
+
+    Args:
+        bundle: The bundle.
+        side: ``device`` or ``server``.
+        backend: The back-end of the target.
+        engines: What was built for it: ``options``, ``engines`` and ``failed``; what stands there already where
+            nothing was built.
     """
     target, fingerprint = str(backend.target), backend.build_fingerprint()
-    entry = {"target": target, "fingerprint": fingerprint, "id": target_id(fingerprint)}
+    if engines is None:
+        before = recorded_target(bundle, side, target) or {}
+        engines = {key: before[key] for key in ("options", "engines", "failed") if key in before}
+    entry = {"target": target, "fingerprint": fingerprint, "id": target_id(fingerprint), **engines}
     recorded = bundle.manifest["targets"].setdefault(side, [])
     if recorded and recorded[-1] == entry:
         return
     bundle.manifest["targets"][side] = [item for item in recorded if item["target"] != target] + [entry]
+    bundle.save()
+
+
+def record_check(bundle: Bundle, side: str, backend: BackendLike, check: Mapping[str, Any]) -> None:
+    """Note beside a target what a check found; hold the bundle's lock around this.
+
+    A target that is not recorded yet is put at the front: checking one does not make it the one asked for last.
+    """
+    entry = recorded_target(bundle, side, str(backend.target))
+    if entry is None:
+        fingerprint = backend.build_fingerprint()
+        entry = {"target": str(backend.target), "fingerprint": fingerprint, "id": target_id(fingerprint)}
+        bundle.manifest["targets"][side].insert(0, entry)
+    entry["check"] = dict(check)
     bundle.save()
 
 

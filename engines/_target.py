@@ -27,7 +27,7 @@ class Target:
     """Name in the table of back-ends: ``onnxruntime``."""
     architecture: str
     """What the back-end runs on: ``cpu``, ``cuda``."""
-    options: tuple[tuple[str, int | float], ...] = ()
+    options: tuple[tuple[str, int | float | str], ...] = ()
     """Options that were given, in canonical order."""
 
     @classmethod
@@ -43,17 +43,20 @@ class Target:
             raise UsageError(f"target {text!r}: unknown back-end {backend!r}. {_hint(backend, BACKENDS)}")
         entry = BACKENDS[backend]
         if not colon:
-            architecture = next(iter(entry.architectures))
+            if entry.default is None:
+                known_names = ", ".join(f"{backend}:{name}" for name in entry.architectures)
+                raise UsageError(f"target {text!r}: name the GPU that it is for. Known: {known_names}.")
+            architecture = entry.default
         if architecture not in entry.architectures:
             hint = _hint(architecture, entry.architectures)
             raise UsageError(f"target {text!r}: back-end {backend!r} has no architecture {architecture!r}. {hint}")
-        known = {option.name: option for option in entry.options}
-        given: dict[str, int | float] = {}
+        known = {option.name: option for option in entry.options if option.only in (None, architecture)}
+        given: dict[str, int | float | str] = {}
         for pair in pairs:
             name, _, value = (part.strip() for part in pair.partition("="))
             if name not in known:
                 hint = _hint(name, known)
-                raise UsageError(f"target {text!r}: back-end {backend!r} has no option {name!r}. {hint}")
+                raise UsageError(f"target {text!r}: {backend}:{architecture} has no option {name!r}. {hint}")
             if name in given:
                 raise UsageError(f"target {text!r}: option {name!r} is given twice. Give it once.")
             try:
@@ -70,7 +73,7 @@ class Target:
         return cls(backend=backend, architecture=architecture, options=options)
 
     def __str__(self) -> str:
-        options = "".join(f",{name}={_number(value)}" for name, value in self.options)
+        options = "".join(f",{name}={_text(value)}" for name, value in self.options)
         return f"{self.backend}:{self.architecture}{options}"
 
     @property
@@ -80,12 +83,19 @@ class Target:
         return None if value is None else int(value)
 
     @property
+    def io(self) -> str:
+        """How inputs and outputs reach a GPU: ``pinned`` or ``mapped``."""
+        return str(dict(self.options).get("io", "pinned"))
+
+    @property
     def slowdown(self) -> float:
         """How many times slower than this machine the emulated one is; 1 where nothing is emulated."""
         return float(dict(self.options).get("slowdown", 1.0))
 
 
-def _number(value: int | float) -> str:
+def _text(value: int | float | str) -> str:
+    if isinstance(value, str):
+        return value
     return repr(int(value)) if value == int(value) else repr(value)
 
 

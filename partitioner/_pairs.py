@@ -259,14 +259,7 @@ def _prove(bundle: Bundle, entry: dict[str, Any], head: bytes, tail: bytes, refe
 
 
 def _batch_of(bundle: Bundle, reference: Reference) -> int:
-    """Find the batch of a reference from its inputs' sizes."""
-    if bundle.fixed_batch is not None:
-        return bundle.fixed_batch
-    for info in bundle.inputs:
-        per_batch, constant = info.elements_by_batch
-        if per_batch:
-            return (int(reference.inputs[info.name].size) - constant) // per_batch
-    return 1
+    return bundle.batch_of({name: int(array.size) for name, array in reference.inputs.items()})
 
 
 def _make_samples(
@@ -351,6 +344,10 @@ def _list_files(
     whole = manifest["model"]["path"], manifest["model"]["weights"]["path"]
     manifest["files"] = {path: entry for path, entry in manifest["files"].items() if path in whole} | {**files}
     manifest["splits"], manifest["failed_splits"] = splits, failed
+    for entry in (entry for entries in manifest["targets"].values() for entry in entries):
+        entry.pop("check", None)
+        if "engines" in entry:  # they go with their files; those of graphs that came back wait in the cache
+            entry["engines"], entry["failed"] = [], []
     manifest["pair_id"] = _pair_id(bundle)
 
 

@@ -1,0 +1,48 @@
+"""The newest ONNX operator set that a target's parser is documented to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dsc_split.errors import DscError
+
+if TYPE_CHECKING:
+    from dsc_split.engines._target import Target
+
+__all__ = ["highest_opset", "opset_limits"]
+
+HIGHEST = {
+    "tensorrt": (((10, 0), 20), ((10, 15), 24), ((11, 0), 25)),
+    "tensorrt_rtx": (((1, 0), 25),),
+}
+"""Library to its versions, from which on, with the highest opset. Source: ``docs/operators.md`` of onnx-tensorrt at the
+release's branch, and the ONNX opset guide of TensorRT 11. The parser itself takes a higher one without a word."""
+
+
+def highest_opset(library: str, version: str) -> int | None:
+    """Look up the highest opset of a library's version; ``None`` where the library sets no limit of its own."""
+    if library not in HIGHEST:
+        return None
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    found = [opset for since, opset in HIGHEST[library] if since <= numbers]
+    return found[-1] if found else None
+
+
+def opset_limits(targets: Iterable[Target]) -> dict[str, int]:
+    """Give the highest opset of each target that has one; a target whose library is not here is left out.
+
+    It is the build that says what is missing: a graph can be exported, and its engines built elsewhere.
+    """
+    from dsc_split.engines._registry import get_backend
+
+    limits = {}
+    for target in targets:
+        try:
+            facts = get_backend(target).build_fingerprint()
+        except DscError:
+            continue
+        limit = highest_opset(facts["library"], facts["version"])
+        if limit is not None:
+            limits[str(target)] = limit
+    return limits

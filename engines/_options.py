@@ -1,0 +1,128 @@
+"""How engines are built, by back-ends that compile before they run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsc_split.errors import UsageError
+
+__all__ = ["GEMM_POLICIES", "BuildOptions"]
+
+GEMM_POLICIES = ("conv", "sum", "fp16")
+"""What becomes of a float32 matrix product where the GPU has none (SM75): an equal 1x1 convolution; where there is no
+such, for both factors are computed, also an equal product and sum; or, there, float16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What the user says about a build."""
+
+    batches: tuple[int, ...]
+    """Batch sizes that the engines will run at, ascending."""
+    opt_batch: int | None = None
+    """The batch size to be fastest at; ``None``: the middle one of ``batches``."""
+    per_batch: bool = False
+    """Whether every batch size gets an engine of its own."""
+    gemm: str = "sum"
+    """One of :data:`GEMM_POLICIES`."""
+    workspace_bytes: int | None = None
+    """Scratch memory that one layer may take; ``None`` leaves it to the library."""
+    timing_cache: Path | None = None
+    """File of kernel timings that full TensorRT reads and extends; ``None``: one in the cache folder."""
+    timing_cache_sha256: str | None = None
+    """Digest that ``timing_cache`` must have; it is then read, and never written."""
+    device_memory_bytes: int | None = None
+    """Memory of the GPU that the engines are for, where it is not this machine's; ``None``: not looked at."""
+
+    def __post_init__(self) -> None:
+        """Refuse options that do not fit together.
+
+        Raises:
+            UsageError: A number is out of range, or an option lacks another one.
+        """
+        if not self.batches or list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 1:
+            raise UsageError(f"batches are {list(self.batches)}; ascending whole numbers from 1 were expected.")
+        if self.opt_batch is not None and not self.batches[0] <= self.opt_batch <= self.batches[-1]:
+            limits = f"{self.batches[0]} to {self.batches[-1]}"
+            raise UsageError(f"--opt-batch is {self.opt_batch}; a batch size from {limits} was expected.")
+        if self.opt_batch is not None and self.per_batch:
+            raise UsageError("--opt-batch has no meaning with --engine-per-batch: each engine has one batch size.")
+        if self.gemm not in GEMM_POLICIES:
+            raise UsageError(f"--gemm is {self.gemm!r}; {' or '.join(GEMM_POLICIES)} was expected.")
+        for name in ("workspace_bytes", "device_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; a number above 0 was expected.")
+        if self.timing_cache_sha256 is not None and self.timing_cache is None:
+            raise UsageError("--timing-cache-sha256 pins a file: name it with --timing-cache FILE.")
+
+    def profiles(self) -> tuple[tuple[int, int, int], ...]:
+        """Give the ``(min, opt, max)`` batch sizes of each engine of a graph.
+
+        An engine for one batch size takes smaller ones, too: for a shape without any freedom, TensorRT for RTX
+        writes broadcast weights out in full, and a plan of 4 MB becomes one of hundreds (float32, SM75).
+        """
+        if self.per_batch:
+            return tuple((1, batch, batch) for batch in self.batches)
+        opt = self.opt_batch or self.batches[len(self.batches) // 2]
+        return ((self.batches[0], opt, self.batches[-1]),)
+
+    def profile_for(self, batch: int) -> tuple[int, int, int]:
+        """Give the profile of the engine that runs ``batch``: with one per batch size, that one or the next larger.
+
+        Raises:
+            UsageError: ``batch`` is outside every profile.
+        """
+        for profile in self.profiles():
+            if batch <= profile[2] and (self.per_batch or profile[0] <= batch):
+                return profile
+        listed = f"{self.batches[0]} to {self.batches[-1]}"
+        raise UsageError(f"batch {batch} is outside of {listed}, which the engines were built for. Build them again.")
+
+    def facts(self) -> dict[str, Any]:
+        """Give what shapes an engine, for the fingerprint of a build."""
+        profile: Any = "one per batch size" if self.per_batch else list(self.profiles()[0])
+        facts = {
+            "profile": profile,
+            "gemm": self.gemm,
+            "workspace_bytes": self.workspace_bytes,
+            "timing_cache_sha256": self.timing_cache_sha256,
+            "device_memory_bytes": self.device_memory_bytes,
+        }
+        return {key: value for key, value in facts.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the manifest's form: what is needed to find the engines again."""
+        return {
+            "batches": list(self.batches),
+            "opt_batch": self.opt_batch,
+            "per_batch": self.per_batch,
+            "gemm": self.gemm,
+            "workspace_bytes": self.workspace_bytes,
+            "timing_cache_sha256": self.timing_cache_sha256,
+            "device_memory_bytes": self.device_memory_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildOptions:
+        """Read the manifest's form."""
+        pinned = data["timing_cache_sha256"]
+        return cls(
+            **{**data, "batches": tuple(data["batches"])},
+            timing_cache=Path() if pinned is not None else None,
+        )
+
+    def command(self, batches: Sequence[int] | None = None) -> str:
+        """Give the options as words of a command line."""
+        words = [f"--batches {','.join(map(str, batches or self.batches))}"]
+        words += [f"--opt-batch {self.opt_batch}"] if self.opt_batch else []
+        words += ["--engine-per-batch"] if self.per_batch else []
+        words += [f"--gemm {self.gemm}"] if self.gemm != "sum" else []
+        words += [f"--workspace {self.workspace_bytes}"] if self.workspace_bytes else []
+        words += [f"--device-memory {self.device_memory_bytes}"] if self.device_memory_bytes else []
+        if self.timing_cache_sha256:
+            words.append(f"--timing-cache FILE --timing-cache-sha256 {self.timing_cache_sha256}")
+        return " ".join(words)

@@ -1,0 +1,429 @@
+"""TensorRT and TensorRT for RTX: one back-end on two libraries.
+
+TensorRT for RTX builds for any GPU that it knows, on any machine, without one. Full TensorRT builds on the GPU that
+will run the engine, for it times its kernels there.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import new_file, sha256_file, write_bytes
+from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
+from dsc_split.engines._batches import DEFAULT_BATCHES
+from dsc_split.engines._cache import EngineCache, cache_folder
+from dsc_split.engines._fingerprint import gpu
+from dsc_split.engines._options import BuildOptions
+from dsc_split.engines._plan_file import REBUILD, read_header, read_plan, write_plan
+from dsc_split.engines._trt_build import Shapes, build_plan, profile_shapes
+from dsc_split.engines._trt_library import TrtLibrary, open_library
+from dsc_split.engines._trt_network import ParsedNetwork, parse_network
+from dsc_split.errors import BackendError, BackendUnavailable, DscError, EngineMismatch, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from dsc_split.engines._cuda import CudaLayer
+
+__all__ = ["TensorRTBackend", "TensorRTRTXBackend"]
+
+logger = logging.getLogger(__name__)
+
+HEADER = {"format": "dsc-split/engine", "version": 1}
+NOT_CAPTURABLE = "REQUIRE_USER_ALLOCATION is not compatible"
+"""What TensorRT for RTX says of a network that cannot be part of a CUDA graph: its shapes depend on data, say."""
+BUILDER_VERSION = 1
+"""Changes when the same graph and options are built otherwise than before: engines in the cache are then built anew."""
+
+
+class _TensorRT(Backend):
+    """What both libraries share."""
+
+    compiles = True
+    library_name: str
+    """Import name of the library."""
+
+    _library: TrtLibrary
+
+    # ---- what differs ----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _gpu_facts(self) -> dict[str, Any]:
+        """Describe the GPU that engines are built for, as far as they depend on it."""
+
+    @abc.abstractmethod
+    def _configure(self, config: Any, *, capturable: bool) -> None:
+        """Set what the target needs on a builder's configuration.
+
+        Args:
+            config: The configuration.
+            capturable: Whether the engine must fit into a CUDA graph, as far as the library has a say in it.
+        """
+
+    def _after_build(self, config: Any) -> None:
+        """Keep what a build has learnt."""
+
+    @property
+    @abc.abstractmethod
+    def _runs_here(self) -> bool:
+        """Whether the GPU that engines are built for is this machine's."""
+
+    # ---- the back-end ----------------------------------------------------------------------------------------
+
+    def _require(self) -> None:
+        self._library = open_library(self.library_name, self.extra)
+
+    def require_device(self) -> None:
+        """See whether there is a GPU with a driver.
+
+        Raises:
+            BackendUnavailable: There is none, or the driver is too old.
+        """
+        self._cuda()
+
+    def live_state(self) -> dict[str, Any]:
+        """Read clocks, temperature and what holds the GPU back."""
+        from dsc_split.engines._gpu_state import gpu_state
+
+        return gpu_state()
+
+    def _build_facts(self) -> dict[str, Any]:
+        options = self.options.facts() if self.options is not None else {}
+        facts = {"library": self._library.name, "version": self._library.version, "options": options}
+        return {**facts, **self._gpu_facts()}
+
+    def _device_facts(self) -> dict[str, Any]:
+        return {"gpu": gpu(), "io": self.target.io}
+
+    def _cuda(self) -> CudaLayer:
+        from dsc_split.engines._cuda import open_cuda
+
+        try:
+            return open_cuda(extra=self.extra)
+        except BackendUnavailable as e:
+            raise self._unavailable(str(e)) from e
+
+    # ---- build -----------------------------------------------------------------------------------------------
+
+    def _build(self, job: BuildJob) -> BuiltEngine:
+        options = self.options or BuildOptions(batches=DEFAULT_BATCHES)
+        cache, key = EngineCache(), self._cache_key(job, options)
+        cached = _copy(cache.get(key), job.output)
+        if not cached:
+            self._build_anew(job, options)
+            cache.put(key, job.output)
+        header = read_header(job.output)
+        if self._runs_here:
+            job.tell("load")
+            self.load(job.output).close()
+        facts = ("memory", "precision", "rewritten", "lowered", "notes")
+        profile = [header["profile"][bound] for bound in ("min", "opt", "max")]
+        return BuiltEngine(
+            path=job.output,
+            sha256=sha256_file(job.output),
+            size_bytes=job.output.stat().st_size,
+            facts={"profile": profile, **{name: header[name] for name in facts}},
+            cached=cached,
+        )
+
+    def _cache_key(self, job: BuildJob, options: BuildOptions) -> dict[str, Any]:
+        return {
+            "builder": BUILDER_VERSION,
+            "graph": job.path,
+            "digest": job.digest,
+            "profile": list(job.profile),
+            "fingerprint": self.build_fingerprint(),
+            "batches": list(options.batches) if options.device_memory_bytes is not None else None,
+        }
+
+    def _build_anew(self, job: BuildJob, options: BuildOptions) -> None:
+        graph, rewritten = self._graph(job, options)
+        lowered = ""
+        for profile in _profiles(job, options):
+            job.tell("parse")
+            parsed = parse_network(self._library, graph, job.graph)
+            precision = self._precision(job, parsed)
+            shapes = profile_shapes(parsed, job.tensors, profile)
+            plan, memory = self._plan(parsed, shapes, options, job.tell)
+            needed = memory.get("activation_bytes", 0) + memory.get("weights_bytes", 0)
+            available = options.device_memory_bytes
+            if available is None or needed <= available:
+                break
+            if not lowered:
+                lowered = (
+                    f"batch {profile[2]} needs {needed / 1e9:.2f} GB for activations and weights, more than the "
+                    f"{available / 1e9:.2f} GB of the GPU"
+                )
+        else:
+            raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({needed / 1e9:.2f} GB).")
+        notes = [f"built for batches up to {profile[2]}: {lowered}"] if lowered else []
+        notes += _notes(rewritten) if rewritten else []
+        header = {
+            **HEADER,
+            "library": self._library.name,
+            "library_version": self._library.version,
+            "target": f"{self.target.backend}:{self.target.architecture}",
+            "architecture": self.target.architecture,
+            "build_fingerprint": self.build_fingerprint(),
+            "label": job.label,
+            "graph": job.path,
+            "graph_digest": job.digest,
+            "profile": {**dict(zip(("min", "opt", "max"), profile, strict=True)), "shapes": shapes},
+            "inputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.inputs],
+            "outputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.outputs],
+            "precision": precision,
+            "memory": memory,
+            "rewritten": rewritten,
+            "lowered": lowered,
+            "notes": notes,
+        }
+        write_plan(job.output, header, plan)
+
+    def _plan(
+        self, parsed: ParsedNetwork, shapes: Shapes, options: BuildOptions, tell: Callable[[str], None]
+    ) -> tuple[bytes, dict[str, int]]:
+        """Build a plan that fits into a CUDA graph, or one that does not where the network has no such."""
+
+        def build(capturable: bool) -> tuple[bytes, dict[str, int]]:
+            configure = functools.partial(self._configure, capturable=capturable)
+            return build_plan(self._library, parsed, shapes, options, configure, self._after_build, tell)
+
+        try:
+            return build(True)
+        except BackendError as e:
+            if NOT_CAPTURABLE not in str(e):
+                raise
+            return build(False)
+
+    def _precision(self, job: BuildJob, parsed: ParsedNetwork) -> dict[str, Any]:
+        """Say what the network computes in, as its definition says.
+
+        Raises:
+            BackendError: Float16 was asked for, and layers where the time goes are float32.
+        """
+        compute = parsed.compute_types()
+        if job.precision == "fp16":
+            wide = [name for name in compute.get("float32", ()) if not _is_kept(name, job.kept_float32)]
+            if wide and (job.kept_float32 or "float16" not in compute):
+                raise BackendError(
+                    f"float16 was asked for, and {len(wide)} layers compute in float32, {wide[0]!r} the first. "
+                    "Export it again with --precision fp16."
+                )
+        return {
+            "layers": parsed.count_types(),
+            "compute_layers": {name: len(layers) for name, layers in compute.items()},
+            "tf32": False,
+        }
+
+    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
+        """Give the graph to build, and what was rewritten in it, for the GPU has not everything."""
+        return job.graph.read_bytes(), None
+
+    # ---- load ------------------------------------------------------------------------------------------------
+
+    def _load(self, path: Path, sha256: str | None) -> Engine:
+        from dsc_split.engines._trt_engine import TensorRTEngine
+
+        file = read_plan(path, sha256=sha256)
+        self._compare(path, file.header)
+        cuda = self._cuda()
+        return TensorRTEngine(
+            self,
+            path.name,
+            file.header,
+            file.plan,
+            trt=self._library.trt,
+            logger=self._library.logger,
+            cuda=cuda,
+            io=self.target.io,
+            runtime_cache=_runtime_cache(file.header["plan_sha256"], cuda),
+        )
+
+    def _compare(self, path: Path, header: dict[str, Any]) -> None:
+        """Refuse an engine that this library, in this version, on this GPU, did not build."""
+        expected = {"library": self._library.name, "library_version": self._library.version}
+        expected |= {"architecture": self.target.architecture, **self._gpu_facts()}
+        stated = {**header["build_fingerprint"], **header}
+        wrong = [key for key, value in expected.items() if stated.get(key) != value]
+        if not wrong and not self._runs_here:
+            raise EngineMismatch(
+                f"engine {path.name!r} was built for {header['target']}; found a GPU of compute capability "
+                f"{self._cuda().compute_capability}. {REBUILD}"
+            )
+        if wrong:
+            built = ", ".join(f"{key} {stated.get(key)}" for key in wrong)
+            found = ", ".join(f"{key} {expected[key]}" for key in wrong)
+            raise EngineMismatch(f"engine {path.name!r} was built for {built}; found {found}. {REBUILD}")
+
+
+class TensorRTRTXBackend(_TensorRT):
+    """TensorRT for RTX: builds for the GPU that the target names, on any machine."""
+
+    library_name = "tensorrt_rtx"
+
+    def _gpu_facts(self) -> dict[str, Any]:
+        return {}  # the target's architecture says it all
+
+    def _configure(self, config: Any, *, capturable: bool) -> None:
+        trt = self._library.trt
+        if capturable and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        name = self.target.architecture.upper()
+        capability = getattr(trt.ComputeCapability, name, None)
+        if capability is None:
+            known = ", ".join(key.lower() for key in trt.ComputeCapability.__members__ if key.startswith("SM"))
+            raise BackendError(f"TensorRT for RTX {self._library.version} does not know {name}, only {known}.")
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(capability, 0)
+
+    @property
+    def _runs_here(self) -> bool:
+        try:
+            return f"sm{self._cuda().compute_capability.replace('.', '')}" == self.target.architecture
+        except BackendUnavailable:
+            return False
+
+    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
+        """Rewrite float32 matrix products for SM75, and prove that the graph computes what it did.
+
+        Raises:
+            BackendError: One cannot be rewritten, or the rewritten graph computes something else.
+        """
+        if self.target.architecture != "sm75":
+            return super()._graph(job, options)
+        from dsc_split.engines._gemm import digest, prove_rewrite, rewrite_gemm
+        from dsc_split.partitioner._proof import TOLERANCE
+        from dsc_split.partitioner._store import encode_graph
+
+        rewrite = rewrite_gemm(job.graph, policy=options.gemm)
+        if rewrite.left:
+            first = rewrite.left[0]
+            more = f", and of {len(rewrite.left) - 1} more" if len(rewrite.left) > 1 else ""
+            ways = [f"--gemm {policy}" for policy in _OTHER_WAYS[options.gemm]]
+            raise BackendError(
+                f"SM75 has no float32 form of {first.op_type} node {first.name!r}{more}: {first.reason}. "
+                f"Ways out: {', '.join([*ways, '--precision fp16 at the export'])}, or another target."
+            )
+        if not (rewrite.converted or rewrite.halved):
+            return super()._graph(job, options)
+        job.tell("prove the rewritten graph")
+        _, max_rel = prove_rewrite(job.graph, rewrite, [job.feeds()])
+        tolerance = TOLERANCE["fp16" if rewrite.halved else job.precision]
+        if max_rel > tolerance:
+            raise BackendError(
+                f"with {len(rewrite.converted) + len(rewrite.halved)} matrix products rewritten for SM75 the graph is "
+                f"off by {max_rel:.2g} of its largest value; at most {tolerance:g} is expected. Choose another target, "
+                "or --precision fp16 at the export."
+            )
+        return encode_graph(rewrite.model), {
+            "why": "SM75 has no float32 matrix products",
+            "converted": list(rewrite.converted),
+            "halved": list(rewrite.halved),
+            "graph_sha256": digest(rewrite),
+            "max_rel_error": max_rel,
+        }
+
+
+class TensorRTBackend(_TensorRT):
+    """Full TensorRT: builds on the GPU that runs the engine."""
+
+    library_name = "tensorrt"
+    _runs_here = True
+
+    def _gpu_facts(self) -> dict[str, Any]:
+        cuda = self._cuda()
+        return {"gpu": cuda.name, "compute_capability": cuda.compute_capability}
+
+    def _configure(self, config: Any, *, capturable: bool) -> None:
+        """Give the builder the timings of earlier builds: it then chooses the same kernels, and faster.
+
+        Raises:
+            BackendError: The file cannot be used.
+        """
+        options = self.options
+        path = self._timing_cache
+        pinned = options.timing_cache_sha256 if options is not None else None
+        data = path.read_bytes() if path.exists() else b""
+        if pinned is not None:
+            if not path.exists():
+                raise BackendError(f"timing cache {str(path)!r} is not there; SHA-256 {pinned} was expected.")
+            found = hashlib.sha256(data).hexdigest()
+            if found != pinned:
+                raise BackendError(f"timing cache {str(path)!r} has SHA-256 {found}; {pinned} was expected.")
+            config.set_flag(self._library.trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
+        cache = config.create_timing_cache(data)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise BackendError(f"timing cache {str(path)!r} is not of this TensorRT and GPU. Remove it.")
+
+    def _after_build(self, config: Any) -> None:
+        if self.options is None or self.options.timing_cache_sha256 is None:
+            path = self._timing_cache
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(path, bytes(config.get_timing_cache().serialize()))
+            except (OSError, DscError) as e:
+                logger.warning("timing cache %r is not kept: %s", str(path), e)
+
+    @property
+    def _timing_cache(self) -> Path:
+        """File of kernel timings, one for each version and GPU."""
+        if self.options is not None and self.options.timing_cache is not None:
+            return self.options.timing_cache
+        cuda = self._cuda()
+        name = f"{self._library.version}-{cuda.name}-{cuda.compute_capability}"
+        return cache_folder() / "timing" / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.cache"
+
+
+_OTHER_WAYS = {"conv": ("sum", "fp16"), "sum": ("fp16",), "fp16": ()}
+"""Policies for float32 matrix products that do more than the one that failed."""
+
+
+def _runtime_cache(plan_sha256: str, cuda: CudaLayer) -> Path | None:
+    """Name the file that keeps what TensorRT for RTX compiles from a plan for this GPU; ``None`` without a folder."""
+    folder = cache_folder() / "runtime"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        logger.warning("what is compiled for this GPU cannot be kept in %r: %s", str(folder), e)
+        return None
+    return folder / f"{plan_sha256[:32]}-{cuda.name.replace(' ', '-')}-{cuda.compute_capability}.cache"
+
+
+def _copy(source: Path | None, output: Path) -> bool:
+    """Copy an engine from the cache; tells whether it was there, for another process may just have removed it."""
+    if source is None:
+        return False
+    try:
+        opened = source.open("rb")
+    except FileNotFoundError:
+        return False
+    with opened, new_file(output) as file:
+        shutil.copyfileobj(opened, file)
+    return True
+
+
+def _profiles(job: BuildJob, options: BuildOptions) -> Iterator[tuple[int, int, int]]:
+    """Give the profile that was asked for and, where memory is limited, those for ever smaller batches."""
+    smallest, best, largest = job.profile
+    yield job.profile
+    if options.device_memory_bytes is not None:
+        for batch in sorted((size for size in options.batches if size < largest), reverse=True):
+            yield min(smallest, batch), min(best, batch), batch
+
+
+def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
+    """Tell whether a layer came from a node that stays float32: the parser may add words to the node's name."""
+    return any(layer == name or layer.startswith((f"{name} ", f"{name}_")) for name in kept)
+
+
+def _notes(rewritten: dict[str, Any]) -> list[str]:
+    """Say what was rewritten, in words."""
+    forms = {"converted": "an equal float32 convolution or sum", "halved": "float16"}
+    counts = {key: len(rewritten[key]) for key in forms if rewritten[key]}
+    return [f"SM75 has no float32 matrix product: {count} became {forms[key]}" for key, count in counts.items()]

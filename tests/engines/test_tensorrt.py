@@ -1,0 +1,494 @@
+"""Real engines of TensorRT for RTX, built without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dsc_split._files import sha256_file
+from dsc_split._progress import Progress
+from dsc_split.bundle import Bundle
+from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
+from dsc_split.engines._plan_file import read_header, read_plan
+from dsc_split.errors import (
+    BackendError,
+    BackendUnavailable,
+    BundleError,
+    DscError,
+    EngineFileError,
+    EngineMismatch,
+    OutOfMemoryError,
+    UsageError,
+)
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")
+
+SMALL = BuildOptions(batches=(1, 4))
+SHAPE: list[str | int | None] = ["batch", 3, 8, 8]
+
+
+@pytest.fixture(autouse=True)
+def engine_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own for each test."""
+    monkeypatch.setenv("DSC_SPLIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def build(bundle: Bundle, target: str = "tensorrt-rtx:sm89", side: str = "device", **options: Any) -> list[BuildRow]:
+    """Build, and give the rows."""
+    return list(build_engines(bundle, side, target, BuildOptions(**{"batches": (1, 4), **options})).rows)
+
+
+def only_reason(bundle: Bundle, target: str = "tensorrt-rtx:sm89", **options: Any) -> str:
+    """Build, and give the reason why the whole model's engine failed."""
+    return build(bundle, target, **options)[0].reason
+
+
+def replace_model(bundle: Bundle, data: bytes) -> Bundle:
+    """Put other bytes in the place of the whole model, as if they had been exported."""
+    path = bundle.path / "onnx/model.onnx"
+    path.write_bytes(data)
+    bundle.manifest["files"]["onnx/model.onnx"] |= {"sha256": sha256_file(path), "size": len(data)}
+    bundle.save()
+    return Bundle.open(bundle.path)
+
+
+def model_of(*nodes: onnx.NodeProto, **weights: np.ndarray) -> bytes:
+    """Serialise ``x -> nodes -> y``, both of ``SHAPE`` or of what shape inference finds."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(list(nodes), "g", [x], [y], tensors)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("org.example", 1)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+
+
+# ---- what is built -----------------------------------------------------------------------------------------
+
+
+def test_every_engine_lies_in_the_bundle_with_its_own_description(bundle: Bundle) -> None:
+    result = build_engines(bundle, "device", "tensorrt-rtx:sm89", SMALL)
+
+    assert [row.label for row in result.rows] == ["whole model", "head a"]
+    assert not result.failed
+    manifest = Bundle.open(bundle.path).manifest
+    (entry,) = manifest["targets"]["device"]
+    assert entry["target"] == "tensorrt-rtx:sm89"
+    assert entry["fingerprint"]["library"] == "tensorrt_rtx"
+    assert entry["fingerprint"]["options"]["profile"] == [1, 4, 4]
+    for engine, name in zip(entry["engines"], ("model.plan", "a.head.plan"), strict=True):
+        assert engine["path"] == f"engines/{result.id}/{name}"
+        path = bundle.path / engine["path"]
+        listed = manifest["files"][engine["path"]]
+        assert listed == {"sha256": sha256_file(path), "size": path.stat().st_size, "role": "engine"}
+        assert engine["memory"]["activation_bytes"] > 0
+        assert engine["precision"]["tf32"] is False
+        assert engine["precision"]["compute_layers"] == {"float32": 1 if "head" in name else 2}
+
+
+def test_the_header_tells_what_it_was_built_from_and_for(bundle: Bundle) -> None:
+    row = build(bundle)[1]
+
+    header = read_header(bundle.path / str(row.path))
+    assert header["architecture"] == "sm89"
+    assert header["graph_digest"] == bundle.graph_digest("onnx/a.head.onnx")
+    assert header["inputs"] == [{"name": "x", "dtype": "float32", "shape": SHAPE}]
+    assert header["outputs"] == [{"name": "a", "dtype": "float32", "shape": ["batch", 2, 8, 8]}]
+    shapes = {"min": [1, 3, 8, 8], "opt": [4, 3, 8, 8], "max": [4, 3, 8, 8]}
+    assert header["profile"] == {"min": 1, "opt": 4, "max": 4, "shapes": {"x": shapes}}
+    plan = read_plan(bundle.path / str(row.path)).plan
+    assert header["plan_sha256"] == hashlib.sha256(plan).hexdigest()
+    assert bytes(plan[:4]) == b"vtrt"
+
+
+def test_an_engine_per_batch_size_is_a_file_each(bundle: Bundle) -> None:
+    rows = build(bundle, per_batch=True)
+
+    assert [Path(str(row.path)).name for row in rows] == [
+        "model.b1.plan",
+        "model.b4.plan",
+        "a.head.b1.plan",
+        "a.head.b4.plan",
+    ]
+    assert [row.profile for row in rows[:2]] == [(1, 1, 1), (1, 4, 4)]
+
+
+def test_the_best_batch_is_the_one_asked_for(bundle: Bundle) -> None:
+    (row, _) = build(bundle, batches=(1, 2, 4, 8), opt_batch=2)
+
+    assert row.profile == (1, 2, 8)
+
+
+def test_what_was_built_for_the_target_before_is_replaced(bundle: Bundle) -> None:
+    first = build(bundle)
+    second = build(bundle, opt_batch=1)
+
+    assert first[0].path != second[0].path
+    assert not (bundle.path / str(first[0].path)).exists()
+    assert str(first[0].path) not in Bundle.open(bundle.path).manifest["files"]
+
+
+def test_two_sides_with_one_target_share_the_whole_model(bundle: Bundle) -> None:
+    device, server = build(bundle, side="device"), build(bundle, side="server")
+
+    assert device[0].path == server[0].path
+    assert server[0].cached
+    build(bundle, side="device", opt_batch=1)
+    assert (bundle.path / str(server[0].path)).exists()
+
+
+def test_phases_of_the_builder_are_told(bundle: Bundle) -> None:
+    steps: list[Progress] = []
+
+    build_engines(bundle, "device", "tensorrt-rtx:sm89", SMALL, progress=steps.append)
+
+    assert "whole model: Building engine" in [step.label for step in steps]
+    assert {step.total for step in steps} == {2}
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------
+
+
+def test_a_second_build_builds_nothing(bundle: Bundle) -> None:
+    first = build(bundle)
+    before = (bundle.path / str(first[0].path)).read_bytes()
+    second = build(bundle)
+
+    assert [row.cached for row in first] == [False, False]
+    assert [row.cached for row in second] == [True, True]
+    assert (bundle.path / str(second[0].path)).read_bytes() == before
+
+
+def test_another_weight_target_or_profile_is_built_anew(bundle: Bundle) -> None:
+    build(bundle)
+    model = onnx.load(bundle.model_path)
+    model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
+    changed = replace_model(bundle, model.SerializeToString())
+
+    assert [row.cached for row in build(changed)] == [False, True]
+    assert [row.cached for row in build(changed, "tensorrt-rtx:sm86")] == [False, False]
+    assert [row.cached for row in build(changed, opt_batch=1)] == [False, False]
+
+
+def test_an_engine_of_a_bundle_that_was_cut_anew_is_gone(bundle: Bundle, dsc: Callable[..., Any]) -> None:
+    (row, _) = build(bundle)
+    bundle.manifest = Bundle.open(bundle.path).manifest
+    from dsc_split.partitioner._pairs import _list_files
+
+    _list_files(bundle, [], [], {})
+
+    (entry,) = bundle.manifest["targets"]["device"]
+    assert entry["engines"] == []
+    assert row.path not in bundle.manifest["files"]
+
+
+# ---- what the GPU does not have ----------------------------------------------------------------------------
+
+
+GEMM = helper.make_node("Gemm", ["f", "w"], ["y"], name="classifier")
+FLATTEN = helper.make_node("Flatten", ["x"], ["f"])
+WEIGHT = np.random.default_rng(0).standard_normal((192, 5)).astype(np.float32)
+
+
+@pytest.fixture
+def classifier(bundle: Bundle) -> Bundle:
+    """The tiny bundle, its whole model being a classifier with a float32 Gemm."""
+    (output,) = bundle.manifest["outputs"]
+    output |= {"shape": ["batch", 5], "elements_by_batch": [5, 0]}
+    return replace_model(bundle, model_of(FLATTEN, GEMM, w=WEIGHT))
+
+
+def test_a_float32_product_becomes_an_equal_convolution_for_sm75(classifier: Bundle) -> None:
+    (row, _) = build(classifier, "tensorrt-rtx:sm75")
+
+    assert row.reason == ""
+    assert row.notes == ("SM75 has no float32 matrix product: 1 became an equal float32 convolution or sum",)
+    header = read_header(classifier.path / str(row.path))
+    assert header["rewritten"]["converted"] == ["classifier"]
+    assert header["rewritten"]["max_rel_error"] <= 1e-5
+    assert len(header["rewritten"]["graph_sha256"]) == 64
+    assert build(classifier, "tensorrt-rtx:sm89")[0].notes == ()
+
+
+ATTENTION = [
+    helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+    helper.make_node("MatMul", ["x", "t"], ["y"], name="scores"),
+]
+
+
+def test_a_product_of_two_computed_tensors_is_no_convolution_and_the_ways_out_are_told(bundle: Bundle) -> None:
+    bundle = replace_model(bundle, model_of(*ATTENTION))
+
+    reason = only_reason(bundle, "tensorrt-rtx:sm75", gemm="conv")
+    assert "SM75 has no float32 form of MatMul node 'scores'" in reason
+    assert "--gemm sum, --gemm fp16, --precision fp16" in reason
+    assert only_reason(bundle, "tensorrt-rtx:sm75", gemm="fp16") == ""
+    assert only_reason(bundle, "tensorrt-rtx:sm75", gemm="sum") == ""
+
+
+def test_asking_for_float16_and_getting_float32_is_an_error(make_bundle: Callable[..., Bundle]) -> None:
+    reason = only_reason(make_bundle(precision="fp16"))
+
+    assert "float16 was asked for, and 2 layers compute in float32" in reason
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+
+def test_garbage_that_the_parser_takes_is_caught(bundle: Bundle) -> None:
+    whole = bundle.model_path.read_bytes()
+
+    assert "it is empty" in only_reason(replace_model(bundle, b""))
+    assert "no ONNX model" in only_reason(replace_model(bundle, b"garbage"))
+    assert "no ONNX model" in only_reason(replace_model(bundle, whole[: len(whole) // 2]))
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (
+            helper.make_node("Mystery", ["x"], ["y"], name="riddle", domain="org.example"),
+            "no operator 'Mystery' (node 'ri",
+        ),
+        (helper.make_node("Unique", ["x"], ["y"], name="once"), "cannot do Unique node 'once'"),
+        (helper.make_node("Add", ["x", "h"], ["y"], name="sum"), "Add node 'sum'"),
+    ],
+)
+def test_an_operator_that_cannot_be_parsed_is_named(bundle: Bundle, node: onnx.NodeProto, words: str) -> None:
+    weights = {"h": np.ones(8, np.float16)} if node.op_type == "Add" else {}
+
+    assert words in only_reason(replace_model(bundle, model_of(node, **weights)))
+
+
+def test_bfloat16_is_refused_for_sm75(bundle: Bundle) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["b"], to=TensorProto.BFLOAT16),
+        helper.make_node("Sigmoid", ["b"], ["s"], name="half"),
+        helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT),
+    ]
+
+    reason = only_reason(replace_model(bundle, model_of(*nodes)), "tensorrt-rtx:sm75")
+
+    assert "bfloat16" in reason
+
+
+def test_a_graph_that_fails_is_a_row_and_the_rest_goes_on(bundle: Bundle) -> None:
+    rows = build(replace_model(bundle, b""))
+
+    assert [bool(row.reason) for row in rows] == [True, False]
+    (entry,) = Bundle.open(bundle.path).manifest["targets"]["device"]
+    assert [item["graph"] for item in entry["failed"]] == ["onnx/model.onnx"]
+    engines = SideEngines(Bundle.open(bundle.path), "device", "tensorrt-rtx:sm89")
+    with pytest.raises(BackendError, match=r"whole model: there is no engine: .*it is empty"):
+        engines.load(engines.graphs[0], 1)
+
+
+def test_a_workspace_that_is_too_small_says_what_is_needed(bundle: Bundle) -> None:
+    assert "the workspace of 10 bytes is too small" in only_reason(bundle, workspace_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"opt_batch": 8}, "--opt-batch is 8; a batch size from 1 to 4"),
+        ({"batches": ()}, "batches are"),
+        ({"batches": (0, 1)}, "batches are"),
+        ({"opt_batch": 1, "per_batch": True}, "has no meaning with --engine-per-batch"),
+        ({"gemm": "int8"}, "--gemm is 'int8'"),
+        ({"workspace_bytes": 0}, "workspace_bytes is 0"),
+        ({"timing_cache_sha256": "0"}, "name it with --timing-cache"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        BuildOptions(**{"batches": (1, 4), **options})
+
+
+def test_a_batch_beyond_the_bundle_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="batch 128 is larger than 64"):
+        build(bundle, batches=(1, 128))
+
+
+def test_an_unknown_gpu_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no architecture 'sm90'"):
+        build(bundle, "tensorrt-rtx:sm90")
+    with pytest.raises(UsageError, match="name the GPU that it is for"):
+        build(bundle, "tensorrt-rtx")
+
+
+def test_weights_that_were_changed_never_reach_the_cache(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle()
+    data = bundle.path / "onnx/weights.data"
+    data.write_bytes(b"abcd")
+    bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
+    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": sha256_file(data), "size": 4, "role": "weights"}
+    bundle.save()
+    data.write_bytes(b"abcx")
+
+    with pytest.raises(BundleError, match=r"weights\.data.* was changed or damaged"):
+        build(bundle)
+
+
+def test_an_interrupted_build_stops_and_records_nothing(bundle: Bundle) -> None:
+    def interrupt(step: Progress) -> None:
+        if "Optimizing graph" in step.label:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, "device", "tensorrt-rtx:sm89", SMALL, progress=interrupt)
+
+    assert Bundle.open(bundle.path).manifest["targets"]["device"] == []
+    assert list(bundle.path.glob("engines/*/*")) == []
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_does_not_fit_is_built_for_smaller_batches(bundle: Bundle) -> None:
+    sizes = {
+        row.profile[2]: row.memory for row in build(bundle, batches=(1, 16, 64), per_batch=True)[:3] if row.profile
+    }
+    between = sum(sizes[16][key] for key in ("activation_bytes", "weights_bytes")) if sizes[16] else 0
+    (row, _) = build(bundle, batches=(1, 16, 64), device_memory_bytes=between)
+
+    assert row.profile == (1, 16, 16)
+    assert row.notes[0].startswith("built for batches up to 16: batch 64 needs")
+    engines = SideEngines(Bundle.open(bundle.path), "device")
+    with pytest.raises(OutOfMemoryError, match="was built for batches up to 16: batch 64 needs"):
+        engines.load(engines.graphs[0], 64)
+
+
+def test_an_engine_that_fits_at_no_batch_is_an_error(bundle: Bundle) -> None:
+    assert "not even batch 1 fits" in only_reason(bundle, device_memory_bytes=100)
+
+
+# ---- loading without a GPU ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(bundle: Bundle) -> Bundle:
+    """The tiny bundle with engines for SM89."""
+    build(bundle)
+    return Bundle.open(bundle.path)
+
+
+def load(bundle: Bundle, batch: int = 1) -> None:
+    engines = SideEngines(bundle, "device")
+    engines.load(engines.graphs[0], batch)
+
+
+def engine_path(bundle: Bundle) -> Path:
+    return bundle.file(bundle.manifest["targets"]["device"][0]["engines"][0]["path"])
+
+
+@pytest.mark.parametrize("position", [0, 9, 40, 2000, -1])
+def test_a_flipped_byte_is_found_before_anything_is_loaded(built: Bundle, position: int) -> None:
+    data = bytearray(engine_path(built).read_bytes())
+    data[position] ^= 1
+    engine_path(built).write_bytes(bytes(data))
+
+    with pytest.raises(EngineFileError, match="SHA-256"):
+        load(built)
+
+
+def test_a_file_cut_short_is_refused(built: Bundle) -> None:
+    engine_path(built).write_bytes(engine_path(built).read_bytes()[:-10])
+
+    with pytest.raises(EngineFileError):
+        load(built)
+
+
+def test_an_engine_of_another_version_is_refused_with_the_command_that_rebuilds_it(built: Bundle) -> None:
+    entry = built.manifest["targets"]["device"][0]
+    entry["fingerprint"]["version"] = "1.4.0.76"
+    built.save()
+
+    with pytest.raises(
+        EngineMismatch, match=r"built for version '1\.4\.0\.76'; found .* dsc-split build .* --side device"
+    ):
+        load(built)
+
+
+def test_an_engine_for_another_gpu_is_refused(built: Bundle) -> None:
+    path = engine_path(built)
+
+    with pytest.raises(EngineMismatch, match="was built for architecture sm89; found architecture sm86"):
+        get_backend("tensorrt-rtx:sm86").load(path)
+
+
+def test_an_engine_of_another_graph_is_refused(built: Bundle) -> None:
+    built.manifest["targets"]["device"][0]["engines"][0]["graph_digest"] = 64 * "0"
+    built.save()
+
+    with pytest.raises(EngineMismatch, match=r"was built from another 'onnx/model\.onnx'"):
+        load(built)
+
+
+def test_a_batch_outside_the_profile_is_refused_with_the_command(built: Bundle) -> None:
+    with pytest.raises(BackendError, match=r"batch 8 is larger than 4, .*--batches 1,4,8"):
+        load(built, 8)
+
+
+def test_a_target_without_engines_is_refused_with_the_command(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"has no engines for target 'tensorrt-rtx:sm89'.*dsc-split build"):
+        SideEngines(bundle, "device", "tensorrt-rtx:sm89")
+
+
+def has_gpu() -> bool:
+    try:
+        get_backend("tensorrt-rtx:sm89").run_fingerprint()
+    except DscError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU here")
+def test_without_a_driver_engines_are_built_and_not_run(built: Bundle, dsc: Callable[..., Any]) -> None:
+    with pytest.raises(BackendUnavailable, match="'tensorrt-rtx:sm89' cannot be used: no NVIDIA driver"):
+        load(built)
+    for command in ("check", "bench"):
+        outcome = dsc(command, built.path, "--side", "device")
+        assert outcome.exit_code == 5, outcome.stderr
+        assert "no NVIDIA driver" in outcome.stderr
+
+
+# ---- the command -------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_engines_and_writes_bare_plans(
+    bundle: Bundle, dsc: Callable[..., Any], tmp_path: Path
+) -> None:
+    arguments = ("build", bundle.path, "--side", "device", "--target", "tensorrt-rtx:sm89", "--batches", "1,4")
+    outcome = dsc(*arguments, "--raw", tmp_path / "raw")
+
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "head a" in outcome.stdout
+    assert "1 to 4" in outcome.stdout
+    assert (tmp_path / "raw/a.head.plan").read_bytes()[:4] == b"vtrt"
+    again = dsc(*arguments, "--json")
+    assert [row["cached"] for row in json.loads(again.stdout)["rows"]] == [True, True]
+
+
+def test_a_build_that_failed_for_one_engine_exits_with_4(bundle: Bundle, dsc: Callable[..., Any]) -> None:
+    replace_model(bundle, b"")
+
+    outcome = dsc("build", bundle.path, "--side", "device", "--target", "tensorrt-rtx:sm89")
+
+    assert outcome.exit_code == 4
+    assert "1 of 2 engines cannot be built" in outcome.stderr
+    assert "failed: device: whole model: " in outcome.stderr
+
+
+def test_a_graph_newer_than_the_parser_is_refused_by_name(bundle: Bundle) -> None:
+    bundle.manifest["model"]["opset"] = {"": 99}
+
+    with pytest.raises(UsageError, match=r"opset 99; tensorrt_rtx .* reads up to 25"):
+        build(bundle)
