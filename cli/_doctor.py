@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsc_split._doctor import Examination, examine
+if TYPE_CHECKING:
+    from dsc_split.engines._doctor import Examination, TargetState
 
 __all__ = ["doctor"]
 
@@ -18,15 +19,19 @@ def doctor(
 ) -> None:
     """Say what is installed here, and what is missing for what.
 
-    Optional packages are listed with the pip command that brings them. Nothing is changed.
+    Every back-end is tried; where one does not work, the reason is named, and the command that mends it. Nothing is
+    changed. Exit code 0: at least one back-end works; 1: one does, and something that is installed is broken; 5: none
+    does.
     """
     from dsc_split.cli._console import print_json
+    from dsc_split.engines._doctor import examine
 
     examination = examine()
     if as_json:
         print_json(examination.to_json())
     else:
         _show(examination)
+    raise typer.Exit(examination.exit_code)
 
 
 def _show(found: Examination) -> None:
@@ -40,16 +45,46 @@ def _show(found: Examination) -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_row("dsc-split", found.dsc_split)
     facts.add_row("Python", found.python)
-    facts.add_row("platform", found.platform)
+    facts.add_row("platform", found.platform + (f" (Jetson Linux {found.jetson})" if found.jetson else ""))
     facts.add_row("processor", f"{found.processor} ({cores}, {found.usable_cores} usable threads)")
     facts.add_row("memory", memory)
+    facts.add_row("CUDA driver", f"CUDA {found.cuda_driver}" if found.cuda_driver else "none")
     facts.add_row("ONNX Runtime providers", ", ".join(found.onnxruntime_providers) or "none")
     facts.add_row("GPUs seen by PyTorch", ", ".join(found.torch_cuda_devices) or "none")
+    if not found.gpus:
+        facts.add_row("GPUs", f"none ({found.no_gpu})")
     out.print(facts)
-    out.print()
-    packages = Table("package", "installed", "install it with", box=box.SIMPLE_HEAD, pad_edge=False)
+    if found.gpus:
+        gpus = Table("GPU", "", "memory", "driver", "can run", box=box.SIMPLE_HEAD, pad_edge=False)
+        for gpu in found.gpus:
+            memory = f"{gpu.memory_bytes / GIB:.1f} GiB" if gpu.memory_bytes else "shared"
+            can_run = ", ".join(gpu.targets) + (f". {gpu.note}" if gpu.note else "")
+            gpus.add_row(gpu.name, gpu.architecture.upper(), memory, gpu.driver or "", can_run)
+        out.print(gpus)
+    targets = Table("target", "here", "library, and what is missing", box=box.SIMPLE_HEAD, pad_edge=False)
+    for label, state in _grouped(found.targets):
+        here = "works" if state.runs else "builds only" if state.builds else "no"
+        targets.add_row(label, here, "; ".join(filter(None, [state.library, state.why])))
+    out.print(targets)
+    packages = Table("package", "installed", "extra", box=box.SIMPLE_HEAD, pad_edge=False)
     for package in found.packages:
-        packages.add_row(package.name, package.version or "missing", "" if package.version else package.pip)
+        packages.add_row(package.name, package.version or "missing", package.extra)
     out.print(packages)
+    # Not in a table: a command has to stay on its line to be copied.
+    commands = {package.pip: package.name for package in found.packages if not package.version}
+    commands |= {state.mend: label for label, state in _grouped(found.targets) if state.mend}
+    for command, what in commands.items():
+        out.print(f"{command}  # {what}", soft_wrap=True)
     for problem in found.problems:
         err.print(problem, style="yellow")
+
+
+def _grouped(states: tuple[TargetState, ...]) -> list[tuple[str, TargetState]]:
+    """Put the targets of one back-end that are in the same state into one row: ``tensorrt-rtx:sm75, sm80``."""
+    rows: dict[tuple[object, ...], tuple[str, TargetState]] = {}
+    for state in states:
+        backend, _, architecture = state.target.partition(":")
+        key = (backend, state.builds, state.runs, state.library, state.why)
+        label = f"{rows[key][0]}, {architecture}" if key in rows else state.target
+        rows[key] = (label, state)
+    return list(rows.values())
