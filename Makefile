@@ -4,16 +4,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,models,plots,dev
+EXTRAS := cpu,rtx,models,plots,dev
 DSC := $(BIN)/dsc-split
 DEMO := demo
 
-.PHONY: help setup demo test check lint format clean
+.PHONY: help setup demo test check gpu lint format clean
 
 help:
 	@echo "make demo     export efficientnet_b0, benchmark it, print its split lookup table, draw the pictures"
 	@echo "make test     all checks and all tests"
 	@echo "make check    the fast part, for people at work"
+	@echo "make gpu      the tests that need a GPU, and a comparison with trtexec; see docs/gpu.md"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
 	@echo "make clean    remove what was generated, but not $(VENV)"
@@ -48,6 +49,11 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Without a GPU, both say why and end well.
+gpu: setup
+	$(BIN)/python -m pytest -m gpu -n 0 -ra
+	$(BIN)/python examples/benchmark_gpu/run.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -31,6 +31,7 @@ HEAVY = [
     "onnxruntime",
     "onnxscript",
     "pycuda",
+    "pynvml",
     "ray",
     "safetensors",
     "tensorrt",
