@@ -55,7 +55,7 @@ class SideEngines:
         self._built: dict[tuple[str, int], dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
         if compiles:
-            if entry is None or "engines" not in entry:
+            if entry is None or not {"options", "engines", "failed"} <= set(entry):
                 raise UsageError(
                     f"bundle {str(bundle.path)!r} has no engines for target {str(self.backend.target)!r} "
                     f"on side {side!r}. Build them: {self._rebuild()}"

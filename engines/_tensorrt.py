@@ -180,7 +180,7 @@ class _TensorRT(Backend):
             "precision": precision,
             "memory": memory,
             "rewritten": rewritten,
-            "lowered": lowered,
+            "lowered": lowered or None,
             "notes": notes,
         }
         write_plan(job.output, header, plan)

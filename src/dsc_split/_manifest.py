@@ -67,7 +67,35 @@ _CONVERSION = {
     "max_abs_error": or_null(number),
     "max_rel_error": or_null(number),
 }
-_TARGETS = items(fields({"target": text, "fingerprint": some_object, "id": text}))
+_BUILD_OPTIONS = {
+    "batches": items(positive, at_least=1),
+    "opt_batch": or_null(positive),
+    "per_batch": flag,
+    "gemm": text,
+    "workspace_bytes": or_null(positive),
+    "timing_cache_sha256": or_null(text),
+    "device_memory_bytes": or_null(positive),
+}
+_ENGINE = {
+    "graph": text,
+    "graph_digest": text,
+    "path": text,
+    "profile": items(positive, at_least=3, at_most=3),
+    "memory": some_object,
+    "rewritten": or_null(fields({"converted": items(text), "halved": items(text)})),
+    "lowered": or_null(text),
+}
+_TARGETS = items(
+    fields(
+        {"target": text, "fingerprint": some_object, "id": text},
+        {
+            "options": fields(_BUILD_OPTIONS),
+            "engines": items(fields(_ENGINE)),
+            "failed": items(fields({"graph": text, "reason": text})),
+            "check": some_object,
+        },
+    )
+)
 
 _MANIFEST = fields(
     {
