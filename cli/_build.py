@@ -12,6 +12,7 @@ from dsc_split.cli._build_options import (
     DeviceMemory,
     EnginePerBatch,
     Gemm,
+    MemoryPerBatch,
     OptBatch,
     TimingCache,
     TimingCacheDigest,
@@ -31,6 +32,7 @@ def build(
     gemm: Gemm = "sum",
     workspace: Workspace = None,
     device_memory: DeviceMemory = None,
+    memory_per_batch: MemoryPerBatch = False,
     timing_cache: TimingCache = None,
     timing_cache_sha256: TimingCacheDigest = None,
     raw: Annotated[
@@ -60,6 +62,7 @@ def build(
         gemm=gemm,
         workspace_bytes=workspace,
         device_memory_bytes=device_memory,
+        memory_per_batch=memory_per_batch,
         timing_cache=timing_cache,
         timing_cache_sha256=timing_cache_sha256,
     )

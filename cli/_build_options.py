@@ -18,6 +18,7 @@ __all__ = [
     "DeviceMemory",
     "EnginePerBatch",
     "Gemm",
+    "MemoryPerBatch",
     "OptBatch",
     "TimingCache",
     "TimingCacheDigest",
@@ -55,6 +56,12 @@ DeviceMemory = Annotated[
         parser=size_bytes,
         metavar="SIZE",
         help="Memory of the GPU, such as 4GiB: engines that need more are built for smaller batches, or fail.",
+    ),
+]
+MemoryPerBatch = Annotated[
+    bool,
+    typer.Option(
+        "--memory-per-batch", help="Also ask for the memory at every batch size: one more build each, thrown away."
     ),
 ]
 TimingCache = Annotated[
@@ -98,7 +105,7 @@ def print_builds(results: list[BuildResult]) -> None:
                 Text(row.label),
                 f"{row.profile[0]} to {row.profile[2]}" if row.profile else "",
                 _megabytes(row.size_bytes),
-                _megabytes(memory.get("activation_bytes")),
+                _megabytes(memory["activation_bytes"][str(row.profile[2])] if memory and row.profile else None),
                 _megabytes(memory.get("weights_bytes")),
                 "failed" if row.reason else "cached" if row.cached else f"{row.build_s:.1f} s",
             )

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from dsc_split.cli._build_options import Batches, DeviceMemory, EnginePerBatch, Gemm, OptBatch, Workspace
+from dsc_split.cli._build_options import (
+    Batches,
+    DeviceMemory,
+    EnginePerBatch,
+    Gemm,
+    MemoryPerBatch,
+    OptBatch,
+    Workspace,
+)
 from dsc_split.cli._cut_options import (
     Cuts,
     InputBytes,
@@ -86,6 +94,7 @@ def export(
     gemm: Gemm = "sum",
     workspace: Workspace = None,
     device_memory: DeviceMemory = None,
+    memory_per_batch: MemoryPerBatch = False,
     json: Annotated[bool, typer.Option("--json", help="Print the manifest as one JSON document.")] = False,
 ) -> None:
     """Export a model into a bundle: its graph, the head / tail pairs of its best cuts, each proven, and engines."""
@@ -135,6 +144,7 @@ def export(
                     gemm=gemm,
                     workspace_bytes=workspace,
                     device_memory_bytes=device_memory if side == "device" else None,
+                    memory_per_batch=memory_per_batch,
                 ),
                 progress=listener,
             )

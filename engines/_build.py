@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 TRIED_ON = 2
 """Batch size at which a rewritten graph is compared with the graph that it came from."""
 
+NO_FACTS: dict[str, Any] = {"memory": {}, "rewritten": None, "lowered": None}
+"""What the manifest says of an engine where its back-end says nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRow:
@@ -54,7 +57,7 @@ class BuildRow:
     size_bytes: int | None
     """Size of the engine's file."""
     memory: dict[str, Any] | None
-    """``activation_bytes`` at the largest batch, ``scratch_bytes`` of the greediest layer, and ``weights_bytes``."""
+    """``activation_bytes`` by batch size, ``scratch_bytes`` of the greediest layer, and ``weights_bytes``."""
     notes: tuple[str, ...]
     """What the user should know: an operator that was rewritten, a batch that does not fit."""
 
@@ -180,6 +183,7 @@ class _Build:
             "failed": [{"graph": row.graph, "reason": row.reason} for row in self.rows if row.reason],
         }
         record_target(self._bundle, self._side, self._backend, engines)
+        self._bundle.save()  # plans differ from build to build, also where all that is said of them is the same
         for path in old:
             self._bundle.file(path).unlink(missing_ok=True)
 
@@ -197,8 +201,8 @@ class _Build:
             reason = str(e)
         build_s = time.perf_counter() - start
         logger.info("built %s for %s in %.2f s: %s", graph.path, self._backend.target, build_s, reason or "ok")
-        facts = built.facts if built else {}
-        path = self._keep(graph, built) if built else None
+        facts = {"profile": profile, **NO_FACTS, **built.facts} if built else {}
+        path = self._keep(graph, built, facts) if built else None
         self.rows.append(
             BuildRow(
                 graph=graph.path,
@@ -243,12 +247,12 @@ class _Build:
         stem = Path(graph.path).name.removesuffix(".onnx")
         return f"{stem}.b{batch}.plan" if self._options.per_batch else f"{stem}.plan"
 
-    def _keep(self, graph: SideGraph, built: BuiltEngine) -> str:
+    def _keep(self, graph: SideGraph, built: BuiltEngine, facts: Mapping[str, Any]) -> str:
         """Note an engine for the manifest; gives its path, relative to the bundle."""
         path = built.path.relative_to(self._bundle.path).as_posix()
         self._files[path] = {"sha256": built.sha256, "size": built.size_bytes, "role": "engine"}
         digest = self._bundle.graph_digest(graph.path)
-        self._entries.append({"graph": graph.path, "graph_digest": digest, "path": path, **built.facts})
+        self._entries.append({"graph": graph.path, "graph_digest": digest, "path": path, **facts})
         return path
 
     def _tell(self, label: str, done: int, total: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from dsc_split.partitioner._proof import TOLERANCE, relative_error
 if TYPE_CHECKING:
     import numpy as np
 
-    from dsc_split.bundle import Bundle, Split
+    from dsc_split.bundle import Bundle, Split, TensorInfo
     from dsc_split.engines._base import BackendLike, EngineLike
     from dsc_split.engines._target import Target
 
@@ -254,7 +255,20 @@ class _Golden:
         return array
 
     def _run(self, graph: SideGraph, available: Arrays, wanted: Arrays) -> Arrays:
-        return _run(self._engines.load(graph, self._batch), graph.path, available, wanted)
+        """Run an engine on all samples, some at a time where it takes no batch of so many."""
+        batch = self._engines.nearest_batch(graph, self._batch)
+        engine = self._engines.load(graph, batch)
+        if batch == self._batch:
+            return _run(engine, graph.path, available, wanted)
+        crossing = graph.split.tensors if graph.split is not None else ()
+        axes = {info.name: _batch_axis(info) for info in (*self._bundle.inputs, *self._bundle.outputs, *crossing)}
+        with contextlib.closing(engine):
+            parts = []
+            for first in range(0, self._batch, batch):
+                samples = range(first, first + batch)
+                part = {name: _take(array, axes[name], samples, self._batch) for name, array in available.items()}
+                parts.append(_call(engine, graph.path, part, wanted))
+        return {name: _join([part[name] for part in parts], axes[name], self._batch, batch) for name in wanted}
 
 
 class _Against:
@@ -292,12 +306,41 @@ class _Against:
         return {**head, **tail}, self._outputs
 
 
+def _batch_axis(info: TensorInfo) -> int | None:
+    """Give the axis that the batch is on; ``None`` where there is none."""
+    return next((axis for axis, size in enumerate(info.shape) if isinstance(size, str)), None)
+
+
+def _take(array: np.ndarray, axis: int | None, samples: range, batch: int) -> np.ndarray:
+    """Take some of the samples in an array of ``batch``, from the first one again after the last."""
+    import numpy as np
+
+    if axis is None:
+        return array
+    size = array.shape[axis]
+    each = size // batch
+    taken: np.ndarray = np.take(array, np.arange(samples.start * each, samples.stop * each) % size, axis=axis)
+    return taken
+
+
+def _join(parts: Sequence[np.ndarray], axis: int | None, batch: int, part_batch: int) -> np.ndarray:
+    """Join what was computed for some samples at a time, up to ``batch`` of them."""
+    import numpy as np
+
+    if axis is None:
+        return parts[0]
+    return _take(np.concatenate(parts, axis=axis), axis, range(batch), part_batch * len(parts))
+
+
 def _run(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Run an engine on those of the arrays that it takes, see that it gives what is wanted, and close it."""
-    try:
-        outputs = engine.run({spec.name: available[spec.name] for spec in engine.inputs if spec.name in available})
-    finally:
-        engine.close()
+    """Run an engine once, and close it."""
+    with contextlib.closing(engine):
+        return _call(engine, graph, available, wanted)
+
+
+def _call(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    """Run an engine on those of the arrays that it takes, and see that it gives what is wanted."""
+    outputs = engine.run({spec.name: available[spec.name] for spec in engine.inputs if spec.name in available})
     missing = [name for name in wanted if name not in outputs]
     if missing:
         raise BackendError(f"{graph!r} gives {sorted(outputs)}; {missing} were expected, too. Export it again.")

@@ -34,6 +34,8 @@ class BuildOptions:
     """File of kernel timings that full TensorRT reads and extends; ``None``: one in the cache folder."""
     timing_cache_sha256: str | None = None
     """Digest that ``timing_cache`` must have; it is then read, and never written."""
+    memory_per_batch: bool = False
+    """Whether the memory at every batch size is asked of the builder, which takes a build each, thrown away."""
     device_memory_bytes: int | None = None
     """Memory of the GPU that the engines are for, where it is not this machine's; ``None``: not looked at."""
 

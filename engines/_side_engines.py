@@ -83,9 +83,15 @@ class SideEngines:
             raise EngineMismatch(f"{item['path']!r} was built from another {graph.path!r}. Build it: {self._rebuild()}")
         return self.backend.load(self._bundle.file(item["path"]), sha256=listed["sha256"])
 
+    def nearest_batch(self, graph: SideGraph, batch: int) -> int:
+        """Give ``batch``, or the nearest batch size that an engine of a graph was built for."""
+        profiles = [item["profile"] for (path, _), item in self._built.items() if path == graph.path]
+        near = [min(max(batch, smallest), largest) for smallest, _, largest in profiles]
+        return min(near, key=lambda size: abs(size - batch), default=batch)
+
     def precision(self, graph: SideGraph) -> str:
         """Say what the engine of a graph computes in: ``fp16``, or ``fp32`` where no operation is float16."""
-        rewritten = [self._built[key]["rewritten"] for key in self._built if key[0] == graph.path]
+        rewritten = [item["rewritten"] for (path, _), item in self._built.items() if path == graph.path]
         halved = any(item and item["halved"] for item in rewritten)
         return "fp16" if halved else str(self._bundle.manifest["precision"])
 
@@ -100,7 +106,7 @@ class SideEngines:
             raise BackendError(
                 f"{graph.label}: there is no engine for {str(self.backend.target)!r}. Build it: {self._rebuild()}"
             )
-        lowered = self._built[graph.path, sizes[-1]].get("lowered")
+        lowered = self._built[graph.path, sizes[-1]]["lowered"]
         if lowered:
             raise OutOfMemoryError(f"{graph.label} was built for batches up to {sizes[-1]}: {lowered}")
         raise BackendError(

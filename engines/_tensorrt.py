@@ -139,19 +139,26 @@ class _TensorRT(Backend):
             "digest": job.digest,
             "profile": list(job.profile),
             "fingerprint": self.build_fingerprint(),
-            "batches": list(options.batches) if options.device_memory_bytes is not None else None,
+            "batches": list(options.batches) if options.device_memory_bytes or options.memory_per_batch else None,
+            "memory_per_batch": options.memory_per_batch,
         }
 
     def _build_anew(self, job: BuildJob, options: BuildOptions) -> None:
         graph, rewritten = self._graph(job, options)
+        activation_bytes: dict[str, int] = {}
         lowered = ""
-        for profile in _profiles(job, options):
+
+        def build(profile: tuple[int, int, int]) -> tuple[ParsedNetwork, Shapes, bytes, dict[str, int]]:
             job.tell("parse")
             parsed = parse_network(self._library, graph, job.graph)
-            precision = self._precision(job, parsed)
             shapes = profile_shapes(parsed, job.tensors, profile)
             plan, memory = self._plan(parsed, shapes, options, job.tell)
-            needed = memory.get("activation_bytes", 0) + memory.get("weights_bytes", 0)
+            activation_bytes[str(profile[2])] = memory.pop("activation_bytes", 0)
+            return parsed, shapes, plan, memory
+
+        for profile in _profiles(job, options):
+            parsed, shapes, plan, memory = build(profile)
+            needed = activation_bytes[str(profile[2])] + memory.get("weights_bytes", 0)
             available = options.device_memory_bytes
             if available is None or needed <= available:
                 break
@@ -162,6 +169,12 @@ class _TensorRT(Backend):
                 )
         else:
             raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({needed / 1e9:.2f} GB).")
+        precision = self._precision(job, parsed)
+        if options.memory_per_batch:
+            for batch in options.batches:
+                if str(batch) not in activation_bytes:
+                    build((min(profile[0], batch), batch, batch))
+        memory_facts = {"activation_bytes": activation_bytes, **memory}
         notes = [f"built for batches up to {profile[2]}: {lowered}"] if lowered else []
         notes += _notes(rewritten) if rewritten else []
         header = {
@@ -178,7 +191,7 @@ class _TensorRT(Backend):
             "inputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.inputs],
             "outputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.outputs],
             "precision": precision,
-            "memory": memory,
+            "memory": memory_facts,
             "rewritten": rewritten,
             "lowered": lowered or None,
             "notes": notes,

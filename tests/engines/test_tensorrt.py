@@ -89,7 +89,7 @@ def test_every_engine_lies_in_the_bundle_with_its_own_description(bundle: Bundle
         path = bundle.path / engine["path"]
         listed = manifest["files"][engine["path"]]
         assert listed == {"sha256": sha256_file(path), "size": path.stat().st_size, "role": "engine"}
-        assert engine["memory"]["activation_bytes"] > 0
+        assert engine["memory"]["activation_bytes"]["4"] > 0
         assert engine["precision"]["tf32"] is False
         assert engine["precision"]["compute_layers"] == {"float32": 1 if "head" in name else 2}
 
@@ -356,7 +356,7 @@ def test_an_engine_that_does_not_fit_is_built_for_smaller_batches(bundle: Bundle
     sizes = {
         row.profile[2]: row.memory for row in build(bundle, batches=(1, 16, 64), per_batch=True)[:3] if row.profile
     }
-    between = sum(sizes[16][key] for key in ("activation_bytes", "weights_bytes")) if sizes[16] else 0
+    between = sizes[16]["activation_bytes"]["16"] + sizes[16]["weights_bytes"] if sizes[16] else 0
     (row, _) = build(bundle, batches=(1, 16, 64), device_memory_bytes=between)
 
     assert row.profile == (1, 16, 16)
@@ -364,6 +364,16 @@ def test_an_engine_that_does_not_fit_is_built_for_smaller_batches(bundle: Bundle
     engines = SideEngines(Bundle.open(bundle.path), "device")
     with pytest.raises(OutOfMemoryError, match="was built for batches up to 16: batch 64 needs"):
         engines.load(engines.graphs[0], 64)
+
+
+def test_memory_at_every_batch_size_is_told_on_request(bundle: Bundle) -> None:
+    (row, _) = build(bundle, batches=(1, 16, 64), memory_per_batch=True)
+
+    assert row.profile == (1, 16, 64)
+    assert row.memory is not None
+    sizes = row.memory["activation_bytes"]
+    assert sorted(sizes, key=int) == ["1", "16", "64"]
+    assert sizes["1"] < sizes["16"] < sizes["64"]
 
 
 def test_an_engine_that_fits_at_no_batch_is_an_error(bundle: Bundle) -> None:
