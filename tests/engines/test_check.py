@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import helper
 
 from dsc_split.bundle import Bundle
-from dsc_split.engines import build_engines, check_engines
-from dsc_split.errors import BundleError, UsageError
+from dsc_split.engines import build_engines, check_engines, get_backend
+from dsc_split.errors import BundleError, DscError, UsageError
 
 X, A = ("x", ["batch", 3, 8, 8]), ("a", ["batch", 2, 8, 8])
 
@@ -95,3 +96,272 @@ def test_damaged_samples_are_refused(bundle: Bundle) -> None:
 
     with pytest.raises(BundleError, match="cannot be read"):
         check_engines(bundle, "device")
+
+
+# ---- one side's tensors through the other side's engines -----------------------------------------------------
+
+
+SHAPES: dict[str, list[int | str]] = {
+    name: ["batch", int(size), 8, 8] for name, size in zip("xaey", "3224", strict=True)
+}
+NODES = {
+    "a": helper.make_node("Conv", ["x", "w1"], ["a"], pads=[1, 1, 1, 1]),
+    "e": helper.make_node("Relu", ["a"], ["e"]),
+    "c": helper.make_node("Conv", ["a", "w2"], ["c"], pads=[1, 1, 1, 1]),
+    "p": helper.make_node("Conv", ["x", "w3"], ["p"]),
+    "y": helper.make_node("Add", ["c", "p"], ["y"]),
+}
+
+
+def weights(seed: int, *names: str) -> dict[str, np.ndarray]:
+    sizes = {"w1": (2, 3, 3, 3), "w2": (4, 2, 3, 3), "w3": (4, 3, 1, 1)}
+    values = np.random.default_rng(seed)
+    made = {name: values.standard_normal(size, dtype=np.float32) for name, size in sizes.items()}
+    return {name: made[name] for name in names}
+
+
+def entry(name: str) -> dict[str, Any]:
+    size = int(np.prod([size for size in SHAPES[name] if isinstance(size, int)]))
+    return {"name": name, "dtype": "float32", "shape": SHAPES[name], "elements_by_batch": [size, 0], "itemsize": 4}
+
+
+def run(path: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    with get_backend("onnxruntime:cpu").load(path) as engine:  # type: ignore[attr-defined]
+        outputs: dict[str, np.ndarray] = engine.run(inputs)
+    return outputs
+
+
+Replace = Callable[..., Bundle]
+
+
+def put(bundle: Bundle, replace_graph: Replace, path: str, seed: int = 0) -> Bundle:
+    """Put a graph of the branching model into a bundle, with weights of a seed."""
+    kinds: dict[str, tuple[str, str, str]] = {
+        "onnx/model.onnx": ("aecpy", "x", "ye"),
+        "onnx/a.head.onnx": ("ae", "x", "ae"),
+        "onnx/a.tail.onnx": ("cpy", "ax", "y"),
+    }
+    nodes, inputs, outputs = kinds[path]
+    ends = ([(name, SHAPES[name]) for name in names] for names in (inputs, outputs))
+    used = [name for node in nodes for name in NODES[node].input if name.startswith("w")]
+    return replace_graph(bundle, path, [NODES[node] for node in nodes], *ends, **weights(seed, *used))
+
+
+@pytest.fixture
+def branching(make_bundle: Callable[..., Bundle], replace_graph: Replace) -> Bundle:
+    """A bundle whose head gives the early output ``e``, and whose tail takes the input ``x`` again."""
+    split = {
+        "name": "a",
+        "tensors": [{**entry("a"), "passthrough": False}, {**entry("x"), "passthrough": True}],
+        "head": "onnx/a.head.onnx",
+        "tail": "onnx/a.tail.onnx",
+        "early_outputs": ["e"],
+        "compressive": True,
+        "ratio": 1.667,
+    }
+    bundle = make_bundle(outputs=[entry("y"), entry("e")], splits=[split])
+    for path in ("onnx/model.onnx", "onnx/a.head.onnx", "onnx/a.tail.onnx"):
+        bundle = put(bundle, replace_graph, path)
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8), dtype=np.float32)
+    whole, head = run(bundle.model_path, x=x), run(bundle.path / "onnx/a.head.onnx", x=x)
+    save(bundle.path / "samples/model.npz", {"input:x": x, "output:y": whole["y"], "output:e": whole["e"]})
+    save(bundle.path / "samples/a.npz", {"cut:a": head["a"], "early:e": head["e"]})
+    return bundle
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # stub flaw
+
+
+@pytest.fixture
+def device_file(branching: Bundle, tmp_path: Path) -> Path:
+    """What the heads of the branching bundle give."""
+    check_engines(branching, "device", save_tensors=tmp_path / "device.npz")
+    return tmp_path / "device.npz"
+
+
+def test_early_outputs_and_passthrough_tensors_are_checked(branching: Bundle) -> None:
+    for side in ("device", "server"):
+        assert [row.reason for row in check_engines(branching, side).rows] == ["", ""]
+
+
+def test_heads_and_tails_of_two_machines_are_proven_together(branching: Bundle, device_file: Path) -> None:
+    with np.load(device_file) as saved:
+        assert sorted(saved) == ["a/a", "pair_id"]  # the input was the device's to begin with
+
+    result = check_engines(branching, "server", "onnxruntime:cpu,threads=1", against=device_file)
+
+    assert result.passed
+    assert result.against == "device.npz"
+    assert [row.label for row in result.rows] == ["whole model", "tail a"]
+
+
+def test_tails_are_fed_with_what_the_heads_gave_and_not_with_the_golden_samples(
+    branching: Bundle, replace_graph: Replace, tmp_path: Path
+) -> None:
+    branching = put(branching, replace_graph, "onnx/a.head.onnx", seed=1)
+    device = check_engines(branching, "device", save_tensors=tmp_path / "device.npz")
+
+    server = check_engines(branching, "server", against=tmp_path / "device.npz")
+
+    assert [row.passed for row in device.rows] == [True, False]
+    assert [row.passed for row in server.rows] == [True, False]
+    assert "'y' is off by" in server.rows[1].reason
+    assert check_engines(branching, "server").passed
+
+
+def test_a_tail_that_computes_something_else_does_not_pass(
+    branching: Bundle, device_file: Path, replace_graph: Replace
+) -> None:
+    branching = put(branching, replace_graph, "onnx/a.tail.onnx", seed=1)
+
+    for against in (None, device_file):
+        result = check_engines(branching, "server", against=against)
+        assert [row.passed for row in result.rows] == [True, False]
+        assert "'y' is off by" in result.rows[1].reason
+
+
+def test_an_early_output_that_is_wrong_does_not_pass(branching: Bundle) -> None:
+    with np.load(branching.path / "samples/a.npz") as saved:
+        save(branching.path / "samples/a.npz", {"cut:a": saved["cut:a"], "early:e": saved["early:e"] + 1})
+
+    (_, head) = check_engines(branching, "device").rows
+
+    assert "'e' is off by" in head.reason
+
+
+def test_tensors_of_other_pairs_are_refused_with_the_command_that_writes_them(
+    branching: Bundle, device_file: Path
+) -> None:
+    branching.manifest["pair_id"] = "sha256:" + 64 * "1"
+
+    with pytest.raises(BundleError, match=r"from pairs sha256:0+; this bundle has sha256:1+\. .*--save-tensors FILE"):
+        check_engines(branching, "server", against=device_file)
+
+
+def test_a_tensor_that_the_file_lacks_is_a_row_that_does_not_pass(branching: Bundle, device_file: Path) -> None:
+    with np.load(device_file) as saved:
+        save(device_file, {"pair_id": saved["pair_id"]})
+
+    whole, tail = check_engines(branching, "server", against=device_file).rows
+
+    assert whole.passed
+    assert tail.max_rel_error is None
+    assert tail.reason == "the file to check against has no tensor 'a' of 'a'."
+
+
+@pytest.mark.parametrize("crossing", [np.ones((2, 2, 8, 8)), np.ones(3, np.float32), np.ones((2, 5, 8, 8), np.float32)])
+def test_a_tensor_that_does_not_fit_is_a_row_that_does_not_pass(
+    branching: Bundle, device_file: Path, crossing: np.ndarray
+) -> None:
+    with np.load(device_file) as saved:
+        save(device_file, {"pair_id": saved["pair_id"], "a/a": crossing})
+
+    (_, tail) = check_engines(branching, "server", against=device_file).rows
+
+    assert not tail.passed
+    assert "a" in tail.reason
+
+
+def test_tensors_are_saved_on_the_device_and_used_on_the_server(branching: Bundle, device_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds what heads gave: feed it to the tails, with --side server"):
+        check_engines(branching, "device", against=device_file)
+    other = device_file.with_name("other.npz")
+    for side, against in (("server", None), ("device", device_file)):
+        with pytest.raises(UsageError, match="--side device, and no --against"):
+            check_engines(branching, side, against=against, save_tensors=other)
+    assert not other.exists()
+
+
+def test_tensors_that_cannot_be_written_are_an_error(branching: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(DscError, match=r"gone/device\.npz"):
+        check_engines(branching, "device", save_tensors=tmp_path / "gone/device.npz")
+
+
+# ---- what is noted -------------------------------------------------------------------------------------------
+
+
+def test_errors_are_noted_beside_their_target(bundle: Bundle) -> None:
+    build_engines(bundle, "device", "onnxruntime:cpu,threads=1")
+    build_engines(bundle, "device", "onnxruntime:cpu")
+
+    result = check_engines(bundle, "device", "onnxruntime:cpu,threads=1")
+
+    first, last = Bundle.open(bundle.path).manifest["targets"]["device"]
+    assert first["check"] == json.loads(json.dumps(result.to_json()))
+    assert first["check"]["rows"][1]["max_rel_error"] <= 1e-5
+    assert "check" not in last
+    assert last["target"] == "onnxruntime:cpu"
+
+
+def test_a_target_that_was_not_recorded_is_noted_and_the_last_one_stays_last(bundle: Bundle) -> None:
+    build_engines(bundle, "device", "onnxruntime:cpu,threads=1")
+
+    check_engines(bundle, "device", "onnxruntime:cpu")
+    check_engines(bundle, "device", "onnxruntime:cpu")
+
+    opened = Bundle.open(bundle.path)
+    assert opened.targets("device") == ("onnxruntime:cpu", "onnxruntime:cpu,threads=1")
+    assert opened.manifest["targets"]["device"][0]["check"]["passed"]
+    assert check_engines(bundle, "device").target == "onnxruntime:cpu,threads=1"
+
+
+def test_a_bundle_that_another_command_writes_is_checked_all_the_same(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Bundle.open(bundle.path).lock():
+        assert check_engines(bundle, "device").passed
+
+    assert "the errors are not noted in the manifest: bundle" in caplog.text
+    assert "is being written by another dsc-split" in caplog.text
+    assert Bundle.open(bundle.path).targets("device") == ()
+
+
+def test_a_bundle_that_cannot_be_written_is_checked_all_the_same(bundle: Bundle, dsc: Callable[..., Any]) -> None:
+    (bundle.path / ".lock").mkdir()  # nobody can lock this, not even root
+
+    outcome = dsc("check", bundle.path, "--side", "device")
+
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "whole model: passed" in outcome.stdout
+    assert "warning: the errors are not noted in the manifest" in outcome.stderr
+    assert "cannot be locked for writing" in outcome.stderr
+
+
+# ---- the command ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_one_document(branching: Bundle, dsc: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "device.npz"
+    device = dsc("check", branching.path, "--side", "device", "--save-tensors", file, "--json")
+    server = dsc("check", branching.path, "--side", "server", "--against", file, "--json")
+
+    assert (device.exit_code, server.exit_code) == (0, 0), device.stderr + server.stderr
+    assert json.loads(device.stdout)["against"] == "golden samples"
+    document = json.loads(server.stdout)
+    assert document["against"] == "device.npz"
+    assert document["passed"]
+    assert [row["graph"] for row in document["rows"]] == ["onnx/model.onnx", "onnx/a.tail.onnx"]
+
+
+def test_the_command_fails_where_an_engine_does_not_pass(
+    branching: Bundle, replace_graph: Replace, dsc: Callable[..., Any]
+) -> None:
+    branching = put(branching, replace_graph, "onnx/a.tail.onnx", seed=1)
+
+    plain = dsc("check", branching.path, "--side", "server")
+    document = dsc("check", branching.path, "--side", "server", "--json")
+
+    assert plain.exit_code == document.exit_code == 4
+    assert "whole model: passed" in plain.stdout
+    assert "tail a: 'y' is off by" in plain.stdout
+    assert "1 of 2 engines do not compute what they should" in plain.stderr
+    assert [row["passed"] for row in json.loads(document.stdout)["rows"]] == [True, False]
+
+
+@pytest.mark.parametrize("target", [None, "onnxruntime:cpu"])
+def test_an_unknown_side_is_refused(bundle: Bundle, dsc: Callable[..., Any], target: str | None) -> None:
+    outcome = dsc("check", bundle.path, "--side", "both", *(("--target", target) if target else ()))
+
+    assert outcome.exit_code == 2
+    assert "side is 'both'; 'device' or 'server' was expected" in outcome.stderr

@@ -1,0 +1,422 @@
+"""Which engine is loaded for a graph and a batch, and commands in messages that do what they promise."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dsc_split._files import sha256_file
+from dsc_split.bundle import Bundle
+from dsc_split.engines import (
+    BuildJob,
+    BuildOptions,
+    BuiltEngine,
+    EngineLike,
+    SideEngines,
+    Target,
+    build_engines,
+    check_engines,
+    get_backend,
+)
+from dsc_split.errors import BackendError, BundleError, EngineMismatch, UsageError
+
+TARGET = "tensorrt-rtx:sm89"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One engine cache for all tests: nearly all of them build the same."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSC_SPLIT_CACHE", str(cache))
+
+
+@pytest.fixture
+def rtx() -> None:
+    """Skip where engines cannot be built."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")
+
+
+def build(bundle: Bundle, side: str = "device", target: str = TARGET, **options: Any) -> None:
+    """Build a side's engines."""
+    assert not build_engines(bundle, side, target, BuildOptions(**{"batches": (1, 4, 8), **options})).failed
+
+
+def open_side(bundle: Bundle, side: str = "device", target: Any = None) -> SideEngines:
+    """Open a side's engines as they lie on disk."""
+    return SideEngines(Bundle.open(bundle.path), side, target)
+
+
+def loaded(engines: SideEngines, *batches: int) -> list[str]:
+    """Name the files that are loaded for the second graph, the head or the tail, by batch."""
+    found: list[Path] = []
+    engines.backend.load = lambda path, *, sha256=None: found.append(path)  # type: ignore[method-assign, assignment, return-value]
+    for batch in batches:
+        engines.load(engines.graphs[1], batch)
+    return [path.name for path in found]
+
+
+def command_of(error: BaseException) -> list[str]:
+    """Give the command at the end of a message, without the program's name."""
+    program, *words = shlex.split(str(error).rpartition(": ")[2])
+    assert program == "dsc-split"
+    return words
+
+
+# ---- which engine ----------------------------------------------------------------------------------------------
+
+
+def test_one_engine_is_loaded_for_every_batch_up_to_its_largest(bundle: Bundle, rtx: None) -> None:
+    build(bundle)
+
+    assert loaded(open_side(bundle), 1, 3, 8) == ["a.head.plan"] * 3
+
+
+def test_the_engine_of_a_batch_or_the_next_larger_one_is_loaded(bundle: Bundle, rtx: None) -> None:
+    build(bundle, per_batch=True)
+
+    names = loaded(open_side(bundle), 1, 2, 4, 5, 8)
+    assert names == [f"a.head.b{batch}.plan" for batch in (1, 4, 4, 8, 8)]
+
+
+def test_an_engine_that_failed_at_one_batch_is_replaced_by_the_next_larger_one(bundle: Bundle, rtx: None) -> None:
+    build(bundle, per_batch=True)
+    bundle = Bundle.open(bundle.path)
+    (entry,) = bundle.manifest["targets"]["device"]
+    gone = next(item for item in entry["engines"] if item["path"].endswith("a.head.b4.plan"))
+    entry["engines"].remove(gone)
+    bundle.save()
+
+    assert loaded(open_side(bundle), 1, 4) == ["a.head.b1.plan", "a.head.b8.plan"]
+
+
+def test_the_digest_of_the_file_is_handed_on(bundle: Bundle, rtx: None) -> None:
+    build(bundle)
+    engines = open_side(bundle)
+    digests: list[str | None] = []
+    engines.backend.load = lambda path, *, sha256=None: digests.append(sha256)  # type: ignore[method-assign, assignment, return-value]
+
+    engines.load(engines.graphs[0], 1)
+
+    assert digests == [sha256_file(next(bundle.path.glob("engines/*/model.plan")))]
+
+
+def test_graphs_are_not_needed_where_engines_are(bundle: Bundle, rtx: None) -> None:
+    build(bundle)
+    shutil.rmtree(bundle.path / "onnx")
+
+    assert loaded(open_side(bundle), 1) == ["a.head.plan"]
+    with pytest.raises(BundleError, match=r"lacks 'onnx/model\.onnx'"):
+        open_side(bundle, "server")
+
+
+# ---- two targets -------------------------------------------------------------------------------------------------
+
+
+def test_two_targets_of_one_side_have_engines_of_their_own(bundle: Bundle, rtx: None) -> None:
+    build(bundle, target="tensorrt-rtx:sm86", batches=(1, 2))
+    build(bundle, batches=(1, 4))
+
+    ampere, ada = open_side(bundle, target="tensorrt-rtx:sm86"), open_side(bundle)
+    assert str(ada.backend.target) == TARGET
+    assert [engines.backend.options and engines.backend.options.batches for engines in (ampere, ada)] == [
+        (1, 2),
+        (1, 4),
+    ]
+    paths = [engines.load(engines.graphs[0], 1) for engines in map(recording, (ampere, ada))]
+    assert str(paths[0]) != str(paths[1])
+    with pytest.raises(BackendError, match=r"batch 4 is larger than 2.*--target tensorrt-rtx:sm86 --batches 1,2,4$"):
+        ampere.load(ampere.graphs[0], 4)
+
+
+def recording(engines: SideEngines) -> SideEngines:
+    """Let a back-end give the path of what it should load."""
+    engines.backend.load = lambda path, *, sha256=None: path  # type: ignore[method-assign, assignment, return-value]
+    return engines
+
+
+def test_a_target_that_is_built_again_leaves_the_other_one_alone(bundle: Bundle, rtx: None) -> None:
+    build(bundle, target="tensorrt-rtx:sm86")
+    before = sorted(bundle.path.glob("engines/*sm86*/*.plan"))
+    build(bundle)
+    build(bundle, batches=(1, 2))
+
+    assert sorted(bundle.path.glob("engines/*sm86*/*.plan")) == before
+    assert loaded(open_side(bundle, target="tensorrt-rtx:sm86"), 8) == ["a.head.plan"]
+    assert Bundle.open(bundle.path).targets("device") == ("tensorrt-rtx:sm86", TARGET)
+
+
+def test_targets_that_differ_in_how_they_run_have_engines_of_their_own(bundle: Bundle, rtx: None) -> None:
+    build(bundle)
+    build(bundle, target=f"{TARGET},io=mapped")
+
+    for target in (TARGET, f"{TARGET},io=mapped"):
+        assert str(open_side(bundle, target=target).backend.target) == target
+    build(bundle, batches=(1, 2))
+    assert loaded(open_side(bundle, target=f"{TARGET},io=mapped"), 8) == ["a.head.plan"]
+
+
+# ---- messages and their commands -----------------------------------------------------------------------------------
+
+
+def other_version(bundle: Bundle, entry: dict[str, Any]) -> None:
+    entry["fingerprint"]["version"] = "1.4.0.76"
+
+
+def other_graph(bundle: Bundle, entry: dict[str, Any]) -> None:
+    entry["engines"][1]["graph_digest"] = 64 * "0"
+
+
+def not_listed(bundle: Bundle, entry: dict[str, Any]) -> None:
+    del bundle.manifest["files"][entry["engines"][1]["path"]]
+
+
+def cut_anew(bundle: Bundle, entry: dict[str, Any]) -> None:
+    entry["engines"], entry["failed"] = [], []
+
+
+def never_built(bundle: Bundle, entry: dict[str, Any]) -> None:
+    bundle.manifest["targets"]["server"].clear()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (other_version, EngineMismatch),
+        (other_graph, EngineMismatch),
+        (not_listed, BundleError),
+        (cut_anew, BackendError),
+        (never_built, UsageError),
+    ],
+)
+def test_the_command_in_the_message_mends_the_fault(
+    bundle: Bundle, rtx: None, dsc: Callable[..., Any], fault: Callable[[Bundle, Any], None], error: type[Exception]
+) -> None:
+    options: dict[str, Any] = {"opt_batch": 4, "gemm": "fp16", "workspace_bytes": 2**30, "device_memory_bytes": 2**33}
+    build(bundle, "server", **options)
+    bundle = Bundle.open(bundle.path)
+    (entry,) = bundle.manifest["targets"]["server"]
+    before = json.loads(json.dumps(entry))
+    fault(bundle, entry)
+    bundle.save()
+
+    with pytest.raises(error) as caught:
+        loaded(open_side(bundle, "server", TARGET), 8)
+    words = command_of(caught.value)
+    outcome = dsc(*words)
+
+    assert words[:6] == ["build", str(bundle.path), "--side", "server", "--target", TARGET]
+    assert outcome.exit_code == 0, outcome.stderr
+    assert loaded(open_side(bundle, "server", TARGET), 8) == ["a.tail.plan"]
+    if fault is not never_built:
+        (entry,) = Bundle.open(bundle.path).manifest["targets"]["server"]
+        assert entry["options"] == before["options"]
+        assert entry["fingerprint"] == before["fingerprint"]
+
+
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_the_command_for_a_larger_batch_keeps_the_smaller_ones(
+    bundle: Bundle, rtx: None, dsc: Callable[..., Any], per_batch: bool
+) -> None:
+    build(bundle, "server", per_batch=per_batch)
+    engines = open_side(bundle, "server")
+
+    with pytest.raises(BackendError, match="tail a: batch 16 is larger than 8, the largest") as caught:
+        engines.load(engines.graphs[1], 16)
+    dsc(*command_of(caught.value))
+
+    names = ["a.tail.b1.plan", "a.tail.b16.plan"] if per_batch else ["a.tail.plan"] * 2
+    assert loaded(open_side(bundle, "server"), 1, 16) == names
+
+
+def test_a_pinned_timing_cache_stands_in_the_command() -> None:
+    options = BuildOptions(batches=(1, 2), timing_cache=Path("t.cache"), timing_cache_sha256=64 * "a")
+
+    command = BuildOptions.from_json(options.to_json()).command()
+
+    assert command == f"--batches 1,2 --timing-cache FILE --timing-cache-sha256 {64 * 'a'}"
+
+
+@pytest.mark.parametrize("target", [None, "onnxruntime:cpu"])
+def test_an_unknown_side_is_refused(bundle: Bundle, target: str | None) -> None:
+    with pytest.raises(UsageError, match="side is 'both'; 'device' or 'server' was expected"):
+        SideEngines(bundle, "both", target)
+
+
+# ---- back-ends of one's own ------------------------------------------------------------------------------------
+
+
+class Reference:
+    """A back-end that is none of ours, and loads graphs as they are."""
+
+    target = Target.parse("onnxruntime:cpu,threads=2")
+    compiles = False
+    options: BuildOptions | None = None
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, str | None]] = []
+
+    def build_fingerprint(self) -> dict[str, Any]:
+        return {"library": "mine", "version": "1", "architecture": "cpu"}
+
+    def run_fingerprint(self) -> dict[str, Any]:
+        return self.build_fingerprint()
+
+    def live_state(self) -> dict[str, Any]:
+        return {}
+
+    def build(self, job: BuildJob) -> BuiltEngine | None:
+        return None
+
+    def load(self, path: Path, *, sha256: str | None = None) -> EngineLike:
+        self.loaded.append((path.name, sha256))
+        return get_backend("onnxruntime:cpu").load(path)
+
+
+class Compiler(Reference):
+    """A back-end that is none of ours, and whose engines are copies of the graphs that take few batch sizes."""
+
+    compiles = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profiles: dict[str, tuple[int, int, int]] = {}
+        self.batches: list[int] = []
+        self.closed = 0
+
+    def load(self, path: Path, *, sha256: str | None = None) -> EngineLike:
+        engine: Any = super().load(path, sha256=sha256)
+        run, close, (smallest, _, largest) = engine.run, engine.close, self.profiles[path.name]
+
+        def run_within(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            (batch,) = {len(array) for array in inputs.values()}
+            assert smallest <= batch <= largest
+            self.batches.append(batch)
+            outputs: dict[str, np.ndarray] = run(inputs)
+            return outputs
+
+        def count_and_close() -> None:
+            self.closed += 1
+            close()
+
+        engine.run, engine.close = run_within, count_and_close
+        loaded: EngineLike = engine
+        return loaded
+
+    def build(self, job: BuildJob) -> BuiltEngine | None:
+        self.profiles[job.output.name] = job.profile
+        shutil.copy(job.graph, job.output)
+        size_bytes = job.output.stat().st_size
+        facts = {"profile": list(job.profile)}
+        return BuiltEngine(
+            path=job.output, sha256=sha256_file(job.output), size_bytes=size_bytes, facts=facts, cached=False
+        )
+
+
+def run(engines: SideEngines) -> Iterator[tuple[int, ...]]:
+    """Run every engine; gives the shapes of their outputs."""
+    for graph in engines.graphs:
+        engine = engines.load(graph, 5)
+        for output in engine.run({"x": np.ones((5, 3, 8, 8), np.float32)}).values():
+            yield output.shape
+        engine.close()
+
+
+def test_a_backend_of_ones_own_loads_the_graphs(bundle: Bundle) -> None:
+    backend = Reference()
+    engines = SideEngines(bundle, "device", backend)
+
+    assert engines.backend is backend
+    assert list(run(engines)) == [(5, 4, 8, 8), (5, 2, 8, 8)]
+    assert backend.loaded == [("model.onnx", None), ("a.head.onnx", None)]
+    assert check_engines(bundle, "device", backend).passed
+    assert Bundle.open(bundle.path).manifest["targets"]["device"][0]["fingerprint"]["library"] == "mine"
+
+
+def test_a_backend_of_ones_own_that_compiles_loads_what_it_built(bundle: Bundle) -> None:
+    backend = Compiler()
+    with pytest.raises(UsageError, match=r"no engines for target 'onnxruntime:cpu,threads=2' on side 'device'"):
+        SideEngines(bundle, "device", backend)
+
+    result = build_engines(bundle, "device", backend, BuildOptions(batches=(1, 8)))
+
+    assert not result.failed
+    assert list(run(open_side(bundle, target=backend))) == [(5, 4, 8, 8), (5, 2, 8, 8)]
+    digests = [sha256_file(bundle.path / str(row.path)) for row in result.rows]
+    assert backend.loaded == list(zip(("model.plan", "a.head.plan"), digests, strict=True))
+    assert check_engines(bundle, "device", backend).passed
+
+
+COUNTER = itertools.count()
+
+
+class Restless(Compiler):
+    """Builds another file each time, as TensorRT does."""
+
+    def build(self, job: BuildJob) -> BuiltEngine | None:
+        built = super().build(job)
+        assert built is not None
+        with built.path.open("ab") as file:
+            file.write(b"%d" % next(COUNTER))
+        return dataclasses.replace(built, sha256=sha256_file(built.path), size_bytes=built.path.stat().st_size)
+
+
+def test_an_engine_that_is_built_again_is_listed_with_the_digest_of_its_new_file(bundle: Bundle) -> None:
+    listed = []
+    for _ in range(2):
+        (row, _head) = build_engines(bundle, "device", Restless(), BuildOptions(batches=(1, 8))).rows
+        listed.append(Bundle.open(bundle.path).manifest["files"][row.path]["sha256"])
+
+    assert listed[0] != listed[1] == sha256_file(bundle.path / str(row.path))
+
+
+@pytest.mark.parametrize("side", ["device", "server"])
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        ({"batches": (1,)}, [1, 1]),
+        ({"batches": (1, 2, 4)}, [2]),
+        ({"batches": (4, 8)}, [4]),
+        ({"batches": (1,), "per_batch": True}, [1, 1]),
+        ({"batches": (4, 8), "per_batch": True}, [2]),
+    ],
+)
+def test_engines_for_other_batches_than_that_of_the_samples_are_checked(
+    bundle: Bundle, side: str, options: dict[str, Any], batches: list[int]
+) -> None:
+    backend = Compiler()
+    build_engines(bundle, side, backend, BuildOptions(**options))
+
+    result = check_engines(bundle, side, backend)
+
+    assert [row.reason for row in result.rows] == ["", ""]
+    assert backend.batches == batches * 2
+    assert backend.closed == len(backend.loaded) == 2
+
+
+def test_samples_that_an_engine_takes_one_by_one_are_all_checked(bundle: Bundle, tmp_path: Path) -> None:
+    backend = Compiler()
+    build_engines(bundle, "device", backend, BuildOptions(batches=(1,)))
+    with np.load(bundle.path / "samples/model.npz") as saved:
+        samples = dict(saved)
+    samples["output:y"][1] += 1
+    np.savez(bundle.path / "samples/model.npz", **samples)
+
+    whole, head = check_engines(bundle, "device", backend, save_tensors=tmp_path / "device.npz").rows
+
+    assert "'y' is off by" in whole.reason
+    assert head.passed
+    with np.load(tmp_path / "device.npz") as saved:
+        assert saved["a/a"].shape == (2, 2, 8, 8)
