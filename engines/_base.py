@@ -89,8 +89,8 @@ class BuildJob:
     """Digest of the graph with its weights, 64 hexadecimal digits."""
     precision: str
     """``fp32`` or ``fp16``: what the graph computes in."""
-    kept_float32: tuple[str, ...]
-    """Nodes that stay float32 in a float16 graph."""
+    kept_float32: tuple[str, ...] | None
+    """Nodes that stayed float32 when the graph was converted to float16; ``None`` where it was not converted."""
     tensors: Mapping[str, TensorInfo]
     """What is known of inputs and outputs, by name; the graph may have only some of them."""
     profile: tuple[int, int, int]

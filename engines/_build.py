@@ -233,9 +233,7 @@ class _Build:
             path=graph.path,
             digest=bundle.graph_digest(graph.path),
             precision=bundle.manifest["precision"],
-            kept_float32=tuple(
-                item["name"] or "" for item in bundle.manifest.get("conversion", {}).get("kept_float32", ())
-            ),
+            kept_float32=_kept_float32(bundle),
             tensors=tensors,
             profile=profile,
             feeds=lambda: engine_inputs(bundle, graph, names, batch),
@@ -257,6 +255,12 @@ class _Build:
 
     def _tell(self, label: str, done: int, total: int) -> None:
         self._progress(Progress(stage=f"build {self._side}", label=label, done=done, total=total))
+
+
+def _kept_float32(bundle: Bundle) -> tuple[str, ...] | None:
+    """Name the nodes that a conversion to float16 left float32; ``None`` where the graph was not converted."""
+    conversion = bundle.manifest.get("conversion")
+    return None if conversion is None else tuple(item["name"] or "" for item in conversion["kept_float32"])
 
 
 def _paths(entries: Iterable[Mapping[str, Any]]) -> set[str]:

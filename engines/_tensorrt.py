@@ -12,7 +12,8 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,10 @@ from dsc_split.engines._cache import EngineCache, cache_folder
 from dsc_split.engines._fingerprint import gpu
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._plan_file import REBUILD, read_header, read_plan, write_plan
-from dsc_split.engines._trt_build import Shapes, build_plan, profile_shapes
+from dsc_split.engines._trt_build import BuiltPlan, Shapes, build_plan, profile_shapes
 from dsc_split.engines._trt_library import TrtLibrary, open_library
 from dsc_split.engines._trt_network import ParsedNetwork, parse_network
-from dsc_split.errors import BackendError, BackendUnavailable, DscError, EngineMismatch, OutOfMemoryError
+from dsc_split.errors import BackendError, BackendUnavailable, DscError, EngineMismatch, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from dsc_split.engines._cuda import CudaLayer
@@ -40,6 +41,20 @@ NOT_CAPTURABLE = "REQUIRE_USER_ALLOCATION is not compatible"
 """What TensorRT for RTX says of a network that cannot be part of a CUDA graph: its shapes depend on data, say."""
 BUILDER_VERSION = 1
 """Changes when the same graph and options are built otherwise than before: engines in the cache are then built anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A plan, and what it was built from."""
+
+    profile: tuple[int, int, int]
+    """Smallest, best and largest batch size."""
+    shapes: Shapes
+    """Shapes of the inputs at these."""
+    parsed: ParsedNetwork
+    """The network."""
+    built: BuiltPlan
+    """The plan."""
 
 
 class _TensorRT(Backend):
@@ -146,37 +161,15 @@ class _TensorRT(Backend):
     def _build_anew(self, job: BuildJob, options: BuildOptions) -> None:
         graph, rewritten = self._graph(job, options)
         activation_bytes: dict[str, int] = {}
-        lowered = ""
-
-        def build(profile: tuple[int, int, int]) -> tuple[ParsedNetwork, Shapes, bytes, dict[str, int]]:
-            job.tell("parse")
-            parsed = parse_network(self._library, graph, job.graph)
-            shapes = profile_shapes(parsed, job.tensors, profile)
-            plan, memory = self._plan(parsed, shapes, options, job.tell)
-            activation_bytes[str(profile[2])] = memory.pop("activation_bytes", 0)
-            return parsed, shapes, plan, memory
-
-        for profile in _profiles(job, options):
-            parsed, shapes, plan, memory = build(profile)
-            needed = activation_bytes[str(profile[2])] + memory.get("weights_bytes", 0)
-            available = options.device_memory_bytes
-            if available is None or needed <= available:
-                break
-            if not lowered:
-                lowered = (
-                    f"batch {profile[2]} needs {needed / 1e9:.2f} GB for activations and weights, more than the "
-                    f"{available / 1e9:.2f} GB of the GPU"
-                )
-        else:
-            raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({needed / 1e9:.2f} GB).")
-        precision = self._precision(job, parsed)
+        made, lowered = self._fit(job, graph, options, activation_bytes)
+        precision = self._precision(job, made)
         if options.memory_per_batch:
             for batch in options.batches:
                 if str(batch) not in activation_bytes:
-                    build((min(profile[0], batch), batch, batch))
-        memory_facts = {"activation_bytes": activation_bytes, **memory}
-        notes = [f"built for batches up to {profile[2]}: {lowered}"] if lowered else []
-        notes += _notes(rewritten) if rewritten else []
+                    other = self._plan(job, graph, (min(made.profile[0], batch), batch, batch), options)
+                    activation_bytes[str(batch)] = other.built.activation_bytes
+        notes = [f"built for batches up to {made.profile[2]}: {lowered}"] if lowered else []
+        parsed, built = made.parsed, made.built
         header = {
             **HEADER,
             "library": self._library.name,
@@ -187,51 +180,85 @@ class _TensorRT(Backend):
             "label": job.label,
             "graph": job.path,
             "graph_digest": job.digest,
-            "profile": {**dict(zip(("min", "opt", "max"), profile, strict=True)), "shapes": shapes},
+            "profile": {**dict(zip(("min", "opt", "max"), made.profile, strict=True)), "shapes": made.shapes},
             "inputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.inputs],
             "outputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.outputs],
             "precision": precision,
-            "memory": memory_facts,
+            "memory": {
+                "activation_bytes": activation_bytes,
+                "scratch_bytes": built.scratch_bytes,
+                "weights_bytes": built.weights_bytes,
+            },
             "rewritten": rewritten,
             "lowered": lowered or None,
-            "notes": notes,
+            "notes": [*notes, *(_notes(rewritten) if rewritten else [])],
         }
-        write_plan(job.output, header, plan)
+        write_plan(job.output, header, built.plan)
 
-    def _plan(
-        self, parsed: ParsedNetwork, shapes: Shapes, options: BuildOptions, tell: Callable[[str], None]
-    ) -> tuple[bytes, dict[str, int]]:
+    def _fit(
+        self, job: BuildJob, graph: bytes, options: BuildOptions, activation_bytes: dict[str, int]
+    ) -> tuple[_Made, str]:
+        """Build for the largest batch whose memory the GPU has; says why it is not the one that was asked for.
+
+        Args:
+            job: What to build.
+            graph: The graph as it is built.
+            options: How to build.
+            activation_bytes: Told the memory at every batch size that was tried.
+
+        Raises:
+            OutOfMemoryError: There is not enough for any batch.
+        """
+        lowered = ""
+        available = options.device_memory_bytes
+        for profile in _profiles(job, options):
+            made = self._plan(job, graph, profile, options)
+            activation_bytes[str(profile[2])] = made.built.activation_bytes
+            needed = made.built.activation_bytes + made.built.weights_bytes
+            if available is None or needed <= available:
+                return made, lowered
+            lowered = lowered or (
+                f"batch {profile[2]} needs {needed / 1e9:.2f} GB for activations and weights, more than the "
+                f"{available / 1e9:.2f} GB of the GPU"
+            )
+        raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({needed / 1e9:.2f} GB).")
+
+    def _plan(self, job: BuildJob, graph: bytes, profile: tuple[int, int, int], options: BuildOptions) -> _Made:
         """Build a plan that fits into a CUDA graph, or one that does not where the network has no such."""
+        job.tell("parse")
+        parsed = parse_network(self._library, graph, job.graph)
+        shapes = profile_shapes(parsed, job.tensors, profile)
 
-        def build(capturable: bool) -> tuple[bytes, dict[str, int]]:
+        def build(capturable: bool) -> BuiltPlan:
             configure = functools.partial(self._configure, capturable=capturable)
-            return build_plan(self._library, parsed, shapes, options, configure, self._after_build, tell)
+            return build_plan(self._library, parsed, shapes, options, configure, self._after_build, job.tell)
 
         try:
-            return build(True)
+            built = build(True)
         except BackendError as e:
             if NOT_CAPTURABLE not in str(e):
                 raise
-            return build(False)
+            built = build(False)
+        return _Made(profile=profile, shapes=shapes, parsed=parsed, built=built)
 
-    def _precision(self, job: BuildJob, parsed: ParsedNetwork) -> dict[str, Any]:
+    def _precision(self, job: BuildJob, made: _Made) -> dict[str, Any]:
         """Say what the network computes in, as its definition says.
 
         Raises:
-            BackendError: Float16 was asked for, and layers where the time goes are float32.
+            BackendError: It was converted to float16, and layers where the time goes are float32.
         """
-        compute = parsed.compute_types()
-        if job.precision == "fp16":
+        compute = made.parsed.compute_types()
+        if job.kept_float32 is not None:
             wide = [name for name in compute.get("float32", ()) if not _is_kept(name, job.kept_float32)]
-            if wide and (job.kept_float32 or "float16" not in compute):
+            if wide:
                 raise BackendError(
                     f"float16 was asked for, and {len(wide)} layers compute in float32, {wide[0]!r} the first. "
                     "Export it again with --precision fp16."
                 )
         return {
-            "layers": parsed.count_types(),
+            "layers": made.parsed.count_types(),
             "compute_layers": {name: len(layers) for name, layers in compute.items()},
-            "tf32": False,
+            "tf32": made.built.tf32,
         }
 
     def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
@@ -279,6 +306,11 @@ class TensorRTRTXBackend(_TensorRT):
     """TensorRT for RTX: builds for the GPU that the target names, on any machine."""
 
     library_name = "tensorrt_rtx"
+
+    def _require(self) -> None:
+        if self.options is not None and self.options.timing_cache is not None:
+            raise UsageError(f"target {str(self.target)!r} times no kernels: leave --timing-cache out.")
+        super()._require()
 
     def _gpu_facts(self) -> dict[str, Any]:
         return {}  # the target's architecture says it all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.errors import BackendError, OutOfMemoryError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from dsc_split.engines._trt_library import TrtLibrary
     from dsc_split.engines._trt_network import ParsedNetwork
 
-__all__ = ["Shapes", "build_plan", "profile_shapes"]
+__all__ = ["BuiltPlan", "Shapes", "build_plan", "profile_shapes"]
 
 NO_MEMORY = re.compile(r"OutOfMemory|out of memory|insufficient memory on workspace", re.I)
 NO_TACTIC = "Tactic Selection: no tactics"
@@ -26,6 +27,22 @@ REFUSED_TYPE = re.compile(
 )
 
 Shapes = dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltPlan:
+    """A plan, and what the builder says of it."""
+
+    plan: bytes
+    """What the library takes."""
+    tf32: bool
+    """Whether float32 layers may compute in TF32."""
+    activation_bytes: int
+    """Memory for activations, scratch included, at the largest shapes of the profile."""
+    scratch_bytes: int
+    """Scratch memory of the greediest layer."""
+    weights_bytes: int
+    """Memory for weights."""
 
 
 def profile_shapes(parsed: ParsedNetwork, tensors: Mapping[str, TensorInfo], profile: tuple[int, int, int]) -> Shapes:
@@ -58,7 +75,7 @@ def build_plan(
     configure: Callable[[Any], None],
     after: Callable[[Any], None],
     tell: Callable[[str], None],
-) -> tuple[bytes, dict[str, int]]:
+) -> BuiltPlan:
     """Build a plan.
 
     Args:
@@ -69,9 +86,6 @@ def build_plan(
         configure: Sets what the target needs on the builder's configuration.
         after: Takes from the configuration what the build has learnt.
         tell: Told the name of the phase that the library is in.
-
-    Returns:
-        The plan, and the memory in bytes that the builder says it takes.
 
     Raises:
         BackendError: It cannot be built; the message names the operation where the library does.
@@ -101,7 +115,12 @@ def build_plan(
     if plan is None:
         raise _failure(errors, options)
     after(config)
-    return bytes(plan), library.logger.memory()
+    memory = library.logger.memory()
+    return BuiltPlan(
+        plan=bytes(plan),
+        tf32=config.get_flag(library.trt.BuilderFlag.TF32),
+        **{name: memory.get(name, 0) for name in ("activation_bytes", "scratch_bytes", "weights_bytes")},
+    )
 
 
 def _failure(errors: list[str], options: BuildOptions) -> BackendError:
