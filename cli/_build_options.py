@@ -114,8 +114,11 @@ def print_builds(results: list[BuildResult]) -> None:
         ready = len(result.rows) - len(result.failed)
         err.print(f"{result.side}: {result.target} ({result.id}), {ready} of {len(result.rows)} ready")
         for row in result.rows:
+            if row.lowered and row.profile:
+                words = f"built for batches up to {row.profile[2]} alone: {row.lowered}"
+                err.print(f"warning: {result.side}: {row.label}: {words}.", style="yellow")
             for note in row.notes:
-                err.print(f"note: {result.side}: {row.label}: {note}.", style="yellow")
+                err.print(f"note: {result.side}: {row.label}: {note}.")
             if row.reason:
                 err.print(f"failed: {result.side}: {row.label}: {row.reason}", style="red")
 

@@ -58,8 +58,10 @@ class BuildRow:
     """Size of the engine's file."""
     memory: dict[str, Any] | None
     """``activation_bytes`` by batch size, ``scratch_bytes`` of the greediest layer, and ``weights_bytes``."""
+    lowered: str | None
+    """Why it was built for smaller batches than were asked for; ``None`` where it was not."""
     notes: tuple[str, ...]
-    """What the user should know: an operator that was rewritten, a batch that does not fit."""
+    """What the user should know: operators that were rewritten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,7 @@ class _Build:
                 profile=tuple(facts["profile"]) if built else None,
                 size_bytes=built.size_bytes if built else None,
                 memory=facts.get("memory"),
+                lowered=facts.get("lowered"),
                 notes=tuple(facts.get("notes", ())),
             )
         )

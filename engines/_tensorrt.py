@@ -168,7 +168,6 @@ class _TensorRT(Backend):
                 if str(batch) not in activation_bytes:
                     other = self._plan(job, graph, (min(made.profile[0], batch), batch, batch), options)
                     activation_bytes[str(batch)] = other.built.activation_bytes
-        notes = [f"built for batches up to {made.profile[2]}: {lowered}"] if lowered else []
         parsed, built = made.parsed, made.built
         header = {
             **HEADER,
@@ -191,7 +190,7 @@ class _TensorRT(Backend):
             },
             "rewritten": rewritten,
             "lowered": lowered or None,
-            "notes": [*notes, *(_notes(rewritten) if rewritten else [])],
+            "notes": _notes(rewritten) if rewritten else [],
         }
         write_plan(job.output, header, built.plan)
 

@@ -236,7 +236,10 @@ def test_a_product_of_two_computed_tensors_is_no_convolution_and_the_ways_out_ar
 
 def test_asking_for_float16_and_getting_float32_is_an_error(make_bundle: Callable[..., Bundle]) -> None:
     conversion: dict[str, Any] = {
-        "from": "fp32", "io_precision": "fp16", "max_abs_error": 0.0, "max_rel_error": 0.0,
+        "from": "fp32",
+        "io_precision": "fp16",
+        "max_abs_error": 0.0,
+        "max_rel_error": 0.0,
         **dict.fromkeys(("weights_converted", "weights_overflowed", "weights_vanished"), 0),
         "kept_float32": [],
     }
@@ -365,7 +368,8 @@ def test_an_engine_that_does_not_fit_is_built_for_smaller_batches(bundle: Bundle
     (row, _) = build(bundle, batches=(1, 16, 64), device_memory_bytes=between)
 
     assert row.profile == (1, 16, 16)
-    assert row.notes[0].startswith("built for batches up to 16: batch 64 needs")
+    assert row.lowered is not None
+    assert row.lowered.startswith("batch 64 needs")
     engines = SideEngines(Bundle.open(bundle.path), "device")
     with pytest.raises(OutOfMemoryError, match="was built for batches up to 16: batch 64 needs"):
         engines.load(engines.graphs[0], 64)
