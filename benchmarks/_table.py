@@ -380,7 +380,7 @@ def _statuses(cells: list[Cell]) -> str:
 
 
 def _target(bundle: Bundle, cells: list[Cell], side: str, asked: str | None) -> str:
-    """Give the target of a side: as asked, or the one recorded last."""
+    """Give the target of a side: as asked, else the last one recorded that has cells, else the last one recorded."""
     if asked is not None:
         return asked if any(cell.target == asked for cell in cells) else str(Target.parse(asked))
     recorded = bundle.targets(side) if side in bundle.manifest["targets"] else ()
@@ -389,7 +389,8 @@ def _target(bundle: Bundle, cells: list[Cell], side: str, asked: str | None) -> 
             f"bundle {str(bundle.path)!r} has no target for its {side} side yet, and no measurements there. "
             f"Take them: dsc-split bench {bundle.path} --side {side}"
         )
-    return recorded[-1]
+    measured = {cell.target for cell in cells}
+    return next((target for target in reversed(recorded) if target in measured), recorded[-1])
 
 
 def _file_id(bundle: Bundle, side: str, part: Side) -> str:

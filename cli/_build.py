@@ -37,7 +37,7 @@ def build(
     timing_cache_sha256: TimingCacheDigest = None,
     raw: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write the bare plans there, too, for trtexec --loadEngine."),
+        typer.Option(metavar="FOLDER", help="Write the bare plans there, too, for trtexec or tensorrt_rtx."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -51,7 +51,7 @@ def build(
     from dsc_split.cli._build_options import make_build_options, print_builds
     from dsc_split.cli._console import print_json, progress
     from dsc_split.engines import build_engines, export_raw
-    from dsc_split.errors import BackendError
+    from dsc_split.errors import BackendError, UsageError
 
     opened = Bundle.open(bundle)
     options = make_build_options(
@@ -68,6 +68,8 @@ def build(
     )
     with progress() as listener:
         result = build_engines(opened, side, target, options, progress=listener)
+    if raw is not None and not any(row.profile for row in result.rows):
+        raise UsageError(f"--raw: nothing is compiled for target {result.target!r}, so there are no plans to write.")
     if raw is not None:
         raw.mkdir(parents=True, exist_ok=True)
         for row in result.rows:

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsc_split._sizes import size_text
 from dsc_split.cli._options import positive_integers, size_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.table import Table
+
     from dsc_split.bundle import Bundle
-    from dsc_split.engines import BuildOptions, BuildResult
+    from dsc_split.engines import BuildOptions, BuildResult, BuildRow
 
 __all__ = [
     "Batches",
@@ -84,44 +89,91 @@ def make_build_options(bundle: Bundle, batches: Any, **options: Any) -> BuildOpt
     return BuildOptions(batches=choose_batches(bundle, batches), **options)
 
 
-def print_builds(results: list[BuildResult]) -> None:
-    """Print a table of all engines to stdout, and notes and failures to stderr."""
+def print_builds(results: Sequence[BuildResult]) -> None:
+    """Print all engines to stdout, and warnings, notes and failures to stderr."""
+    from dsc_split.cli._console import err, out
+
+    compiled = [(result, row) for result in results for row in result.rows if row.profile is not None]
+    for result in results:
+        for row in result.rows:
+            if row.profile is None and not row.reason:
+                out.print(f"{row.label}: ready in {row.build_s:.2f} s" if row.path is None else row.label)
+    if compiled:
+        out.print(_engine_table(compiled))
+    if any(row.memory and len(row.memory.get("activation_bytes", ())) > 1 for _, row in compiled):
+        out.print(_memory_table(compiled))
+    for result in results:
+        ready = len(result.rows) - len(result.failed)
+        err.print(f"{result.side}: {result.target} ({result.id}), {ready} of {len(result.rows)} ready")
+        _print_lowered(result)
+        for note, labels in _grouped((note, row.label) for row in result.rows for note in row.notes):
+            err.print(f"note: {result.side}: {_listed(labels)}: of the matrix products that SM75 lacks, {note}.")
+        for reason, labels in _grouped((row.reason, row.label) for row in result.failed):
+            err.print(f"failed: {result.side}: {_listed(labels)}: {reason}", style="red")
+
+
+def _engine_table(rows: Sequence[tuple[BuildResult, BuildRow]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from dsc_split.cli._console import err, out
-
-    rows = [(result, row) for result in results for row in result.rows]
-    if rows:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("side", "engine", "batches", "size", "activations", "weights", "built"):
-            right = heading in ("size", "activations", "weights", "built")
-            table.add_column(heading, justify="right" if right else "left", overflow="fold")
-        for result, row in rows:
-            memory = row.memory or {}
-            table.add_row(
-                result.side,
-                Text(row.label),
-                f"{row.profile[0]} to {row.profile[2]}" if row.profile else "",
-                _megabytes(row.size_bytes),
-                _megabytes(memory["activation_bytes"][str(row.profile[2])] if memory and row.profile else None),
-                _megabytes(memory.get("weights_bytes")),
-                "failed" if row.reason else "cached" if row.cached else f"{row.build_s:.1f} s",
-            )
-        out.print(table)
-    for result in results:
-        ready = len(result.rows) - len(result.failed)
-        err.print(f"{result.side}: {result.target} ({result.id}), {ready} of {len(result.rows)} ready")
-        for row in result.rows:
-            if row.lowered and row.profile:
-                words = f"built for batches up to {row.profile[2]} alone: {row.lowered}"
-                err.print(f"warning: {result.side}: {row.label}: {words}.", style="yellow")
-            for note in row.notes:
-                err.print(f"note: {result.side}: {row.label}: {note}.")
-            if row.reason:
-                err.print(f"failed: {result.side}: {row.label}: {row.reason}", style="red")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("side", "engine", "batches", "size", "activations", "weights", "built"):
+        right = heading in ("size", "activations", "weights", "built")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for result, row in rows:
+        low, _, high = row.profile or (0, 0, 0)
+        memory = row.memory or {}
+        activations = memory.get("activation_bytes", {}).get(str(high))
+        sizes = (row.size_bytes, activations, memory.get("weights_bytes"))
+        table.add_row(
+            result.side,
+            Text(row.label),
+            f"{low} to {high}",
+            *("" if size is None else size_text(size) for size in sizes),
+            "cached" if row.cached else f"{row.build_s:.1f} s",
+        )
+    return table
 
 
-def _megabytes(size: int | None) -> str:
-    return "" if size is None else f"{size / 1e6:,.1f} MB"
+def _memory_table(rows: Sequence[tuple[BuildResult, BuildRow]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = [(result, row, (row.memory or {}).get("activation_bytes", {})) for result, row in rows]
+    batches = sorted({int(batch) for _, _, sizes in found for batch in sizes})
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="activations in MB by batch size", title_justify="left")
+    table.add_column("side")
+    table.add_column("engine", overflow="fold")
+    for batch in batches:
+        table.add_column(str(batch), justify="right")
+    for result, row, sizes in found:
+        numbers = (f"{sizes[str(batch)] / 1e6:,.0f}" if str(batch) in sizes else "" for batch in batches)
+        table.add_row(result.side, Text(row.label), *numbers)
+    return table
+
+
+def _print_lowered(result: BuildResult) -> None:
+    """Say which engines were built for smaller batches than were asked for, and the greediest one's reason."""
+    from dsc_split.cli._console import err
+
+    lowered = [(row.profile[2], row) for row in result.rows if row.lowered and row.profile]
+    for largest in sorted({size for size, _ in lowered}):
+        rows = [row for size, row in lowered if size == largest]
+        words = f"built for batches up to {largest} alone: {rows[0].lowered}"
+        err.print(f"warning: {result.side}: {_listed([row.label for row in rows])}: {words}.", style="yellow")
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Gather the labels that share a text, in the order in which texts are first seen."""
+    groups: dict[str, list[str]] = {}
+    for text, label in pairs:
+        groups.setdefault(text, []).append(label)
+    return list(groups.items())
+
+
+def _listed(labels: Sequence[str]) -> str:
+    if len(labels) <= 2:
+        return " and ".join(labels)
+    return f"{labels[0]} and {len(labels) - 1} more"

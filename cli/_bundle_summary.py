@@ -31,6 +31,13 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
     batch = f"batch {bundle.fixed_batch} only" if bundle.fixed_batch else f"batches 1 to {bundle.max_batch}"
     out.print(f"{bundle.path}: {manifest['model']['name']}, {manifest['precision']}, {batch}, {pairs}")
     out.print(f"weights: {manifest['model']['weights']['origin']}")
+    conversion = manifest.get("conversion")
+    if conversion is not None:
+        error = conversion["max_rel_error"]
+        off = "not compared with float32" if error is None else f"off by {error:.1e} of the largest output in float32"
+        vanished = conversion["weights_vanished"]
+        gone = f", {vanished:,} of {conversion['weights_converted']:,} weights became 0" if vanished else ""
+        out.print(f"float16: {off}{gone}")
     if not bundle.splits:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsc_split._sizes import size_text
+
 if TYPE_CHECKING:
-    from dsc_split.engines._cache import EngineCache
+    from dsc_split.engines._cache import CacheEntry, EngineCache
 
 __all__ = ["cache"]
-
-MEGABYTE = 10**6
 
 
 def cache(
@@ -40,12 +40,13 @@ def cache(
             }
         )
     elif clear:
-        err.print(f"{found.folder}: {_megabytes(freed_bytes)} freed")
+        err.print(f"{found.folder}: {size_text(freed_bytes)} freed")
     else:
         _show(found)
 
 
 def _show(found: EngineCache) -> None:
+    """Print one line for each model, target and library; ``--json`` has every engine."""
     from datetime import datetime
 
     from rich import box
@@ -55,18 +56,18 @@ def _show(found: EngineCache) -> None:
     from dsc_split.cli._console import err, out
 
     entries = found.entries()
-    if entries:
+    groups: dict[tuple[str, str, str], list[CacheEntry]] = {}
+    for entry in entries:
+        groups.setdefault((entry.model, entry.target, entry.library_version), []).append(entry)
+    if groups:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("engine", "target", "library", "size", "last used"):
-            table.add_column(heading, justify="right" if heading == "size" else "left", overflow="fold")
-        for entry in entries:
-            used = datetime.fromtimestamp(entry.used_s).astimezone().isoformat(" ", "minutes")
-            size = _megabytes(entry.size_bytes)
-            table.add_row(Text(entry.label), Text(entry.target), Text(entry.library_version), size, used)
+        for heading in ("model", "target", "library", "engines", "size", "last used"):
+            right = heading in ("engines", "size")
+            table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        for (model, target, library), members in groups.items():
+            used = datetime.fromtimestamp(max(entry.used_s for entry in members)).isoformat(" ", "minutes")
+            size = size_text(sum(entry.size_bytes for entry in members))
+            table.add_row(Text(model), Text(target), Text(library), str(len(members)), size, used)
         out.print(table)
-    total, limit = (_megabytes(size) for size in (sum(entry.size_bytes for entry in entries), found.limit_bytes))
+    total, limit = (size_text(size) for size in (sum(entry.size_bytes for entry in entries), found.limit_bytes))
     err.print(f"{found.folder}: {len(entries)} engines, {total} of at most {limit}")
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / MEGABYTE:,.1f} MB"

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -24,6 +25,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.table import Column
+from rich.text import Text
 
 if TYPE_CHECKING:
     from dsc_split._progress import Progress, ProgressListener
@@ -66,7 +68,7 @@ def progress() -> Iterator[ProgressListener]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        _Steps(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn(
@@ -86,6 +88,13 @@ def progress() -> Iterator[ProgressListener]:
         stages = _Stages(bars)
         yield stages
         stages.end()
+
+
+class _Steps(MofNCompleteColumn):
+    """How many steps are done, where it is known how many there are."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text()
 
 
 class _Lines:

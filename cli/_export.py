@@ -152,7 +152,7 @@ def export(
         ]
     print_bundle(bundle, as_json=json)
     if not json:
-        print_builds([result for result in results if result.failed or any(row.path for row in result.rows)])
+        print_builds([result for result in results if result.failed or any(row.profile for row in result.rows)])
     failed = [row for result in results for row in result.failed]
     if failed:
         total = sum(len(result.rows) for result in results)

@@ -197,7 +197,7 @@ class _ConsoleHandler(logging.Handler):
         from dsc_split.cli._console import err
 
         try:
-            err.print(f"{record.levelname.lower()}: {self.format(record)}", soft_wrap=True)
+            err.print(f"{record.levelname.lower()}: {self.format(record)}", soft_wrap=not err.is_terminal)
         except Exception:
             self.handleError(record)
 

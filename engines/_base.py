@@ -83,6 +83,8 @@ class BuildJob:
     """The ONNX file, its weights beside it."""
     label: str
     """What it is, in words."""
+    model: str
+    """Name of the model that it is of."""
     path: str
     """Path of the graph, relative to the bundle."""
     digest: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -160,11 +161,16 @@ class _Build:
         compiles = self._backend.compiles
         profiles = self._options.profiles() if compiles else ((1, 1, 1),)
         graphs = side_graphs(self._bundle, self._side, whole=compiles)
+        folder = self._bundle.path / self._folder
         if compiles:
-            (self._bundle.path / self._folder).mkdir(parents=True, exist_ok=True)
-        for graph in graphs:
-            for profile in profiles:
-                self._one(graph, profile, len(graphs) * len(profiles))
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for graph in graphs:
+                for profile in profiles:
+                    self._one(graph, profile, len(graphs) * len(profiles))
+        finally:
+            with contextlib.suppress(OSError):  # something was built, or the folder was there
+                folder.rmdir()
         self._tell("done", len(self.rows), len(self.rows))
 
     def record(self) -> None:
@@ -188,6 +194,8 @@ class _Build:
         self._bundle.save()  # plans differ from build to build, also where all that is said of them is the same
         for path in old:
             self._bundle.file(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another engine lies there
+                self._bundle.file(path).parent.rmdir()
 
     def _one(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
         label = f"{graph.label}, batch {profile[2]}" if self._options.per_batch else graph.label
@@ -233,6 +241,7 @@ class _Build:
         return BuildJob(
             graph=bundle.file(graph.path),
             label=graph.label,
+            model=str(bundle.manifest["model"].get("name", "")) or "unnamed",
             path=graph.path,
             digest=bundle.graph_digest(graph.path),
             precision=bundle.manifest["precision"],

@@ -35,7 +35,15 @@ LOCK_TIMEOUT_S = 60.0
 """Who holds the lock copies or hashes one engine: after this long, something is wrong."""
 
 _RECORD = fields(
-    {"key": some_object, "sha256": text, "size_bytes": count, "label": text, "target": text, "library_version": text}
+    {
+        "key": some_object,
+        "sha256": text,
+        "size_bytes": count,
+        "model": text,
+        "label": text,
+        "target": text,
+        "library_version": text,
+    }
 )
 
 
@@ -68,6 +76,8 @@ class CacheEntry:
 
     digest: str
     """SHA-256 of its key, 64 hexadecimal digits."""
+    model: str
+    """Name of the model that it is of."""
     label: str
     """What it is, in words."""
     target: str
@@ -139,7 +149,7 @@ class EngineCache:
             with self._lock():
                 self._record_path(digest).unlink(missing_ok=True)
                 sha256 = _copy(path, self._plan_path(digest))
-                names = ("label", "target", "library_version")
+                names = ("model", "label", "target", "library_version")
                 record = {"key": _plain(key), "sha256": sha256, "size_bytes": size_bytes}
                 write_json(self._record_path(digest), {**record, **{name: header[name] for name in names}})
                 self._trim()
@@ -155,6 +165,7 @@ class EngineCache:
                 found.append(
                     CacheEntry(
                         digest=digest,
+                        model=record["model"],
                         label=record["label"],
                         target=record["target"],
                         library_version=record["library_version"],

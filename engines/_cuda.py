@@ -134,7 +134,7 @@ def _require_device(runtime: Any) -> None:
         return
     installed = runtime.cudaDriverGetVersion()[1]
     if not installed:
-        raise BackendUnavailable("no NVIDIA driver: libcuda.so.1 cannot be found. Install the driver: dsc-split doctor")
+        raise BackendUnavailable("no NVIDIA driver: libcuda.so.1 cannot be found. Install the driver of the GPU.")
     if code == INSUFFICIENT_DRIVER:
         needed = runtime.cudaRuntimeGetVersion()[1] // 1000
         raise BackendUnavailable(

@@ -37,7 +37,7 @@ JETPACK_6_TENSORRT = (
 )
 """There TensorRT comes with the system, for the Python of the system."""
 
-COMMAND = re.compile(r"\W*\b(?:Install[^:]*: )?(?P<pip>(?:pip uninstall \S+; )?pip install [^\s;]+)\s*$")
+COMMAND = re.compile(r"[\s.:]*\b(?:Install[^:]*: )?(?P<pip>(?:pip uninstall \S+; )?pip install [^\s;]+)\s*$")
 """How messages about what is not installed end."""
 
 

@@ -52,7 +52,9 @@ class GemmRewrite:
     model: onnx.ModelProto
     """The graph; its external data is that of the original, in the same folder."""
     converted: tuple[str, ...]
-    """Names of the nodes that are now exact float32 forms, in graph order."""
+    """Names of the nodes that are now equal convolutions, in graph order."""
+    summed: tuple[str, ...]
+    """Names of the nodes that are now an equal multiplication and sum."""
     halved: tuple[str, ...]
     """Names of the nodes that now compute in float16, between casts."""
     left: tuple[LeftGemm, ...]
@@ -75,16 +77,19 @@ def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
     model = _load(graph)
     names = Names(model)
     sums = policy == "sum" and model.opset_imports.get("", 0) >= _OPSET_OF_AXES_INPUT
-    converted, halved, left = [], [], []
+    converted, summed, halved, left = [], [], [], []
     for scope in list(model.graphs()):
         for node in tuple(scope):
             if not _is_refused(node):
                 continue
             name, forms = node.name or "", Forms(node, scope, names)
             try:
-                forms.replace([forms.convert(sums=sums)])
+                forms.replace([forms.convert(sums=False)])
                 converted.append(name)
             except NoFormError as e:
+                if sums and _sum(node, scope, names):
+                    summed.append(name)
+                    continue
                 overflow = _overflow(node)
                 if policy == "fp16" and not overflow:
                     forms.replace(forms.halve())
@@ -95,8 +100,22 @@ def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
     import onnx_ir as ir
 
     return GemmRewrite(
-        model=ir.serde.serialize_model(model), converted=tuple(converted), halved=tuple(halved), left=tuple(left)
+        model=ir.serde.serialize_model(model),
+        converted=tuple(converted),
+        summed=tuple(summed),
+        halved=tuple(halved),
+        left=tuple(left),
     )
+
+
+def _sum(node: ir.Node, scope: ir.Graph, names: Names) -> bool:
+    """Make a node a multiplication and a sum; tells whether that could be done."""
+    forms = Forms(node, scope, names)
+    try:
+        forms.replace([forms.convert(sums=True)])
+    except NoFormError:
+        return False
+    return True
 
 
 def prove_rewrite(

@@ -255,6 +255,7 @@ _HEADER = fields(
         "target": text,
         "architecture": text,
         "build_fingerprint": some_object,
+        "model": text,
         "label": text,
         "graph": text,
         "graph_digest": _digest,

@@ -49,6 +49,8 @@ class BackendEntry:
     """Options, in the order in which a target's text gives them."""
     default: str | None
     """Architecture where a target names none; ``None`` where it has to name one."""
+    otherwise: str = ""
+    """What to do about an architecture that it has not, as a sentence."""
 
 
 def _thread_count(text: str) -> int:
@@ -101,6 +103,7 @@ BACKENDS: dict[str, BackendEntry] = {
         architectures=dict.fromkeys(("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"), "rtx"),
         options=(IO, SLOWDOWN),
         default=None,
+        otherwise="For other GPUs, such as Jetson's or Hopper, use 'tensorrt' on the machine itself.",
     ),
 }
 

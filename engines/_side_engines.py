@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.engines._options import BuildOptions
+from dsc_split.engines._plan_file import REBUILD
 from dsc_split.engines._registry import get_backend
 from dsc_split.engines._sides import SideGraph, last_target, recorded_target, side_graphs
 from dsc_split.engines._target import Target
-from dsc_split.errors import BackendError, BundleError, EngineMismatch, OutOfMemoryError, UsageError
+from dsc_split.errors import BackendError, BundleError, EngineFileError, EngineMismatch, OutOfMemoryError, UsageError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -81,7 +83,11 @@ class SideEngines:
             raise BundleError(f"the manifest does not list {item['path']!r}. Build it again: {self._rebuild()}")
         if item["graph_digest"] != self._bundle.graph_digest(graph.path):
             raise EngineMismatch(f"{item['path']!r} was built from another {graph.path!r}. Build it: {self._rebuild()}")
-        return self.backend.load(self._bundle.file(item["path"]), sha256=listed["sha256"])
+        try:
+            return self.backend.load(self._bundle.file(item["path"]), sha256=listed["sha256"])
+        except EngineFileError as e:
+            command = f"Build it again: {self._rebuild()}"
+            raise type(e)(str(e).replace(REBUILD, command)) from e
 
     def nearest_batch(self, graph: SideGraph, batch: int) -> int:
         """Give ``batch``, or the nearest batch size that an engine of a graph was built for."""
@@ -128,7 +134,9 @@ class SideEngines:
 
     def _rebuild(self, batch: int | None = None) -> str:
         """Give the command that builds the engines as they were built, also for ``batch``."""
-        command = f"dsc-split build {self._bundle.path} --side {self._side} --target {self.backend.target}"
+        command = (
+            f"dsc-split build {shlex.quote(str(self._bundle.path))} --side {self._side} --target {self.backend.target}"
+        )
         options = self.backend.options
         if options is None:
             return command

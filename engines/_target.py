@@ -48,7 +48,7 @@ class Target:
                 raise UsageError(f"target {text!r}: name the GPU that it is for. Known: {known_names}.")
             architecture = entry.default
         if architecture not in entry.architectures:
-            hint = _hint(architecture, entry.architectures)
+            hint = entry.otherwise or _hint(architecture, entry.architectures)
             raise UsageError(f"target {text!r}: back-end {backend!r} has no architecture {architecture!r}. {hint}")
         known = {option.name: option for option in entry.options if option.only in (None, architecture)}
         given: dict[str, int | float | str] = {}

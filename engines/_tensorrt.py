@@ -12,12 +12,12 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import new_file, sha256_file, write_bytes
+from dsc_split._sizes import size_text
 from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
 from dsc_split.engines._batches import DEFAULT_BATCHES
 from dsc_split.engines._cache import EngineCache, cache_folder
@@ -110,6 +110,8 @@ class _TensorRT(Backend):
 
     def _build_facts(self) -> dict[str, Any]:
         options = self.options.facts() if self.options is not None else {}
+        if self.target.architecture != "sm75":
+            options.pop("gemm", None)
         facts = {"library": self._library.name, "version": self._library.version, "options": options}
         return {**facts, **self._gpu_facts()}
 
@@ -176,6 +178,7 @@ class _TensorRT(Backend):
             "target": f"{self.target.backend}:{self.target.architecture}",
             "architecture": self.target.architecture,
             "build_fingerprint": self.build_fingerprint(),
+            "model": job.model,
             "label": job.label,
             "graph": job.path,
             "graph_digest": job.digest,
@@ -210,17 +213,20 @@ class _TensorRT(Backend):
         """
         lowered = ""
         available = options.device_memory_bytes
-        for profile in _profiles(job, options):
+        profiles = _profiles(job, options)
+        for profile in profiles:
+            if lowered and profile != profiles[-1] and _hopeless(profile[2], activation_bytes, available):
+                continue
             made = self._plan(job, graph, profile, options)
             activation_bytes[str(profile[2])] = made.built.activation_bytes
             needed = made.built.activation_bytes + made.built.weights_bytes
             if available is None or needed <= available:
                 return made, lowered
             lowered = lowered or (
-                f"batch {profile[2]} needs {needed / 1e9:.2f} GB for activations and weights, more than the "
-                f"{available / 1e9:.2f} GB of the GPU"
+                f"batch {profile[2]} needs {size_text(needed)} for activations and weights, more than the "
+                f"{size_text(available)} of the GPU"
             )
-        raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({needed / 1e9:.2f} GB).")
+        raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({size_text(needed)}).")
 
     def _plan(self, job: BuildJob, graph: bytes, profile: tuple[int, int, int], options: BuildOptions) -> _Made:
         """Build a plan that fits into a CUDA graph, or one that does not where the network has no such."""
@@ -345,7 +351,10 @@ class TensorRTRTXBackend(_TensorRT):
         from dsc_split.partitioner._proof import TOLERANCE
         from dsc_split.partitioner._store import encode_graph
 
-        rewrite = rewrite_gemm(job.graph, policy=options.gemm)
+        try:
+            rewrite = rewrite_gemm(job.graph, policy=options.gemm)
+        except BackendUnavailable as e:  # one engine less, not the end of all
+            raise BackendError(f"a float32 graph has to be looked over for SM75: {e}") from e
         if rewrite.left:
             first = rewrite.left[0]
             more = f", and of {len(rewrite.left) - 1} more" if len(rewrite.left) > 1 else ""
@@ -354,20 +363,25 @@ class TensorRTRTXBackend(_TensorRT):
                 f"SM75 has no float32 form of {first.op_type} node {first.name!r}{more}: {first.reason}. "
                 f"Ways out: {', '.join([*ways, '--precision fp16 at the export'])}, or another target."
             )
-        if not (rewrite.converted or rewrite.halved):
+        count = len(rewrite.converted) + len(rewrite.summed) + len(rewrite.halved)
+        if not count:
             return super()._graph(job, options)
         job.tell("prove the rewritten graph")
-        _, max_rel = prove_rewrite(job.graph, rewrite, [job.feeds()])
+        try:
+            _, max_rel = prove_rewrite(job.graph, rewrite, [job.feeds()])
+        except BackendUnavailable as e:
+            raise BackendError(f"a graph that is rewritten for SM75 has to be proven: {e}") from e
         tolerance = TOLERANCE["fp16" if rewrite.halved else job.precision]
         if max_rel > tolerance:
             raise BackendError(
-                f"with {len(rewrite.converted) + len(rewrite.halved)} matrix products rewritten for SM75 the graph is "
+                f"with {count} matrix products rewritten for SM75 the graph is "
                 f"off by {max_rel:.2g} of its largest value; at most {tolerance:g} is expected. Choose another target, "
                 "or --precision fp16 at the export."
             )
         return encode_graph(rewrite.model), {
             "why": "SM75 has no float32 matrix products",
             "converted": list(rewrite.converted),
+            "summed": list(rewrite.summed),
             "halved": list(rewrite.halved),
             "graph_sha256": digest(rewrite),
             "max_rel_error": max_rel,
@@ -452,13 +466,18 @@ def _copy(source: Path | None, output: Path) -> bool:
     return True
 
 
-def _profiles(job: BuildJob, options: BuildOptions) -> Iterator[tuple[int, int, int]]:
+def _profiles(job: BuildJob, options: BuildOptions) -> list[tuple[int, int, int]]:
     """Give the profile that was asked for and, where memory is limited, those for ever smaller batches."""
     smallest, best, largest = job.profile
-    yield job.profile
-    if options.device_memory_bytes is not None:
-        for batch in sorted((size for size in options.batches if size < largest), reverse=True):
-            yield min(smallest, batch), min(best, batch), batch
+    smaller = sorted((size for size in options.batches if size < largest), reverse=True)
+    lower = [(min(smallest, batch), min(best, batch), batch) for batch in smaller]
+    return [job.profile, *(lower if options.device_memory_bytes is not None else [])]
+
+
+def _hopeless(batch: int, activation_bytes: dict[str, int], available: int | None) -> bool:
+    """Tell whether a batch size need not be tried: activations grow about as the batch does, give or take a half."""
+    tried = min(map(int, activation_bytes))
+    return available is not None and activation_bytes[str(tried)] * batch / tried > 1.5 * available
 
 
 def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
@@ -468,6 +487,9 @@ def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
 
 def _notes(rewritten: dict[str, Any]) -> list[str]:
     """Say what was rewritten, in words."""
-    forms = {"converted": "an equal float32 convolution or sum", "halved": "float16"}
-    counts = {key: len(rewritten[key]) for key in forms if rewritten[key]}
-    return [f"SM75 has no float32 matrix product: {count} became {forms[key]}" for key, count in counts.items()]
+    forms = {
+        "converted": "equal convolutions",
+        "summed": "equal multiplications and sums, whose speed has not been measured",
+        "halved": "float16",
+    }
+    return [f"{len(rewritten[key])} became {forms[key]}" for key in forms if rewritten[key]]

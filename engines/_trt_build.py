@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.engines._trt_library import TrtLibrary, interruptible
 from dsc_split.errors import BackendError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import TensorInfo
     from dsc_split.engines._options import BuildOptions
-    from dsc_split.engines._trt_library import TrtLibrary
     from dsc_split.engines._trt_network import ParsedNetwork
 
 __all__ = ["BuiltPlan", "Shapes", "build_plan", "profile_shapes"]
@@ -104,11 +104,12 @@ def build_plan(
         if config.add_optimization_profile(profile) < 0:
             raise BackendError(f"the shapes {shapes} are refused: {'; '.join(library.logger.errors())}")
     configure(config)
-    monitor = _monitor(library.trt, tell)
-    config.progress_monitor = monitor
     library.logger.errors()
     library.logger.memory()
-    plan = builder.build_serialized_network(network, config)
+    with interruptible() as interrupted:
+        monitor = _monitor(library.trt, tell, interrupted)
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
     if monitor.stopped is not None:
         raise monitor.stopped
     errors = library.logger.errors()
@@ -141,7 +142,7 @@ def _failure(errors: list[str], options: BuildOptions) -> BackendError:
     return BackendError(text[:1000])
 
 
-def _monitor(trt: Any, tell: Callable[[str], None]) -> Any:
+def _monitor(trt: Any, tell: Callable[[str], None], interrupted: Callable[[], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is known at run time alone
         """Tells the phase, and stops the build when it is interrupted.
 
@@ -154,20 +155,16 @@ def _monitor(trt: Any, tell: Callable[[str], None]) -> Any:
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             """Tell of a phase; ``num_steps`` says little, for nearly all the time goes into one of them."""
-            self._guard(lambda: tell(phase_name))
+            try:
+                tell(phase_name)
+            except BaseException as e:  # kept for the end of the build
+                self.stopped = self.stopped or e
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             """Tell the library whether to go on."""
-            self._guard(lambda: None)
-            return self.stopped is None
+            return self.stopped is None and not interrupted()
 
         def phase_finish(self, phase_name: str) -> None:
             """Nothing is to be done."""
-
-        def _guard(self, act: Callable[[], None]) -> None:
-            try:
-                act()
-            except BaseException as e:  # an interrupt, too: kept for the end of the build
-                self.stopped = self.stopped or e
 
     return Monitor()

@@ -6,16 +6,20 @@ asked for with ``hasattr``, never the version.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import signal
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from dsc_split._optional import require
 from dsc_split.errors import BackendUnavailable
 
-__all__ = ["TrtLibrary", "TrtLogger", "open_library"]
+__all__ = ["TrtLibrary", "TrtLogger", "interruptible", "open_library"]
 
 OLDEST = (10, 3)
 """Oldest ``tensorrt`` that has all that is used."""
@@ -112,3 +116,34 @@ def _native_logger(trt: Any, logger: TrtLogger) -> Any:
                 logger.note(text, is_error=severity <= trt.ILogger.ERROR)
 
     return Logger()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Keep an interrupt for the end of the block, and tell whether there was one.
+
+    The library calls Python back, to log and to tell its progress, and swallows what is raised there: an interrupt
+    would be lost.
+
+    Raises:
+        KeyboardInterrupt: There was one.
+    """
+    interrupted = threading.Event()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+
+    # Only the main thread may set handlers, and a handler of the user's own stays.
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, remember)
+    try:
+        yield interrupted.is_set
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if interrupted.is_set():
+        raise KeyboardInterrupt

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.engines._trt_library import TrtLibrary, interruptible
 from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import TensorInfo
-    from dsc_split.engines._trt_library import TrtLibrary
 
 __all__ = ["ParsedNetwork", "parse_network"]
 
@@ -104,7 +104,8 @@ def parse_network(library: TrtLibrary, graph: bytes, path: Path) -> ParsedNetwor
     strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(strongly_typed)
     parser = trt.OnnxParser(network, library.logger.native)
-    parsed = parser.parse(graph, str(path))
+    with interruptible():
+        parsed = parser.parse(graph, str(path))
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     if not parsed or errors:
         raise BackendError("; ".join(map(_explain, errors)) or _logged(library) or "the parser gives no reason")

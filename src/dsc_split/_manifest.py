@@ -82,7 +82,7 @@ _ENGINE = {
     "path": text,
     "profile": items(positive, at_least=3, at_most=3),
     "memory": some_object,
-    "rewritten": or_null(fields({"converted": items(text), "halved": items(text)})),
+    "rewritten": or_null(fields({"converted": items(text), "summed": items(text), "halved": items(text)})),
     "lowered": or_null(text),
 }
 _TARGETS = items(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["parse_size"]
+__all__ = ["parse_size", "size_text"]
 
 _UNITS = {
     "": 1,
@@ -36,3 +36,8 @@ def parse_size(text: str) -> int:
     if not 1 <= value < 2**63:
         raise ValueError(f"size {text!r} is out of range: at least 1 byte and less than 2^63 are taken.")
     return round(value)
+
+
+def size_text(size_bytes: int) -> str:
+    """Write a size for people, in MB (10^6 bytes), or in GB from 10 of them: ``53.6 MB``, ``12.4 GB``."""
+    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e10 else f"{size_bytes / 1e6:,.1f} MB"

@@ -22,6 +22,7 @@ HEADER: dict[str, Any] = {
     "target": "tensorrt-rtx:sm75",
     "architecture": "sm75",
     "build_fingerprint": {},
+    "model": "tiny",
     "label": "head features.4.0",
     "graph": "onnx/features.4.0.head.onnx",
     "graph_digest": "0" * 64,
@@ -44,13 +45,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
     return cache
 
 
-def test_table_shows_each_engine_and_the_limit(dsc: Dsc, cache: EngineCache) -> None:
+def test_table_shows_what_is_kept_of_each_model_and_the_limit(dsc: Dsc, cache: EngineCache) -> None:
     outcome = dsc("cache")
 
     assert outcome.exit_code == 0
-    for words in ("head features.4.0", "tensorrt-rtx:sm75", "1.7.1.116"):
+    for words in ("tiny", "tensorrt-rtx:sm75", "1.7.1.116"):
         assert words in outcome.stdout
-    assert f"{cache.folder}: 1 engines, 0.0 MB of at most 20,000.0 MB" in outcome.stderr
+    assert f"{cache.folder}: 1 engines, 0.0 MB of at most 20.0 GB" in outcome.stderr
 
 
 def test_json_is_one_document(dsc: Dsc, cache: EngineCache) -> None:

@@ -23,6 +23,7 @@ HEADER: dict[str, Any] = {
     "target": "tensorrt-rtx:sm75",
     "architecture": "sm75",
     "build_fingerprint": {},
+    "model": "tiny",
     "label": "the whole model",
     "graph": "onnx/model.onnx",
     "graph_digest": "0" * 64,

@@ -25,6 +25,7 @@ HEADER: dict[str, Any] = {
     "target": "tensorrt-rtx:sm75",
     "architecture": "sm75",
     "build_fingerprint": {"library": "tensorrt_rtx"},
+    "model": "tiny",
     "label": "head features.4.0",
     "graph": "onnx/features.4.0.head.onnx",
     "graph_digest": "0" * 64,
