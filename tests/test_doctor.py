@@ -329,6 +329,10 @@ def test_back_end_that_raises_anything_leaves_the_rest_to_be_told(monkeypatch: p
             "target 'x:y' cannot be used: only CPU. Install the one that has: pip uninstall a; pip install 'b[c]'",
             ("only CPU", "pip uninstall a; pip install 'b[c]'"),
         ),
+        (
+            "'ort' is needed to run on target 'x:y'. Install it: pip install 'b[c]'",
+            ("'ort' is needed to run on target 'x:y'", "pip install 'b[c]'"),
+        ),
         ("cannot read the state: pip install nvidia-ml-py", ("cannot read the state", "pip install nvidia-ml-py")),
         ("no NVIDIA driver. Install the driver: dsc-split doctor", ("no NVIDIA driver. Install the driver", None)),
     ],
