@@ -53,6 +53,8 @@ def build(
     from dsc_split.engines import build_engines, export_raw
     from dsc_split.errors import BackendError, UsageError
 
+    if raw is not None and raw.exists() and not raw.is_dir():
+        raise UsageError(f"--raw {str(raw)!r} is a file; the name of a folder was expected.")
     opened = Bundle.open(bundle)
     options = make_build_options(
         opened,
@@ -75,9 +77,8 @@ def build(
         for row in result.rows:
             if row.path is not None:
                 export_raw(opened.file(row.path), raw / Path(row.path).name)
+    print_builds([result], tables=not json)
     if json:
         print_json(dataclasses.asdict(result))
-    else:
-        print_builds([result])
     if result.failed:
         raise BackendError(f"{len(result.failed)} of {len(result.rows)} engines cannot be built; see above.")

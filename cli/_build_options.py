@@ -9,9 +9,10 @@ import typer
 
 from dsc_split._sizes import size_text
 from dsc_split.cli._options import positive_integers, size_bytes
+from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.table import Table
 
@@ -30,6 +31,7 @@ __all__ = [
     "Workspace",
     "make_build_options",
     "print_builds",
+    "refuse_build_options",
 ]
 
 Batches = Annotated[
@@ -78,6 +80,20 @@ TimingCacheDigest = Annotated[
 ]
 
 
+def refuse_build_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of building where nothing is built.
+
+    Args:
+        options: By their names on the command line; ``None``, false and the default mean not given.
+
+    Raises:
+        UsageError: One is given.
+    """
+    given = [name for name, value in options.items() if value not in (None, False)]
+    if given:
+        raise UsageError(f"{', '.join(given)}: no engines are built without --device or --server TARGET.")
+
+
 def make_build_options(bundle: Bundle, batches: Any, **options: Any) -> BuildOptions:
     """Make the options of a build; the batches are those that the bundle can run where none are given.
 
@@ -89,12 +105,13 @@ def make_build_options(bundle: Bundle, batches: Any, **options: Any) -> BuildOpt
     return BuildOptions(batches=choose_batches(bundle, batches), **options)
 
 
-def print_builds(results: Sequence[BuildResult]) -> None:
-    """Print all engines to stdout, and warnings, notes and failures to stderr."""
+def print_builds(results: Sequence[BuildResult], *, tables: bool) -> None:
+    """Print all engines to stdout, unless only the talk is wanted, and warnings, notes and failures to stderr."""
     from dsc_split.cli._console import err, out
 
-    compiled = [(result, row) for result in results for row in result.rows if row.profile is not None]
-    for result in results:
+    shown = results if tables else ()
+    compiled = [(result, row) for result in shown for row in result.rows if row.profile is not None]
+    for result in shown:
         for row in result.rows:
             if row.profile is None and not row.reason:
                 out.print(f"{row.label}: ready in {row.build_s:.2f} s" if row.path is None else row.label)

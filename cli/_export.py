@@ -100,16 +100,40 @@ def export(
     """Export a model into a bundle: its graph, the head / tail pairs of its best cuts, each proven, and engines."""
     import sys
 
-    from dsc_split.cli._build_options import make_build_options, print_builds
+    from dsc_split.cli._build_options import make_build_options, print_builds, refuse_build_options
     from dsc_split.cli._bundle_summary import print_bundle
     from dsc_split.cli._console import progress
-    from dsc_split.engines import Target, build_engines, get_backend, opset_limits
-    from dsc_split.errors import BackendError
+    from dsc_split.engines import DEFAULT_BATCHES, BuildOptions, Target, build_engines, get_backend, opset_limits
+    from dsc_split.engines._cache import EngineCache
+    from dsc_split.errors import BackendError, UsageError
     from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
 
     targets = {side: Target.parse(text) for side, text in (("device", device), ("server", server)) if text}
-    for target in targets.values():
-        get_backend(target).build_fingerprint()  # what is missing here is said before the work begins
+    # What is wrong with the engines' options, or missing here, is said before the work begins.
+    building = {
+        "opt_batch": opt_batch,
+        "per_batch": engine_per_batch,
+        "gemm": gemm,
+        "workspace_bytes": workspace,
+        "memory_per_batch": memory_per_batch,
+    }
+    if targets:
+        if batches and batches[-1] > max_batch:
+            raise UsageError(f"--batches {batches[-1]} is more than --max-batch {max_batch}.")
+        planned = BuildOptions(batches=batches or DEFAULT_BATCHES, **building)
+        for target in targets.values():
+            get_backend(target, planned).build_fingerprint()
+        EngineCache()
+    else:
+        names = ("--batches", "--opt-batch", "--engine-per-batch", "--workspace", "--device-memory")
+        values = (batches, opt_batch, engine_per_batch, workspace, device_memory)
+        refuse_build_options(
+            {
+                **dict(zip(names, values, strict=True)),
+                "--gemm": gemm if gemm != "sum" else None,
+                "--memory-per-batch": memory_per_batch,
+            }
+        )
     options = ExportOptions(
         source=SourceOptions(
             input_shapes=tuple(input_shape or ()),
@@ -139,20 +163,16 @@ def export(
                 make_build_options(
                     bundle,
                     batches,
-                    opt_batch=opt_batch,
-                    per_batch=engine_per_batch,
-                    gemm=gemm,
-                    workspace_bytes=workspace,
                     device_memory_bytes=device_memory if side == "device" else None,
-                    memory_per_batch=memory_per_batch,
+                    **building,
                 ),
                 progress=listener,
             )
             for side, target in targets.items()
         ]
     print_bundle(bundle, as_json=json)
-    if not json:
-        print_builds([result for result in results if result.failed or any(row.profile for row in result.rows)])
+    worth_showing = [result for result in results if result.failed or any(row.profile for row in result.rows)]
+    print_builds(worth_showing, tables=not json)
     failed = [row for result in results for row in result.failed]
     if failed:
         total = sum(len(result.rows) for result in results)

@@ -101,6 +101,8 @@ class BuildJob:
     """Gives inputs to try the graph on."""
     output: Path
     """Where the engine goes."""
+    listed_sha256: str | None
+    """Digest of the file that is there already, from the manifest; ``None`` where it lists none."""
     tell: Callable[[str], None]
     """Told of what is going on."""
 
@@ -148,7 +150,7 @@ class BackendLike(Protocol):
     def build(self, job: BuildJob) -> BuiltEngine | None:
         """Make the engine's file; ``None`` where the graph itself is loaded."""
 
-    def load(self, path: Path, *, sha256: str | None = None) -> EngineLike:
+    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
         """Load an engine's file, or a graph."""
 
 
@@ -220,13 +222,14 @@ class Backend(abc.ABC):
         with self._errors(f"cannot build {job.graph.name!r}"):
             return self._build(job)
 
-    def load(self, path: Path, *, sha256: str | None = None) -> Engine:
+    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> Engine:
         """Load what :meth:`build` made.
 
         Args:
             path: The engine's file, or the graph where nothing is compiled.
             sha256: Digest of the file, from the manifest. An engine's file that has another one is refused before
                 a byte of it reaches the library.
+            digest: Digest of the graph, with its weights, that the engine must have been built from; likewise.
 
         Raises:
             BackendError: The file is not there, holds an operator that the back-end lacks, or is damaged.
@@ -236,7 +239,7 @@ class Backend(abc.ABC):
         """
         self._require_file(path)
         with self._errors(f"cannot load {path.name!r}"):
-            return self._load(path, sha256)
+            return self._load(path, sha256, digest)
 
     # ---- a back-end writes these ---------------------------------------------------------------------------
 
@@ -249,7 +252,7 @@ class Backend(abc.ABC):
         """Give ``library``, ``version`` and every option that changes what is built."""
 
     @abc.abstractmethod
-    def _load(self, path: Path, sha256: str | None) -> Engine:
+    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Engine:
         """Load an engine; the library's own errors may escape."""
 
     def _device_facts(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class BuildRow:
     path: str | None
     """Path of the engine, relative to the bundle; ``None`` where it failed or the graph itself is loaded."""
     cached: bool
-    """Whether it had been built before and was copied."""
+    """Whether it had been built before, and lay there or in the cache."""
     profile: tuple[int, int, int] | None
     """Smallest, best and largest batch size; ``None`` where nothing is compiled."""
     size_bytes: int | None
@@ -161,7 +161,7 @@ class _Build:
         compiles = self._backend.compiles
         profiles = self._options.profiles() if compiles else ((1, 1, 1),)
         graphs = side_graphs(self._bundle, self._side, whole=compiles)
-        folder = self._bundle.path / self._folder
+        folder = self._bundle.file(self._folder)
         if compiles:
             folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -238,6 +238,7 @@ class _Build:
         if graph.kind == "tail" and graph.split is not None:
             names = [info.name for info in graph.split.tensors]
         batch = bundle.fixed_batch or min(TRIED_ON, bundle.max_batch)
+        output = f"{self._folder}/{self._file_name(graph, profile[2])}"
         return BuildJob(
             graph=bundle.file(graph.path),
             label=graph.label,
@@ -249,7 +250,8 @@ class _Build:
             tensors=tensors,
             profile=profile,
             feeds=lambda: engine_inputs(bundle, graph, names, batch),
-            output=bundle.path / self._folder / self._file_name(graph, profile[2]),
+            output=bundle.file(output),
+            listed_sha256=bundle.manifest["files"].get(output, {}).get("sha256"),
             tell=tell,
         )
 

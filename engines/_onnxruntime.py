@@ -80,7 +80,7 @@ class OnnxRuntimeBackend(Backend):
     def _device_facts(self) -> dict[str, Any]:
         return {"gpu": gpu()} if self.target.architecture == "cuda" else {}
 
-    def _load(self, path: Path, sha256: str | None) -> Engine:
+    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Engine:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions; nothing is to be printed
         if self.target.threads is not None:

@@ -539,3 +539,55 @@ def test_a_graph_newer_than_the_parser_is_refused_by_name(bundle: Bundle) -> Non
 
     with pytest.raises(UsageError, match=r"opset 99; tensorrt_rtx .* reads up to 25"):
         build(bundle)
+
+
+def test_an_engine_that_lies_in_the_bundle_stays_as_it_is(bundle: Bundle, engine_cache: Path) -> None:
+    first = build(bundle)
+    before = (bundle.path / str(first[0].path)).stat()
+    for path in (engine_cache / "engines").iterdir():
+        path.unlink()
+
+    assert [row.cached for row in build(bundle)] == [True, True]
+    after = (bundle.path / str(first[0].path)).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_an_engine_of_another_graph_in_the_cache_is_not_taken(bundle: Bundle, engine_cache: Path) -> None:
+    model, _ = build(bundle)
+    records = {json.loads(path.read_text())["label"]: path for path in (engine_cache / "engines").glob("*.json")}
+    wrong = records["head a"].with_suffix(".plan").read_bytes()
+    record = json.loads(records["whole model"].read_text())
+    record |= {"sha256": hashlib.sha256(wrong).hexdigest(), "size_bytes": len(wrong)}
+    records["whole model"].write_text(json.dumps(record))
+    records["whole model"].with_suffix(".plan").write_bytes(wrong)
+    (bundle.path / str(model.path)).unlink()
+
+    assert [row.cached for row in build(bundle)] == [False, True]
+    assert read_header(bundle.path / str(model.path))["label"] == "whole model"
+
+
+def test_an_engine_per_batch_that_does_not_fit_is_an_error_of_its_own(bundle: Bundle) -> None:
+    sizes = {row.profile[2]: row.memory for row in build(bundle, per_batch=True)[:2] if row.profile and row.memory}
+    between = sizes[1]["activation_bytes"]["1"] + sizes[1]["weights_bytes"]
+    rows = build(bundle, per_batch=True, device_memory_bytes=between)
+
+    assert [bool(row.reason) for row in rows[:2]] == [False, True]
+    assert "batch 4 needs" in rows[1].reason
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--gemm", "foo", "--device", "tensorrt-rtx:sm89"), "--gemm is 'foo'"),
+        (("--batches", "128", "--device", "tensorrt-rtx:sm89"), "--batches 128 is more than --max-batch 64"),
+        (("--opt-batch", "7", "--batches", "1,4", "--device", "tensorrt-rtx:sm89"), "--opt-batch is 7"),
+        (("--engine-per-batch",), "--engine-per-batch: no engines are built without --device or --server"),
+    ],
+)
+def test_an_export_refuses_what_cannot_be_built_before_it_begins(
+    dsc: Callable[..., Any], tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    outcome = dsc("export", "torchvision:no_such_model", "--output", tmp_path / "b", *options)
+
+    assert outcome.exit_code == 2
+    assert words in outcome.stderr

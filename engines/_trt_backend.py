@@ -1,0 +1,395 @@
+"""What TensorRT and TensorRT for RTX share: build, keep and load engines."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import new_file, sha256_file
+from dsc_split._sizes import size_text
+from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
+from dsc_split.engines._batches import DEFAULT_BATCHES
+from dsc_split.engines._cache import EngineCache, cache_folder
+from dsc_split.engines._fingerprint import gpu
+from dsc_split.engines._options import BuildOptions
+from dsc_split.engines._plan_file import REBUILD, read_header, read_plan, write_plan
+from dsc_split.engines._trt_build import BuiltPlan, Shapes, build_plan, profile_shapes
+from dsc_split.engines._trt_library import TrtLibrary, open_library
+from dsc_split.engines._trt_network import ParsedNetwork, parse_network
+from dsc_split.errors import (
+    BackendError,
+    BackendUnavailable,
+    EngineFileError,
+    EngineMismatch,
+    OutOfMemoryError,
+)
+
+if TYPE_CHECKING:
+    from dsc_split.engines._cuda import CudaLayer
+
+__all__ = ["TrtBackend"]
+
+logger = logging.getLogger(__name__)
+
+HEADER = {"format": "dsc-split/engine", "version": 1}
+NOT_CAPTURABLE = "REQUIRE_USER_ALLOCATION is not compatible"
+"""What TensorRT for RTX says of a network that cannot be part of a CUDA graph: its shapes depend on data, say."""
+BUILDER_VERSION = 1
+"""Changes when the same graph and options are built otherwise than before: engines in the cache are then built anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A plan, and what it was built from."""
+
+    profile: tuple[int, int, int]
+    """Smallest, best and largest batch size."""
+    shapes: Shapes
+    """Shapes of the inputs at these."""
+    parsed: ParsedNetwork
+    """The network."""
+    built: BuiltPlan
+    """The plan."""
+
+
+class TrtBackend(Backend):
+    """What both libraries share."""
+
+    compiles = True
+    library_name: str
+    """Import name of the library."""
+
+    _library: TrtLibrary
+
+    # ---- what differs ----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _gpu_facts(self) -> dict[str, Any]:
+        """Describe the GPU that engines are built for, as far as they depend on it."""
+
+    @abc.abstractmethod
+    def _configure(self, config: Any, *, capturable: bool) -> None:
+        """Set what the target needs on a builder's configuration.
+
+        Args:
+            config: The configuration.
+            capturable: Whether the engine must fit into a CUDA graph, as far as the library has a say in it.
+        """
+
+    def _after_build(self, config: Any) -> None:
+        """Keep what a build has learnt."""
+
+    @property
+    @abc.abstractmethod
+    def _runs_here(self) -> bool:
+        """Whether the GPU that engines are built for is this machine's."""
+
+    # ---- the back-end ----------------------------------------------------------------------------------------
+
+    def _require(self) -> None:
+        self._library = open_library(self.library_name, self.extra)
+
+    def require_device(self) -> None:
+        """See whether there is a GPU with a driver.
+
+        Raises:
+            BackendUnavailable: There is none, or the driver is too old.
+        """
+        self._cuda()
+
+    def live_state(self) -> dict[str, Any]:
+        """Read clocks, temperature and what holds the GPU back."""
+        from dsc_split.engines._gpu_state import gpu_state
+
+        return gpu_state()
+
+    def _build_facts(self) -> dict[str, Any]:
+        options = self.options.facts() if self.options is not None else {}
+        if self.target.architecture != "sm75":
+            options.pop("gemm", None)
+        facts = {"library": self._library.name, "version": self._library.version, "options": options}
+        return {**facts, **self._gpu_facts()}
+
+    def _device_facts(self) -> dict[str, Any]:
+        return {"gpu": gpu(), "io": self.target.io}
+
+    def _cuda(self) -> CudaLayer:
+        from dsc_split.engines._cuda import open_cuda
+
+        try:
+            return open_cuda(extra=self.extra)
+        except BackendUnavailable as e:
+            raise self._unavailable(str(e)) from e
+
+    # ---- build -----------------------------------------------------------------------------------------------
+
+    def _build(self, job: BuildJob) -> BuiltEngine:
+        options = self.options or BuildOptions(batches=DEFAULT_BATCHES)
+        cached = self._is_there(job, options)
+        if not cached:
+            cache, key = EngineCache(), self._cache_key(job, options)
+            cached = _copy(cache.get(key), job.output) and self._fits(job, read_header(job.output), options)
+            if not cached:
+                self._build_anew(job, options)
+                cache.put(key, job.output)
+        header = read_header(job.output)
+        if self._runs_here:
+            job.tell("load")
+            self.load(job.output).close()
+        facts = ("memory", "precision", "rewritten", "lowered", "notes")
+        profile = [header["profile"][bound] for bound in ("min", "opt", "max")]
+        return BuiltEngine(
+            path=job.output,
+            sha256=sha256_file(job.output),
+            size_bytes=job.output.stat().st_size,
+            facts={"profile": profile, **{name: header[name] for name in facts}},
+            cached=cached,
+        )
+
+    def _is_there(self, job: BuildJob, options: BuildOptions) -> bool:
+        """Tell whether the bundle has this very engine: it then stays, so that it and the manifest agree throughout."""
+        if job.listed_sha256 is None or not job.output.is_file() or sha256_file(job.output) != job.listed_sha256:
+            return False
+        try:
+            return self._fits(job, read_header(job.output), options)
+        except EngineFileError:
+            return False
+
+    def _fits(self, job: BuildJob, header: dict[str, Any], options: BuildOptions) -> bool:
+        """Tell whether an engine is what a job asks for, whatever its file is called."""
+        stated = (header["graph"], header["graph_digest"], header["label"], header["build_fingerprint"])
+        told = header["memory"].get("activation_bytes", {})
+        return (
+            stated == (job.path, job.digest, job.label, self.build_fingerprint())
+            and header["profile"]["max"] <= job.profile[2]
+            and (header["lowered"] is not None or header["profile"]["max"] == job.profile[2])
+            and (not _asks_memory(options) or {str(batch) for batch in options.batches} <= set(told))
+        )
+
+    def _cache_key(self, job: BuildJob, options: BuildOptions) -> dict[str, Any]:
+        return {
+            "builder": BUILDER_VERSION,
+            "graph": job.path,
+            "digest": job.digest,
+            "profile": list(job.profile),
+            "fingerprint": self.build_fingerprint(),
+            "batches": list(options.batches) if options.device_memory_bytes or _asks_memory(options) else None,
+            "memory_per_batch": _asks_memory(options),
+        }
+
+    def _build_anew(self, job: BuildJob, options: BuildOptions) -> None:
+        graph, rewritten = self._graph(job, options)
+        activation_bytes: dict[str, int] = {}
+        made, lowered = self._fit(job, graph, options, activation_bytes)
+        precision = self._precision(job, made)
+        if _asks_memory(options):
+            for batch in options.batches:
+                if str(batch) not in activation_bytes:
+                    other = self._plan(job, graph, (min(made.profile[0], batch), batch, batch), options)
+                    activation_bytes[str(batch)] = other.built.activation_bytes
+        parsed, built = made.parsed, made.built
+        header = {
+            **HEADER,
+            "library": self._library.name,
+            "library_version": self._library.version,
+            "target": f"{self.target.backend}:{self.target.architecture}",
+            "architecture": self.target.architecture,
+            "build_fingerprint": self.build_fingerprint(),
+            "model": job.model,
+            "label": job.label,
+            "graph": job.path,
+            "graph_digest": job.digest,
+            "profile": {**dict(zip(("min", "opt", "max"), made.profile, strict=True)), "shapes": made.shapes},
+            "inputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.inputs],
+            "outputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.outputs],
+            "precision": precision,
+            "memory": {
+                "activation_bytes": activation_bytes,
+                "scratch_bytes": built.scratch_bytes,
+                "weights_bytes": built.weights_bytes,
+            },
+            "rewritten": rewritten,
+            "lowered": lowered or None,
+            "notes": _notes(rewritten) if rewritten else [],
+        }
+        write_plan(job.output, header, built.plan)
+
+    def _fit(
+        self, job: BuildJob, graph: bytes, options: BuildOptions, activation_bytes: dict[str, int]
+    ) -> tuple[_Made, str]:
+        """Build for the largest batch whose memory the GPU has; says why it is not the one that was asked for.
+
+        Args:
+            job: What to build.
+            graph: The graph as it is built.
+            options: How to build.
+            activation_bytes: Told the memory at every batch size that was tried.
+
+        Raises:
+            OutOfMemoryError: There is not enough for any batch.
+        """
+        lowered = ""
+        available = options.device_memory_bytes
+        profiles = _profiles(job, options)
+        for profile in profiles:
+            if lowered and profile != profiles[-1] and _hopeless(profile[2], activation_bytes, available):
+                continue
+            made = self._plan(job, graph, profile, options)
+            activation_bytes[str(profile[2])] = made.built.activation_bytes
+            needed = made.built.activation_bytes + made.built.weights_bytes
+            if available is None or needed <= available:
+                return made, lowered
+            lowered = lowered or (
+                f"batch {profile[2]} needs {size_text(needed)} for activations and weights, more than the "
+                f"{size_text(available)} of the GPU"
+            )
+        if len(profiles) == 1:
+            raise OutOfMemoryError(f"{lowered}.")
+        raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({size_text(needed)}).")
+
+    def _plan(self, job: BuildJob, graph: bytes, profile: tuple[int, int, int], options: BuildOptions) -> _Made:
+        """Build a plan that fits into a CUDA graph, or one that does not where the network has no such."""
+        job.tell("parse")
+        parsed = parse_network(self._library, graph, job.graph)
+        shapes = profile_shapes(parsed, job.tensors, profile)
+
+        def build(capturable: bool) -> BuiltPlan:
+            configure = functools.partial(self._configure, capturable=capturable)
+            return build_plan(self._library, parsed, shapes, options, configure, self._after_build, job.tell)
+
+        try:
+            built = build(True)
+        except BackendError as e:
+            if NOT_CAPTURABLE not in str(e):
+                raise
+            built = build(False)
+        return _Made(profile=profile, shapes=shapes, parsed=parsed, built=built)
+
+    def _precision(self, job: BuildJob, made: _Made) -> dict[str, Any]:
+        """Say what the network computes in, as its definition says.
+
+        Raises:
+            BackendError: It was converted to float16, and layers where the time goes are float32.
+        """
+        compute = made.parsed.compute_types()
+        if job.kept_float32 is not None:
+            wide = [name for name in compute.get("float32", ()) if not _is_kept(name, job.kept_float32)]
+            if wide:
+                raise BackendError(
+                    f"float16 was asked for, and {len(wide)} layers compute in float32, {wide[0]!r} the first. "
+                    "Float64 in the graph does that: make it float32 in the model, or export with --precision fp32."
+                )
+        return {
+            "layers": made.parsed.count_types(),
+            "compute_layers": {name: len(layers) for name, layers in compute.items()},
+            "tf32": made.built.tf32,
+        }
+
+    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
+        """Give the graph to build, and what was rewritten in it, for the GPU has not everything."""
+        return job.graph.read_bytes(), None
+
+    # ---- load ------------------------------------------------------------------------------------------------
+
+    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Engine:
+        from dsc_split.engines._trt_engine import TensorRTEngine
+
+        file = read_plan(path, sha256=sha256)
+        if digest is not None and file.header["graph_digest"] != digest:
+            raise EngineMismatch(
+                f"engine {path.name!r} was built from another graph than the bundle's, {file.header['graph']!r}. "
+                f"{REBUILD}"
+            )
+        self._compare(path, file.header)
+        cuda = self._cuda()
+        return TensorRTEngine(
+            self,
+            path.name,
+            file.header,
+            file.plan,
+            trt=self._library.trt,
+            logger=self._library.logger,
+            cuda=cuda,
+            io=self.target.io,
+            runtime_cache=_runtime_cache(file.header["plan_sha256"], cuda),
+        )
+
+    def _compare(self, path: Path, header: dict[str, Any]) -> None:
+        """Refuse an engine that this library, in this version, on this GPU, did not build."""
+        expected = {"library": self._library.name, "library_version": self._library.version}
+        expected |= {"architecture": self.target.architecture, **self._gpu_facts()}
+        stated = {**header["build_fingerprint"], **header}
+        wrong = [key for key, value in expected.items() if stated.get(key) != value]
+        if not wrong and not self._runs_here:
+            raise EngineMismatch(
+                f"engine {path.name!r} was built for {header['target']}; found a GPU of compute capability "
+                f"{self._cuda().compute_capability}. {REBUILD}"
+            )
+        if wrong:
+            built = ", ".join(f"{key} {stated.get(key)}" for key in wrong)
+            found = ", ".join(f"{key} {expected[key]}" for key in wrong)
+            raise EngineMismatch(f"engine {path.name!r} was built for {built}; found {found}. {REBUILD}")
+
+
+def _runtime_cache(plan_sha256: str, cuda: CudaLayer) -> Path | None:
+    """Name the file that keeps what TensorRT for RTX compiles from a plan for this GPU; ``None`` without a folder."""
+    folder = cache_folder() / "runtime"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        logger.warning("what is compiled for this GPU cannot be kept in %r: %s", str(folder), e)
+        return None
+    return folder / f"{plan_sha256[:32]}-{cuda.name.replace(' ', '-')}-{cuda.compute_capability}.cache"
+
+
+def _copy(source: Path | None, output: Path) -> bool:
+    """Copy an engine from the cache; tells whether it was there, for another process may just have removed it."""
+    if source is None:
+        return False
+    try:
+        opened = source.open("rb")
+    except FileNotFoundError:
+        return False
+    with opened, new_file(output) as file:
+        shutil.copyfileobj(opened, file)
+    return True
+
+
+def _profiles(job: BuildJob, options: BuildOptions) -> list[tuple[int, int, int]]:
+    """Give the profile that was asked for and, where memory is limited, those for ever smaller batches."""
+    smallest, best, largest = job.profile
+    smaller = sorted((size for size in options.batches if size < largest), reverse=True)
+    lower = [(min(smallest, batch), min(best, batch), batch) for batch in smaller]
+    lowers = options.device_memory_bytes is not None and not options.per_batch
+    return [job.profile, *(lower if lowers else [])]
+
+
+def _asks_memory(options: BuildOptions) -> bool:
+    """Tell whether the memory at other batch sizes is wanted; with an engine for each, they tell it themselves."""
+    return options.memory_per_batch and not options.per_batch
+
+
+def _hopeless(batch: int, activation_bytes: dict[str, int], available: int | None) -> bool:
+    """Tell whether a batch size need not be tried: activations grow about as the batch does, give or take a half."""
+    tried = min(map(int, activation_bytes))
+    return available is not None and activation_bytes[str(tried)] * batch / tried > 1.5 * available
+
+
+def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
+    """Tell whether a layer came from a node that stays float32: the parser may add words to the node's name."""
+    return any(layer == name or layer.startswith((f"{name} ", f"{name}_")) for name in kept)
+
+
+def _notes(rewritten: dict[str, Any]) -> list[str]:
+    """Say what was rewritten, in words."""
+    forms = {
+        "converted": "equal convolutions",
+        "summed": "equal multiplications and sums, whose speed has not been measured",
+        "halved": "float16",
+    }
+    return [f"{len(rewritten[key])} became {forms[key]}" for key in forms if rewritten[key]]
