@@ -117,7 +117,7 @@ def print_builds(results: Sequence[BuildResult], *, tables: bool) -> None:
                 out.print(f"{row.label}: ready in {row.build_s:.2f} s" if row.path is None else row.label)
     if compiled:
         out.print(_engine_table(compiled))
-    if any(row.memory and len(row.memory.get("activation_bytes", ())) > 1 for _, row in compiled):
+    if any(not row.lowered and len((row.memory or {}).get("activation_bytes", ())) > 1 for _, row in compiled):
         out.print(_memory_table(compiled))
     for result in results:
         ready = len(result.rows) - len(result.failed)

@@ -61,13 +61,13 @@ def _show(found: EngineCache) -> None:
         groups.setdefault((entry.model, entry.target, entry.library_version), []).append(entry)
     if groups:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("model", "target", "library", "engines", "size", "last used"):
-            right = heading in ("engines", "size")
+        for heading in ("model", "target", "library", "count", "size", "last used"):
+            right = heading in ("count", "size")
             table.add_column(heading, justify="right" if right else "left", overflow="fold")
         for (model, target, library), members in groups.items():
-            used = datetime.fromtimestamp(max(entry.used_s for entry in members)).isoformat(" ", "minutes")
+            used = datetime.fromtimestamp(max(entry.used_s for entry in members)).date()
             size = size_text(sum(entry.size_bytes for entry in members))
-            table.add_row(Text(model), Text(target), Text(library), str(len(members)), size, used)
+            table.add_row(Text(model), Text(target), Text(library), str(len(members)), size, str(used))
         out.print(table)
     total, limit = (size_text(size) for size in (sum(entry.size_bytes for entry in entries), found.limit_bytes))
     err.print(f"{found.folder}: {len(entries)} engines, {total} of at most {limit}")
