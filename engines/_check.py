@@ -206,7 +206,7 @@ class _Golden:
                 f"bundle {str(bundle.path)!r} has no golden samples: it was cut with --no-proof. "
                 f"Cut it again without, or give --against FILE."
             )
-        self._batch: int = bundle.manifest["samples"].get("batch", 1)
+        self._batch: int = bundle.manifest.get("samples", {}).get("batch", 1)
         self._inputs: dict[str, np.ndarray] = strip_prefix(samples, "input:")
         self._outputs = strip_prefix(samples, "output:")
         self._given: dict[str, np.ndarray] = {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["GemmRewrite", "LeftGemm", "digest", "prove_rewrite", "rewrite_gemm"]
 
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_CONVOLUTIONS = {"Conv": "3-D convolution", "ConvTranspose": "3-D transposed convolution"}
 _RANK_OF_3D = 5
 _FLOAT16_MAX = 65504.0
 _OPSET_OF_AXES_INPUT = 13
@@ -43,6 +43,11 @@ class LeftGemm:
     """``Gemm``, ``MatMul``, ``Einsum``, ``LSTM``, ..."""
     reason: str
     """Why it could not be rewritten."""
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies matrices; what does not can only become float16."""
+        return self.op_type in PRODUCTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +89,12 @@ def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
                 continue
             name, forms = node.name or "", Forms(node, scope, names)
             try:
+                if node.op_type not in PRODUCTS:
+                    raise NoFormError(f"SM75 has no float32 {_CONVOLUTIONS.get(node.op_type, node.op_type)}")
                 forms.replace([forms.convert(sums=False)])
                 converted.append(name)
             except NoFormError as e:
-                if sums and _sum(node, scope, names):
+                if sums and node.op_type in PRODUCTS and _sum(node, scope, names):
                     summed.append(name)
                     continue
                 overflow = _overflow(node)
@@ -159,33 +166,24 @@ def digest(rewrite: GemmRewrite) -> str:
 
 
 def _with_rounding(rewrite: GemmRewrite) -> onnx.ModelProto:
-    """Make ONNX Runtime round to float16 where the rewritten graph does.
-
-    It computes float16 products in float32 on the CPU, and drops casts to float16 and back that then meet, with the
-    rounding. A Reshape between keeps them apart.
-    """
+    """Make ONNX Runtime round to float16 where the rewritten graph does."""
     if not rewrite.halved:
         return rewrite.model
     import onnx_ir as ir
 
+    from dsc_split.partitioner._rounding import keep_roundings
+
     model = ir.serde.deserialize_model(rewrite.model)
-    names = Names(model)
-    for graph in list(model.graphs()):
-        for node in tuple(graph):
-            if node.op_type != "Cast" or (node.name or "").rpartition(".cast")[0] not in rewrite.halved:
-                continue
-            halved = node.outputs[0] if node.attributes.get_int("to") == ir.DataType.FLOAT16 else node.inputs[0]
-            producer = halved.producer() if halved is not None else None
-            if halved is None or producer is None:
-                continue
-            uses = tuple(halved.uses())
-            shape = ir.node("Shape", [halved], name=names.new("rounding.shape"))
-            apart = ir.node("Reshape", [halved, shape.outputs[0]], name=names.new("rounding.reshape"))
-            for made in (shape, apart):
-                made.outputs[0].name = names.new(f"{made.name}.output")
-            graph.insert_after(producer, [shape, apart])
-            for user, index in uses:
-                user.replace_input_with(index, apart.outputs[0])
+    casts = [
+        node
+        for graph in model.graphs()
+        for node in graph
+        if node.op_type == "Cast" and (node.name or "").rpartition(".cast")[0] in rewrite.halved
+    ]
+    halved = [
+        cast.outputs[0] if cast.attributes.get_int("to") == ir.DataType.FLOAT16 else cast.inputs[0] for cast in casts
+    ]
+    keep_roundings(model, dict.fromkeys(value for value in halved if value is not None))
     return ir.serde.serialize_model(model)
 
 

@@ -168,8 +168,6 @@ class Forms:
         Raises:
             NoFormError: There is no such form; nothing was made.
         """
-        if self._node.op_type not in PRODUCTS:
-            raise NoFormError(f"{self._node.op_type} is no product with one matrix")
         values = [value for value in self._node.inputs if value is not None]
         if self._node.op_type == "Gemm":
             return self._gemm(*values, sums=sums)

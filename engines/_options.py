@@ -15,6 +15,9 @@ GEMM_POLICIES = ("conv", "sum", "fp16")
 """What becomes of a float32 matrix product where the GPU has none (SM75): an equal 1x1 convolution; where there is no
 such, for both factors are computed, also an equal product and sum; or, there, float16."""
 
+_RECORDED = ("opt_batch", "per_batch", "gemm", "workspace_bytes", "timing_cache_sha256", "device_memory_bytes")
+"""What a manifest says beside the batch sizes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
@@ -45,8 +48,16 @@ class BuildOptions:
         Raises:
             UsageError: A number is out of range, or an option lacks another one.
         """
-        if not self.batches or list(self.batches) != sorted(set(self.batches)) or self.batches[0] < 1:
+        if not self.batches or not all(map(_is_count, self.batches)) or list(self.batches) != sorted(set(self.batches)):
             raise UsageError(f"batches are {list(self.batches)}; ascending whole numbers from 1 were expected.")
+        counts = {
+            "--opt-batch": self.opt_batch,
+            "workspace_bytes": self.workspace_bytes,
+            "device_memory_bytes": self.device_memory_bytes,
+        }
+        for name, value in counts.items():
+            if value is not None and not _is_count(value):
+                raise UsageError(f"{name} is {value!r}; a whole number from 1 was expected.")
         if self.opt_batch is not None and not self.batches[0] <= self.opt_batch <= self.batches[-1]:
             limits = f"{self.batches[0]} to {self.batches[-1]}"
             raise UsageError(f"--opt-batch is {self.opt_batch}; a batch size from {limits} was expected.")
@@ -54,10 +65,6 @@ class BuildOptions:
             raise UsageError("--opt-batch has no meaning with --engine-per-batch: each engine has one batch size.")
         if self.gemm not in GEMM_POLICIES:
             raise UsageError(f"--gemm is {self.gemm!r}; {' or '.join(GEMM_POLICIES)} was expected.")
-        for name in ("workspace_bytes", "device_memory_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; a number above 0 was expected.")
         if self.timing_cache_sha256 is not None and self.timing_cache is None:
             raise UsageError("--timing-cache-sha256 pins a file: name it with --timing-cache FILE.")
 
@@ -98,23 +105,19 @@ class BuildOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Give the manifest's form: what is needed to find the engines again."""
-        return {
-            "batches": list(self.batches),
-            "opt_batch": self.opt_batch,
-            "per_batch": self.per_batch,
-            "gemm": self.gemm,
-            "workspace_bytes": self.workspace_bytes,
-            "timing_cache_sha256": self.timing_cache_sha256,
-            "device_memory_bytes": self.device_memory_bytes,
-        }
+        return {"batches": list(self.batches), **{name: getattr(self, name) for name in _RECORDED}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildOptions:
-        """Read the manifest's form."""
-        pinned = data["timing_cache_sha256"]
+        """Read the manifest's form; further keys are left alone.
+
+        Raises:
+            UsageError: The options do not fit together.
+        """
         return cls(
-            **{**data, "batches": tuple(data["batches"])},
-            timing_cache=Path() if pinned is not None else None,
+            batches=tuple(data["batches"]),
+            timing_cache=Path() if data["timing_cache_sha256"] is not None else None,
+            **{name: data[name] for name in _RECORDED},
         )
 
     def command(self, batches: Sequence[int] | None = None) -> str:
@@ -128,3 +131,8 @@ class BuildOptions:
         if self.timing_cache_sha256:
             words.append(f"--timing-cache FILE --timing-cache-sha256 {self.timing_cache_sha256}")
         return " ".join(words)
+
+
+def _is_count(value: object) -> bool:
+    """Tell whether something is a whole number from 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -40,7 +40,7 @@ class SideEngines:
             UsageError: The side or the target is unknown, or nothing was built for it.
             BackendUnavailable: The back-end's library is not there.
             EngineMismatch: The engines were built by another version of the library, or for another GPU.
-            BundleError: A graph is missing or was changed.
+            BundleError: A graph or an engine is missing, a graph was changed, or the manifest's options do not fit.
         """
         self._bundle = bundle
         self._side = side
@@ -50,18 +50,27 @@ class SideEngines:
         if isinstance(target, str):
             target = Target.parse(target)
         entry = recorded_target(bundle, side, str(target if isinstance(target, Target) else target.target))
-        options = BuildOptions.from_json(entry["options"]) if entry and "options" in entry else None
-        self.backend = get_backend(target, options)
+        self.backend = _backend(bundle, side, target, entry)
         compiles = self.backend.compiles
         self.graphs: tuple[SideGraph, ...] = graphs if compiles else side_graphs(bundle, side)
         self._built: dict[tuple[str, int], dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
         if compiles:
-            if entry is None or not {"options", "engines", "failed"} <= set(entry):
+            if (
+                entry is None
+                or not {"options", "engines", "failed"} <= set(entry)
+                or not (entry["engines"] or entry["failed"])
+            ):
                 raise UsageError(
                     f"bundle {str(bundle.path)!r} has no engines for target {str(self.backend.target)!r} "
                     f"on side {side!r}. Build them: {self._rebuild()}"
                 )
+            for item in entry["engines"]:
+                if not bundle.file(item["path"]).is_file():
+                    raise BundleError(
+                        f"bundle {str(bundle.path)!r} lacks {item['path']!r}, which its manifest lists. "
+                        f"Build it again: {self._rebuild()}"
+                    )
             self._compare(entry["fingerprint"])
             self._built = {(item["graph"], item["profile"][2]): item for item in entry["engines"]}
             self._failed = {item["graph"]: item["reason"] for item in entry["failed"]}
@@ -81,10 +90,11 @@ class SideEngines:
         listed = self._bundle.manifest["files"].get(item["path"])
         if listed is None:
             raise BundleError(f"the manifest does not list {item['path']!r}. Build it again: {self._rebuild()}")
-        if item["graph_digest"] != self._bundle.graph_digest(graph.path):
+        digest = self._bundle.graph_digest(graph.path)
+        if item["graph_digest"] != digest:
             raise EngineMismatch(f"{item['path']!r} was built from another {graph.path!r}. Build it: {self._rebuild()}")
         try:
-            return self.backend.load(self._bundle.file(item["path"]), sha256=listed["sha256"])
+            return self.backend.load(self._bundle.file(item["path"]), sha256=listed["sha256"], digest=digest)
         except EngineFileError as e:
             command = f"Build it again: {self._rebuild()}"
             raise type(e)(str(e).replace(REBUILD, command)) from e
@@ -134,10 +144,26 @@ class SideEngines:
 
     def _rebuild(self, batch: int | None = None) -> str:
         """Give the command that builds the engines as they were built, also for ``batch``."""
-        command = (
-            f"dsc-split build {shlex.quote(str(self._bundle.path))} --side {self._side} --target {self.backend.target}"
-        )
+        command = _build_command(self._bundle, self._side, self.backend.target)
         options = self.backend.options
         if options is None:
             return command
         return f"{command} {options.command(sorted({*options.batches, batch}) if batch else None)}"
+
+
+def _backend(bundle: Bundle, side: str, target: Target | BackendLike, entry: Mapping[str, Any] | None) -> BackendLike:
+    """Give the back-end, with the options that its engines were built with."""
+    if entry is None or "options" not in entry:
+        return get_backend(target)
+    try:
+        return get_backend(target, BuildOptions.from_json(entry["options"]))
+    except UsageError as e:
+        raise BundleError(
+            f"manifest {str(bundle.path / 'manifest.json')!r}: the options of target {entry['target']!r} on side "
+            f"{side!r} are wrong: {e} Build its engines again: {_build_command(bundle, side, entry['target'])}"
+        ) from e
+
+
+def _build_command(bundle: Bundle, side: str, target: object) -> str:
+    """Give the command that builds a side's engines, with the usual options."""
+    return f"dsc-split build {shlex.quote(str(bundle.path))} --side {side} --target {target}"

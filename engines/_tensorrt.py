@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import write_bytes
 from dsc_split.engines._base import BuildJob
@@ -19,12 +20,25 @@ from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._trt_backend import TrtBackend
 from dsc_split.errors import BackendError, BackendUnavailable, DscError, UsageError
 
+if TYPE_CHECKING:
+    from dsc_split.engines._gemm import LeftGemm
+
 __all__ = ["TensorRTBackend", "TensorRTRTXBackend"]
 
 logger = logging.getLogger(__name__)
 
 _OTHER_WAYS = {"conv": ("sum", "fp16"), "sum": ("fp16",), "fp16": ()}
 """Policies for float32 matrix products that do more than the one that failed."""
+
+
+def _refusal(left: Sequence[LeftGemm], policy: str) -> str:
+    """Say which operation SM75 lacks, and what can be done about it."""
+    first = next((item for item in left if not item.is_product), left[0])
+    ways = _OTHER_WAYS[policy] if first.is_product else tuple({"fp16"} - {policy})
+    more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+    words = f"SM75 has no float32 form of this product: {first.reason}" if first.is_product else first.reason
+    listed = ", ".join([*(f"--gemm {way}" for way in ways), "--precision fp16 at the export", "another target"])
+    return f"{first.op_type} node {first.name!r}{more}: {words}. Ways out: {listed}."
 
 
 class TensorRTRTXBackend(TrtBackend):
@@ -76,13 +90,7 @@ class TensorRTRTXBackend(TrtBackend):
         except BackendUnavailable as e:  # one engine less, not the end of all
             raise BackendError(f"a float32 graph has to be looked over for SM75: {e}") from e
         if rewrite.left:
-            first = rewrite.left[0]
-            more = f", and of {len(rewrite.left) - 1} more" if len(rewrite.left) > 1 else ""
-            ways = [f"--gemm {policy}" for policy in _OTHER_WAYS[options.gemm]]
-            raise BackendError(
-                f"SM75 has no float32 form of {first.op_type} node {first.name!r}{more}: {first.reason}. "
-                f"Ways out: {', '.join([*ways, '--precision fp16 at the export'])}, or another target."
-            )
+            raise BackendError(_refusal(rewrite.left, options.gemm))
         count = len(rewrite.converted) + len(rewrite.summed) + len(rewrite.halved)
         if not count:
             return super()._graph(job, options)

@@ -26,6 +26,9 @@ REFUSED_TYPE = re.compile(
     r"Cannot compile for target\(s\) ([^,]+), because the model contains HW-specific datatypes: (\w+)"
 )
 
+MAX_ELEMENTS = 2**31 - 1
+"""Most elements that an input or output may have: beyond, the library no longer counts reliably."""
+
 Shapes = dict[str, dict[str, list[int]]]
 
 
@@ -49,9 +52,18 @@ def profile_shapes(parsed: ParsedNetwork, tensors: Mapping[str, TensorInfo], pro
     """Give smallest, best and largest shape of every input: ``{name: {"min": [...], "opt": ..., "max": ...}}``.
 
     Raises:
-        BackendError: The bundle does not know an input, or an input's values shape other tensors.
+        BackendError: The bundle does not know an input, an input's values shape other tensors, or an input or output
+            is too large at the largest batch.
     """
     shapes: Shapes = {}
+    largest = profile[2]
+    for tensor in (*parsed.inputs, *parsed.outputs):
+        known = tensors.get(tensor.name)
+        if known is not None and known.elements(largest) > MAX_ELEMENTS:
+            raise BackendError(
+                f"tensor {tensor.name!r} has {known.elements(largest)} elements at batch {largest}; "
+                f"at most {MAX_ELEMENTS} can be had. Choose smaller --batches."
+            )
     for tensor in parsed.inputs:
         known = tensors.get(tensor.name)
         if known is None:

@@ -9,10 +9,21 @@ from typing import Any
 import pytest
 
 from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.engines._options import GEMM_POLICIES
 from dsc_split.errors import BundleError, DscError
 
 TENSOR = {"name": "x", "dtype": "float32", "shape": ["batch", 3], "elements_by_batch": [3, 0], "itemsize": 4}
 TARGET = {"target": "onnxruntime:cpu", "fingerprint": {}, "id": "onnxruntime-cpu-0"}
+WEIGHTS = {"path": "onnx/weights.data", "origin": "a file"}
+OPTIONS = {
+    "batches": [1, 4],
+    "opt_batch": None,
+    "per_batch": False,
+    "gemm": "sum",
+    "workspace_bytes": None,
+    "timing_cache_sha256": None,
+    "device_memory_bytes": None,
+}
 SPLIT = {
     "name": "a",
     "tensors": [{**TENSOR, "passthrough": True}],
@@ -24,7 +35,7 @@ MANIFEST: dict[str, Any] = {
     "format": FORMAT,
     "version": VERSION,
     "pair_id": "sha256:0",
-    "model": {"path": "onnx/model.onnx", "name": "tiny", "weights": {"path": "onnx/weights.data", "origin": "a file"}},
+    "model": {"path": "onnx/model.onnx", "name": "tiny", "opset": {"": 18}, "weights": WEIGHTS},
     "precision": "fp32",
     "batch": {"fixed": 4, "max": 4},
     "inputs": [TENSOR],
@@ -33,6 +44,7 @@ MANIFEST: dict[str, Any] = {
     "full_offload": True,
     "splits": [SPLIT],
     "failed_splits": [{}],
+    "samples": {"batch": 2, "files": {"model": "samples/model.npz"}},
     "targets": {"device": [TARGET], "server": [TARGET]},
     "files": {"onnx/model.onnx": {"sha256": "0", "size": 1}},
     "notes": ["a note"],
@@ -73,14 +85,14 @@ def test_manifest_with_every_key_opens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", list(places(MANIFEST)), ids=str)
 def test_value_of_another_type_is_a_damaged_bundle_wherever_it_stands(tmp_path: Path, place: Place) -> None:
-    any_object_will_do = place[-1] == "fingerprint" or place == ("failed_splits", 0)
+    any_object_will_do = place[-1] == "fingerprint" or place in (("failed_splits", 0), ("samples",))
     wrong: list[Any] = [-1.5, [[]]] if any_object_will_do else [-1.5, [[]], {"": None}]
     for value in wrong:
         with pytest.raises(BundleError, match=r"manifest\.json'"):
             open_with(tmp_path, changed(place, value))
 
 
-@pytest.mark.parametrize("key", [key for key in MANIFEST if key != "notes"])
+@pytest.mark.parametrize("key", [key for key in MANIFEST if key not in ("notes", "samples")])
 def test_missing_key_is_a_damaged_bundle(tmp_path: Path, key: str) -> None:
     with pytest.raises(BundleError, match=key):
         open_with(tmp_path, {name: value for name, value in MANIFEST.items() if name != key})
@@ -102,11 +114,22 @@ def test_missing_key_of_a_tensor_is_named_with_its_place(tmp_path: Path) -> None
         (("inputs", 0, "shape", 0), ""),
         (("batch", "max"), 0),
         (("precision",), "fp64"),
+        (("model", "opset", ""), "x"),
+        (("samples", "batch"), 0),
+        (("targets", "device", 0, "options"), {**OPTIONS, "gemm": "evil"}),
+        (("targets", "device", 0, "options"), {**OPTIONS, "batches": [1.5]}),
     ],
 )
 def test_value_out_of_range_is_a_damaged_bundle(tmp_path: Path, place: Place, value: Any) -> None:
     with pytest.raises(BundleError, match="expected"):
         open_with(tmp_path, changed(place, value))
+
+
+@pytest.mark.parametrize("policy", GEMM_POLICIES)
+def test_every_policy_and_unknown_options_of_a_build_open(tmp_path: Path, policy: str) -> None:
+    options = {**OPTIONS, "gemm": policy, "since_then": 1}
+
+    open_with(tmp_path, changed(("targets", "device", 0, "options"), options))
 
 
 def test_splits_share_neither_name_nor_graph(tmp_path: Path) -> None:

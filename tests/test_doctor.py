@@ -252,7 +252,7 @@ class Stub(Backend):
     def _build_facts(self) -> dict[str, Any]:
         return {"library": "tensorrt_rtx", "version": "1.7.1.116"}
 
-    def _load(self, path: Path, sha256: str | None) -> Any: ...
+    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Any: ...
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ _BUILD_OPTIONS = {
     "batches": items(positive, at_least=1),
     "opt_batch": or_null(positive),
     "per_batch": flag,
-    "gemm": text,
+    "gemm": one_of("conv", "sum", "fp16"),
     "workspace_bytes": or_null(positive),
     "timing_cache_sha256": or_null(text),
     "device_memory_bytes": or_null(positive),
@@ -100,7 +100,10 @@ _TARGETS = items(
 _MANIFEST = fields(
     {
         "pair_id": text,
-        "model": fields({"path": text, "weights": fields({"path": or_null(text)}, {"origin": text})}, {"name": text}),
+        "model": fields(
+            {"path": text, "weights": fields({"path": or_null(text)}, {"origin": text})},
+            {"name": text, "opset": entries(count)},
+        ),
         "precision": one_of("fp32", "fp16"),
         "batch": fields({"fixed": or_null(positive), "max": positive}),
         "inputs": items(fields(_TENSOR)),
@@ -112,5 +115,9 @@ _MANIFEST = fields(
         "targets": fields({"device": _TARGETS, "server": _TARGETS}),
         "files": entries(fields({"sha256": text, "size": count})),
     },
-    {"notes": items(text), "conversion": fields(_CONVERSION)},
+    {
+        "notes": items(text),
+        "conversion": fields(_CONVERSION),
+        "samples": fields({}, {"batch": positive, "files": entries(text)}),
+    },
 )

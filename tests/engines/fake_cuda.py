@@ -182,7 +182,7 @@ class PretendedBackend(Backend):
     def _build_facts(self) -> dict[str, Any]:
         return {}
 
-    def _load(self, path: Any, sha256: str | None) -> Any:
+    def _load(self, path: Any, sha256: str | None, digest: str | None) -> Any:
         raise NotImplementedError
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from dsc_split.bundle import Bundle
-from dsc_split.engines import build_engines, check_engines, get_backend
+from dsc_split.engines import BuildOptions, build_engines, check_engines, get_backend
 from dsc_split.errors import BundleError, DscError, UsageError
 
 X, A = ("x", ["batch", 3, 8, 8]), ("a", ["batch", 2, 8, 8])
@@ -89,6 +89,13 @@ def test_a_pair_without_samples_does_not_pass_and_says_why(bundle: Bundle) -> No
 
     assert [row.passed for row in result.rows] == [True, False]
     assert "no golden samples for 'a'" in result.rows[1].reason
+
+
+def test_a_manifest_that_says_nothing_of_its_samples_will_do(bundle: Bundle) -> None:
+    del bundle.manifest["samples"]
+    bundle.save()
+
+    assert [row.passed for row in check_engines(bundle, "device").rows] == [True, True]
 
 
 def test_damaged_samples_are_refused(bundle: Bundle) -> None:
@@ -355,8 +362,42 @@ def test_the_command_fails_where_an_engine_does_not_pass(
     assert plain.exit_code == document.exit_code == 4
     assert "whole model: passed" in plain.stdout
     assert "tail a: 'y' is off by" in plain.stdout
-    assert "1 of 2 engines do not compute what they should" in plain.stderr
+    assert "1 of 2 engines did not pass; see above" in plain.stderr
     assert [row["passed"] for row in json.loads(document.stdout)["rows"]] == [True, False]
+
+
+def test_a_side_on_which_nothing_runs_is_said_to_be_empty(
+    make_bundle: Callable[..., Bundle], dsc: Callable[..., Any]
+) -> None:
+    bundle = make_bundle(full_offload=False, splits=[])
+
+    outcome = dsc("check", bundle.path, "--side", "server")
+
+    assert (outcome.exit_code, outcome.stdout) == (0, "")
+    assert "server: no graph of this bundle runs there, so nothing was checked." in outcome.stderr
+
+
+def test_engines_that_are_not_there_are_an_error_at_once(
+    bundle: Bundle, dsc: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")
+    monkeypatch.setenv("DSC_SPLIT_CACHE", str(tmp_path / "cache"))
+    build_engines(bundle, "device", "tensorrt-rtx:sm89", BuildOptions(batches=(1, 2)))
+    bundle = Bundle.open(bundle.path)
+    (entry,) = bundle.manifest["targets"]["device"]
+    command = f"dsc-split build {bundle.path} --side device --target tensorrt-rtx:sm89 --batches 1,2"
+
+    bundle.file(entry["engines"][1]["path"]).unlink()
+    gone = dsc("check", bundle.path, "--side", "device")
+    entry["engines"] = []
+    bundle.save()
+    cut_anew = dsc("check", bundle.path, "--side", "device")
+
+    assert (gone.exit_code, gone.stdout, cut_anew.exit_code, cut_anew.stdout) == (6, "", 2, "")
+    assert "/a.head.plan', which its manifest lists" in gone.stderr
+    assert "has no engines for target 'tensorrt-rtx:sm89'" in cut_anew.stderr
+    assert command in gone.stderr
+    assert command in cut_anew.stderr
 
 
 @pytest.mark.parametrize("target", [None, "onnxruntime:cpu"])

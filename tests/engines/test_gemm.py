@@ -215,7 +215,7 @@ def test_attention_is_left_with_the_reason(tmp_path: Path) -> None:
     rewrite = rewrite_gemm(save(tmp_path, ATTENTION), policy="conv")
 
     assert [(left.name, left.op_type) for left in rewrite.left] == [("scores", "MatMul"), ("mix", "MatMul")]
-    assert all("two computed tensors" in left.reason for left in rewrite.left)
+    assert all("two computed tensors" in left.reason and left.is_product for left in rewrite.left)
     assert ops(rewrite) == ["MatMul", "Softmax", "MatMul"]
 
 
@@ -313,7 +313,8 @@ LSTM = """g (float[5,B,4] x) => (float[5,1,B,6] y, float[1,B,6] c) { y, , c = LS
 def test_recurrent_layer_is_halved_on_request_and_left_otherwise(tmp_path: Path) -> None:
     path = save(tmp_path, LSTM, {"w": weights((1, 24, 4)), "r": weights((1, 24, 6))})
 
-    assert rewrite_gemm(path, policy="conv").left[0].op_type == "LSTM"
+    (left,) = rewrite_gemm(path, policy="conv").left
+    assert (left.op_type, left.is_product, left.reason) == ("LSTM", False, "SM75 has no float32 LSTM")
     assert len(rewrite_gemm(path, policy="fp16").halved) == 1
 
 
@@ -321,7 +322,8 @@ def test_3d_convolution_is_halved_on_request_and_left_otherwise(tmp_path: Path) 
     text = "g (float[B,8,5,5,5] x) => (float[B,4,5,5,5] y) { y = Conv(x, w) }"
     path = save(tmp_path, text, {"w": weights((4, 8, 1, 1, 1))})
 
-    assert rewrite_gemm(path, policy="sum").left[0].op_type == "Conv"
+    (left,) = rewrite_gemm(path, policy="sum").left
+    assert (left.op_type, left.is_product, left.reason) == ("Conv", False, "SM75 has no float32 3-D convolution")
     assert len(rewrite_gemm(path, policy="fp16").halved) == 1
 
 

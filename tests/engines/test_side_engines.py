@@ -62,7 +62,7 @@ def open_side(bundle: Bundle, side: str = "device", target: Any = None) -> SideE
 def loaded(engines: SideEngines, *batches: int) -> list[str]:
     """Name the files that are loaded for the second graph, the head or the tail, by batch."""
     found: list[Path] = []
-    engines.backend.load = lambda path, *, sha256=None: found.append(path)  # type: ignore[method-assign, assignment, return-value]
+    engines.backend.load = lambda path, *, sha256=None, digest=None: found.append(path)  # type: ignore[method-assign, assignment, return-value]
     for batch in batches:
         engines.load(engines.graphs[1], batch)
     return [path.name for path in found]
@@ -102,15 +102,35 @@ def test_an_engine_that_failed_at_one_batch_is_replaced_by_the_next_larger_one(b
     assert loaded(open_side(bundle), 1, 4) == ["a.head.b1.plan", "a.head.b8.plan"]
 
 
-def test_the_digest_of_the_file_is_handed_on(bundle: Bundle, rtx: None) -> None:
+def test_the_digests_of_the_file_and_of_the_graph_are_handed_on(bundle: Bundle, rtx: None) -> None:
     build(bundle)
     engines = open_side(bundle)
     digests: list[str | None] = []
-    engines.backend.load = lambda path, *, sha256=None: digests.append(sha256)  # type: ignore[method-assign, assignment, return-value]
+    engines.backend.load = lambda path, *, sha256=None, digest=None: digests.extend((sha256, digest))  # type: ignore[method-assign, assignment, return-value]
 
     engines.load(engines.graphs[0], 1)
 
-    assert digests == [sha256_file(next(bundle.path.glob("engines/*/model.plan")))]
+    file = sha256_file(next(bundle.path.glob("engines/*/model.plan")))
+    assert digests == [file, bundle.graph_digest("onnx/model.onnx")]
+
+
+def test_an_engine_file_in_the_place_of_another_one_is_refused_before_a_device_is_asked_for(
+    bundle: Bundle, rtx: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_device(**_: object) -> None:
+        raise AssertionError("a device was asked for")
+
+    build(bundle)
+    bundle = Bundle.open(bundle.path)
+    model, head = bundle.manifest["targets"]["device"][0]["engines"]
+    model["path"], head["path"] = head["path"], model["path"]
+    bundle.save()
+    engines = open_side(bundle)
+    monkeypatch.setattr("dsc_split.engines._cuda.open_cuda", no_device)
+
+    with pytest.raises(EngineMismatch, match=r"another graph.*Build it again: dsc-split build") as caught:
+        engines.load(engines.graphs[1], 1)
+    assert command_of(caught.value)[0] == "build"
 
 
 def test_graphs_are_not_needed_where_engines_are(bundle: Bundle, rtx: None) -> None:
@@ -143,7 +163,7 @@ def test_two_targets_of_one_side_have_engines_of_their_own(bundle: Bundle, rtx: 
 
 def recording(engines: SideEngines) -> SideEngines:
     """Let a back-end give the path of what it should load."""
-    engines.backend.load = lambda path, *, sha256=None: path  # type: ignore[method-assign, assignment, return-value]
+    engines.backend.load = lambda path, *, sha256=None, digest=None: path  # type: ignore[method-assign, assignment, return-value]
     return engines
 
 
@@ -183,6 +203,10 @@ def not_listed(bundle: Bundle, entry: dict[str, Any]) -> None:
     del bundle.manifest["files"][entry["engines"][1]["path"]]
 
 
+def no_file(bundle: Bundle, entry: dict[str, Any]) -> None:
+    bundle.file(entry["engines"][1]["path"]).unlink()
+
+
 def cut_anew(bundle: Bundle, entry: dict[str, Any]) -> None:
     entry["engines"], entry["failed"] = [], []
 
@@ -197,7 +221,8 @@ def never_built(bundle: Bundle, entry: dict[str, Any]) -> None:
         (other_version, EngineMismatch),
         (other_graph, EngineMismatch),
         (not_listed, BundleError),
-        (cut_anew, BackendError),
+        (cut_anew, UsageError),
+        (no_file, BundleError),
         (never_built, UsageError),
     ],
 )
@@ -249,6 +274,50 @@ def test_a_pinned_timing_cache_stands_in_the_command() -> None:
     assert command == f"--batches 1,2 --timing-cache FILE --timing-cache-sha256 {64 * 'a'}"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batches": [4, 1]},
+        {"batches": [1, 1]},
+        {"opt_batch": 16},
+        {"opt_batch": 4, "per_batch": True},
+        {"timing_cache_sha256": 64 * "a"},
+    ],
+    ids=str,
+)
+def test_options_in_the_manifest_that_do_not_fit_are_a_damaged_bundle(
+    bundle: Bundle, rtx: None, change: dict[str, Any]
+) -> None:
+    options = {**BuildOptions(batches=(1, 4)).to_json(), **change}
+    entry = {"target": TARGET, "fingerprint": {}, "id": "a", "options": options, "engines": [], "failed": []}
+    bundle.manifest["targets"]["device"] = [entry]
+    bundle.save()
+
+    with pytest.raises(BundleError, match=r"manifest\.json'") as caught:
+        open_side(bundle)
+
+    assert command_of(caught.value) == ["build", str(bundle.path), "--side", "device", "--target", TARGET]
+
+
+def test_options_that_are_not_known_are_left_alone() -> None:
+    options = BuildOptions(batches=(1, 4), gemm="conv", workspace_bytes=2**20)
+
+    assert BuildOptions.from_json({**options.to_json(), "since_then": 1, "timing_cache": "x"}) == options
+
+
+@pytest.mark.parametrize("batches", [(1.5,), (True,), ("a",), ("a", 1), (None,), (0,), (2, 1), ()])
+def test_batches_that_are_no_ascending_whole_numbers_are_misuse(batches: Any) -> None:
+    with pytest.raises(UsageError, match=r"batches are .*; ascending whole numbers from 1 were expected"):
+        BuildOptions(batches=batches)
+
+
+@pytest.mark.parametrize("name", ["opt_batch", "workspace_bytes", "device_memory_bytes"])
+@pytest.mark.parametrize("value", [1.5, True, "1", 0])
+def test_a_number_that_is_no_whole_number_is_misuse(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=r"is .*; a whole number from 1 was expected"):
+        BuildOptions(**{"batches": (1, 4), name: value})
+
+
 @pytest.mark.parametrize("target", [None, "onnxruntime:cpu"])
 def test_an_unknown_side_is_refused(bundle: Bundle, target: str | None) -> None:
     with pytest.raises(UsageError, match="side is 'both'; 'device' or 'server' was expected"):
@@ -280,7 +349,7 @@ class Reference:
     def build(self, job: BuildJob) -> BuiltEngine | None:
         return None
 
-    def load(self, path: Path, *, sha256: str | None = None) -> EngineLike:
+    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
         self.loaded.append((path.name, sha256))
         return get_backend("onnxruntime:cpu").load(path)
 
@@ -296,8 +365,8 @@ class Compiler(Reference):
         self.batches: list[int] = []
         self.closed = 0
 
-    def load(self, path: Path, *, sha256: str | None = None) -> EngineLike:
-        engine: Any = super().load(path, sha256=sha256)
+    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
+        engine: Any = super().load(path, sha256=sha256, digest=digest)
         run, close, (smallest, _, largest) = engine.run, engine.close, self.profiles[path.name]
 
         def run_within(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

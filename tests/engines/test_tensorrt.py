@@ -230,7 +230,7 @@ def test_a_product_of_two_computed_tensors_is_no_convolution_and_the_ways_out_ar
     bundle = replace_model(bundle, model_of(*ATTENTION))
 
     reason = only_reason(bundle, "tensorrt-rtx:sm75", gemm="conv")
-    assert "SM75 has no float32 form of MatMul node 'scores'" in reason
+    assert "MatMul node 'scores': SM75 has no float32 form of this product" in reason
     assert "--gemm sum, --gemm fp16, --precision fp16" in reason
     assert only_reason(bundle, "tensorrt-rtx:sm75", gemm="fp16") == ""
     assert only_reason(bundle, "tensorrt-rtx:sm75", gemm="sum") == ""
