@@ -12,8 +12,10 @@ import numpy as np
 
 from dsc_split.errors import ExportError, UsageError
 from dsc_split.partitioner._load import input_infos
-from dsc_split.partitioner._precision import precision_of, to_half
+from dsc_split.partitioner._ort import open_session, run_session
+from dsc_split.partitioner._precision import HalfReport, leaves_float32, precision_of, to_half
 from dsc_split.partitioner._proof import Arrays, Reference, relative_error, run_reference
+from dsc_split.partitioner._rounding import half_values, keep_roundings
 from dsc_split.partitioner._store import StoredFile, encode_graph, store_graph, store_weights
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ __all__ = ["Converted", "check_precision", "convert_to_half", "must_convert"]
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT_ONCE = 64
+
+_NOTED_ABOVE = 1e-2
+"""Error of an output, as a share of its largest value, that the user is told of. One rounding is off by at most 5e-4,
+and networks end up around 1e-3."""
+
+_REFUSED_ABOVE = 0.1
+"""Error of an output, as a share of its largest value, that is no bundle: beyond the sum of roundings, something was
+cut off, vanished or cancelled out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,9 @@ def check_precision(precision: str | None, io_precision: str | None) -> None:
 def must_convert(model: ir.Model, precision: str | None, io_precision: str | None) -> bool:
     """Tell whether a graph has to be converted to be of the precision that was asked for.
 
+    A graph with float16 in it is converted too, as long as something else in it is float32 and may become float16. With
+    ``io_precision`` ``fp32``, float32 inputs and outputs do not count, and there may be none in float16.
+
     Raises:
         UsageError: It cannot be brought to that precision.
     """
@@ -76,9 +89,15 @@ def must_convert(model: ir.Model, precision: str | None, io_precision: str | Non
     if ir.DataType.BFLOAT16 in types:
         raise UsageError("--precision fp16: the graph is computed in bfloat16. Export the model in float32 first.")
     if own == "fp16":
-        if io_precision == "fp32":
-            raise UsageError("--io-precision fp32: the graph is float16 already, and its inputs stay as they are.")
-        return False
+        half = [
+            value.name for value in (*model.graph.inputs, *model.graph.outputs) if value.dtype == ir.DataType.FLOAT16
+        ]
+        if io_precision == "fp32" and half:
+            raise UsageError(
+                f"--io-precision fp32: {half[0]!r} is float16 already, and inputs and outputs stay as they are with "
+                "it. Leave --io-precision out."
+            )
+        return leaves_float32(model, io_precision=io_precision)
     if ir.DataType.FLOAT not in types:
         raise UsageError("--precision fp16: nothing in the graph is float32, so there is nothing to convert.")
     return True
@@ -97,6 +116,8 @@ def convert_to_half(
 ) -> Converted:
     """Convert a graph to float16, store it, and run it as the float32 one was run.
 
+    What it costs is measured with every rounding that the graph asks for, though ONNX Runtime alone leaves most out.
+
     Args:
         model: The float32 graph, whose weights lie in a file; changed in place.
         io_precision: As for :func:`to_half`.
@@ -108,7 +129,8 @@ def convert_to_half(
         comparable: Whether the graph answers the same each time.
 
     Raises:
-        ExportError: Nothing became float16, or an output is no longer finite; the message names the first value.
+        ExportError: Nothing became float16, an output is far off, or one is no longer finite; the message names the
+            first value.
         BackendError: ONNX Runtime cannot run the float16 graph.
         DscError: A file cannot be written.
     """
@@ -123,15 +145,19 @@ def convert_to_half(
     path = folder / "model.onnx"
     stored = store_graph(model, path)
     halves = run_reference(path, input_infos(model), batches, sample)
-    max_abs, max_rel, notes = None, None, list[str]()
+    notes = _weight_notes(report)
+    max_abs, max_rel = None, None
     if comparable:
-        _check_finite(wide, path, references, halves)
-        max_abs, max_rel, notes = _measure(references, halves)
-    if report.weights_overflowed:
-        names = ", ".join(map(repr, report.overflowed_in[:3])) + (", ..." if report.overflowed_in[3:] else "")
-        note = f"weights beyond float16, {report.weights_overflowed} of them, became its largest, 65504, in {names}"
+        rounded = _round_everywhere(model)
+        session = open_session(encode_graph(rounded), weights_folder=folder)
+        answers = [
+            Reference(inputs=half.inputs, outputs=run_session(session, half.inputs, path.name)) for half in halves
+        ]
+        _check_finite(wide, rounded, folder, references, answers)
+        max_abs, max_rel, more = _measure(references, answers, notes)
+        notes += more
+    for note in notes:
         logger.warning("%s", note)
-        notes.insert(0, note)
     entry = {
         "from": "fp32",
         "io_precision": io_precision or "fp16",
@@ -145,36 +171,69 @@ def convert_to_half(
     return Converted(stored=stored, weights=weights, references=halves, entry=entry, notes=notes)
 
 
+def _weight_notes(report: HalfReport) -> list[str]:
+    if not report.weights_overflowed:
+        return []
+    names = ", ".join(map(repr, report.overflowed_in[:3])) + (", ..." if report.overflowed_in[3:] else "")
+    return [f"weights beyond float16, {report.weights_overflowed} of them, became its largest, 65504, in {names}"]
+
+
+def _round_everywhere(model: ir.Model) -> onnx.ModelProto:
+    """Copy a graph so that ONNX Runtime rounds each float16 value in it, as a GPU does."""
+    import onnx_ir as ir
+
+    copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
+    keep_roundings(copy, half_values(copy))
+    return ir.serde.serialize_model(copy)
+
+
 def _measure(
-    references: Sequence[Reference], halves: Sequence[Reference]
+    references: Sequence[Reference], halves: Sequence[Reference], causes: Sequence[str]
 ) -> tuple[float | None, float | None, list[str]]:
-    """Measure float16 against float32 over the outputs that are floats; say of the others whether they differ."""
-    errors, different = [(0.0, 0.0)], {}
+    """Measure float16 against float32 over the outputs that are floats; say of the others whether they differ.
+
+    Raises:
+        ExportError: An output is too far off; the message says what of ``causes`` is known.
+    """
+    max_abs, max_rel = 0.0, dict[str, float]()
+    different = dict[str, None]()
     for wide, half in zip(references, halves, strict=True):
         for name, expected in wide.outputs.items():
-            actual = half.outputs[name].astype(expected.dtype)
-            error = relative_error(actual, expected)
-            if expected.dtype.kind == "f" and np.isfinite(error[1]):
-                errors.append(error)
-            elif error[1] > 0:
-                different[name] = "is not the same as in float32 on every input that was tried"
-    notes = [f"output {name!r} {what}" for name, what in different.items()]
-    if len(errors) == 1:
+            off_abs, off_rel = relative_error(half.outputs[name].astype(expected.dtype), expected)
+            if expected.dtype.kind == "f" and np.isfinite(off_rel):
+                max_abs, max_rel[name] = max(max_abs, off_abs), max(max_rel.get(name, 0.0), off_rel)
+            elif off_rel > 0:
+                different[name] = None
+    notes = [f"output {name!r} is not the same as in float32 on every input that was tried" for name in different]
+    if not max_rel:
         return None, None, notes
-    return max(error[0] for error in errors), max(error[1] for error in errors), notes
+    worst = max(max_rel, key=max_rel.__getitem__)
+    off = f"float16 is off by {max_rel[worst]:.2g} of the largest value of output {worst!r}"
+    if max_rel[worst] > _REFUSED_ABOVE:
+        known = "".join(f" {cause[0].upper()}{cause[1:]}." for cause in causes)
+        raise ExportError(
+            f"{off}; at most {_REFUSED_ABOVE:g} is expected.{known} Export the model with --precision fp32, scale what "
+            "is too large or too small for float16, or give real inputs with --sample FILE.npz if it is the random "
+            "ones that do not suit the model."
+        )
+    if max_rel[worst] > _NOTED_ABOVE:
+        notes.append(off)
+    return max_abs, max_rel[worst], notes
 
 
 # ---- values that are no longer finite ----------------------------------------------------------------------
 
 
-def _check_finite(wide: Path, path: Path, references: Sequence[Reference], halves: Sequence[Reference]) -> None:
+def _check_finite(
+    wide: Path, graph: onnx.ModelProto, folder: Path, references: Sequence[Reference], halves: Sequence[Reference]
+) -> None:
     for before, after in zip(references, halves, strict=True):
         lost = [name for name in before.outputs if _loses(before.outputs[name], after.outputs[name])]
         if lost:
             raise ExportError(
                 f"in float16, output {lost[0]!r} is not finite where it is in float32. "
-                f"{_first_lost(wide, path, before, after)} Export the model with --precision fp32, or scale what "
-                "comes before that down."
+                f"{_first_lost(wide, graph, folder, before, after)} Export the model with --precision fp32, or scale "
+                "what comes before that down."
             )
 
 
@@ -184,18 +243,18 @@ def _loses(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
     return bool((np.isfinite(before) & ~np.isfinite(after)).any())
 
 
-def _first_lost(wide: Path, path: Path, before: Reference, after: Reference) -> str:
+def _first_lost(wide: Path, graph: onnx.ModelProto, folder: Path, before: Reference, after: Reference) -> str:
     """Find the first value in graph order that is not finite though it is in float32; says so in a sentence."""
     import onnx
 
-    graphs = [onnx.load(str(each), load_external_data=False) for each in (wide, path)]
-    made = [{name: node for node in graph.graph.node for name in node.output if name} for graph in graphs]
+    graphs = (onnx.load(str(wide), load_external_data=False), graph)
+    made = [{name: node for node in each.graph.node for name in node.output if name} for each in graphs]
     names = [name for name in made[1] if name in made[0]]
     for start in range(0, len(names), _LOOKED_AT_ONCE):
         chunk = names[start : start + _LOOKED_AT_ONCE]
         seen = [
-            _values(graph, chunk, each.parent, reference.inputs)
-            for graph, each, reference in zip(graphs, (wide, path), (before, after), strict=True)
+            _values(each, chunk, beside, reference.inputs)
+            for each, beside, reference in zip(graphs, (wide.parent, folder), (before, after), strict=True)
         ]
         for name in chunk:
             if all(isinstance(values[name], np.ndarray) for values in seen) and _loses(seen[0][name], seen[1][name]):
@@ -211,8 +270,6 @@ def _first_lost(wide: Path, path: Path, before: Reference, after: Reference) -> 
 def _values(graph: onnx.ModelProto, names: Sequence[str], folder: Path, feed: Arrays) -> dict[str, Any]:
     """Run a graph for some of its values."""
     import onnx
-
-    from dsc_split.partitioner._ort import open_session, run_session
 
     del graph.graph.output[:]
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)

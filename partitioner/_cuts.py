@@ -130,6 +130,8 @@ def find_cuts(
 ) -> CutList:
     """List the places where ``model`` can be cut, in graph order, in time linear in its nodes.
 
+    Inputs and outputs are no cuts, and neither are their casts: what casts alone come before, or after, is left out.
+
     Args:
         model: Normalised (:func:`dsc_split.partitioner.load_model`, or a bundle's graph).
         modules: Keep the cuts that are the output of a module whose path matches, ``*`` not crossing a dot, and
@@ -147,12 +149,15 @@ def find_cuts(
     index = index_graph(model)
     scale = Scale.of(model, input_bytes, fixed_batch)
     ends = ModuleEnds(index, model)
+    computing = [at for at in index.data_nodes if not _is_cast(index.nodes[at])]
     taken: set[str] = set()
     cuts = []
     for position, live, early in _borders(index, model, max_tensors):
         module_paths = ends.ending_at(position, live)
         # Every cut gets its name before any is filtered, so that a name does not depend on the pattern.
         name = unique_name(ends.suggest(position, live, module_paths), taken)
+        if not (computing and computing[0] <= position < computing[-1]):
+            continue
         if modules is not None and not (
             any(matches_pattern(path, modules) for path in module_paths) and not ends.feeds_activation(live)
         ):
@@ -165,6 +170,10 @@ def find_cuts(
         input_elements=scale.input_elements,
         cuts=tuple(_judge(cuts, ratio, input_size)),
     )
+
+
+def _is_cast(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and node.domain in ("", "ai.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def _golden_inputs(bundle: Bundle) -> dict[str, np.ndarray[Any, Any]] | None:
     Raises:
         BundleError: The file is damaged.
     """
-    relative = bundle.manifest["samples"].get("files", {}).get("model")
+    relative = bundle.manifest.get("samples", {}).get("files", {}).get("model")
     if relative is None:
         return None
     try:

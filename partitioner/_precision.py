@@ -17,7 +17,7 @@ from dsc_split.partitioner._schemas import schema_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["HalfReport", "KeptOp", "Precision", "precision_of", "to_half"]
+__all__ = ["HalfReport", "KeptOp", "Precision", "leaves_float32", "precision_of", "to_half", "values_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,16 @@ def precision_of(model: ir.Model) -> Precision:
     return "fp16" if any(value.dtype in half for node in model.graph for value in node.outputs) else "fp32"
 
 
+def leaves_float32(model: ir.Model, *, io_precision: str | None = None) -> bool:
+    """Tell whether something in a graph is float32 that :func:`to_half` makes float16, casts and constants aside.
+
+    Args:
+        model: As for :func:`to_half`; not changed.
+        io_precision: As for :func:`to_half`.
+    """
+    return _Conversion(model, keep_io=io_precision == "fp32").has_work()
+
+
 def to_half(model: ir.Model, *, io_precision: str | None = None) -> HalfReport:
     """Make every float32 value of ``model`` a float16 one, but those that must stay.
 
@@ -92,7 +102,7 @@ class _Conversion:
         self._half: set[ir.Value] = set()
         self._copies: dict[ir.Value, ir.Value] = {}
         self._narrowed: dict[ir.Value, ir.Value] = {}
-        self._taken = {value.name for scope in self._scopes() for value in _values_of(scope) if value.name}
+        self._taken = {value.name for scope in self._scopes() for value in values_of(scope) if value.name}
 
     def run(self) -> HalfReport:
         rules, model = self._rules, self._model
@@ -113,6 +123,16 @@ class _Conversion:
                 KeptOp(name=node.name or None, op_type=node.op_type, reason=rules.kept[node]) for node in kept
             ),
         )
+
+    def has_work(self) -> bool:
+        """Tell whether a node, an input or an output is float32 and is to become float16."""
+        rules = self._rules
+        nodes = (node for scope in self._scopes() for node in walk(scope) if node.op_type not in ("Cast", "Constant"))
+        return any(
+            any(self._is_float(value) and rules.wants_half(node, i) for i, value in enumerate(node.inputs))
+            or any(self._is_float(value) and rules.makes_half(node, i) for i, value in enumerate(node.outputs))
+            for node in nodes
+        ) or any(map(self._is_float, () if self._keep_io else (*self._model.graph.inputs, *self._model.graph.outputs)))
 
     def _scopes(self) -> list[ir.Graph | ir.Function]:
         return [self._model.graph, *self._model.functions.values()]
@@ -375,11 +395,11 @@ def _half_type(given: ir.TypeProtocol) -> ir.TypeProtocol:
     return ir.TensorType(ir.DataType.FLOAT16)
 
 
-def _values_of(scope: ir.Graph | ir.Function) -> Iterator[ir.Value]:
+def values_of(scope: ir.Graph | ir.Function) -> Iterator[ir.Value]:
     """Yield the values of a scope and of every body in it."""
     yield from scope.inputs
     yield from getattr(scope, "initializers", {}).values()
     for node in scope:
         yield from node.outputs
         for body in bodies(node):
-            yield from _values_of(body)
+            yield from values_of(body)

@@ -13,10 +13,11 @@ import pytest
 from dsc_split._progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, ExportError, UsageError
-from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
+from dsc_split.partitioner import CutList, CutOptions, ExportOptions, SourceOptions, export_bundle
 from dsc_split.partitioner._ort import open_session, run_session
 
 Save = Callable[[str], Path]
+Cuts = Callable[..., CutList]
 
 # x(64) -Conv= a(128) -MaxPool= b(32) -Relu= c(32) -MaxPool= d(8) -Flatten= e(8) -Neg- y
 NET = """<ir_version: 8, opset_import: ["" : 17]>
@@ -171,17 +172,113 @@ def test_value_that_float16_cannot_hold_is_named(save: Save, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
-def test_weights_beyond_float16_are_noted(save: Save, tmp_path: Path) -> None:
-    text = NET.replace("-2.0}", "-2e5}")
+def add(constant: str) -> str:
+    return f"""<ir_version: 8, opset_import: ["" : 17]>
+    net (float[batch, 8] x) => (float[batch, 8] y) <float c = {{{constant}}}> {{ a = Relu(x)\n y = Add(a, c) }}"""
 
-    bundle = export_bundle(
-        str(save(text.replace("b = Max", "b = Average").replace("y = Neg(e)", "y = Tanh(e)"))),
-        tmp_path / "out",
-        options(precision="fp16"),
-    )
+
+def test_weights_beyond_float16_are_noted(save: Save, tmp_path: Path) -> None:
+    text = add("-3.4028235e38").replace("Add", "Max")
+
+    bundle = export_bundle(str(save(text)), tmp_path / "out", options(precision="fp16"))
 
     assert bundle.manifest["conversion"]["weights_overflowed"] == 1
-    assert "weights beyond float16, 1 of them, became its largest, 65504, in 'w'" in bundle.manifest["notes"]
+    assert "weights beyond float16, 1 of them, became its largest, 65504, in 'c'" in bundle.manifest["notes"]
+
+
+def test_float16_that_is_somewhat_off_is_noted_and_logged(
+    save: Save, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = export_bundle(str(save(add("70000.0"))), tmp_path / "out", options(precision="fp16"))
+
+    note = "float16 is off by 0.064 of the largest value of output 'y'"
+    assert note in bundle.manifest["notes"]
+    assert note in caplog.text
+
+
+def test_float16_that_is_far_off_is_refused_with_what_is_known(save: Save, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"off by 0\.93 of the largest value of output 'y'; at most 0\.1") as caught:
+        export_bundle(str(save(add("1e6"))), tmp_path / "out", options(precision="fp16"))
+
+    assert "became its largest, 65504, in 'c'. Export the model with --precision fp32" in str(caught.value)
+    assert "--sample" in str(caught.value)
+
+
+# x(float16) -Relu- a -Cast- b(float32) -Conv- c -Neg- d -Cast- y(float16)
+MIXED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float16[batch, 1, 8, 8] x) => (float16[batch, 2, 8, 8] y) <float[2, 1, 1, 1] w = {0.5, -2.0}> {
+    a = Relu(x)
+    b = Cast<to = 1>(a)
+    c = Conv(b, w)
+    d = Neg(c)
+    y = Cast<to = 10>(d)
+}"""
+
+
+def test_what_is_float32_in_a_float16_graph_is_converted(save: Save, tmp_path: Path) -> None:
+    bundle = export_bundle(str(save(MIXED)), tmp_path / "out", options("all", precision="fp16"))
+
+    assert bundle.manifest["conversion"]["weights_converted"] == 2
+    assert {tensor.dtype for split in bundle.splits for tensor in split.tensors} == {"float16"}
+
+
+@pytest.mark.parametrize("io_precision", [None, "fp32"])
+@pytest.mark.parametrize("text", [NET, NET.replace("c = Relu", "c = Celu")])
+def test_graph_that_was_converted_before_stays_as_it_is(
+    save: Save, tmp_path: Path, io_precision: str | None, text: str
+) -> None:
+    asked = options("all", precision="fp16", io_precision=io_precision)
+    once = export_bundle(str(save(text)), tmp_path / "once", asked)
+    twice = export_bundle(str(once.model_path), tmp_path / "twice", asked)
+
+    assert "conversion" not in twice.manifest
+    assert [split.name for split in twice.splits] == [split.name for split in once.splits]
+
+
+def test_inputs_and_outputs_of_a_float16_graph_become_float16_unless_told_otherwise(save: Save, tmp_path: Path) -> None:
+    once = export_bundle(str(save(NET)), tmp_path / "once", options(precision="fp16", io_precision="fp32"))
+    bundle = export_bundle(str(once.model_path), tmp_path / "twice", options(precision="fp16"))
+
+    assert [info.dtype for info in (*bundle.inputs, *bundle.outputs)] == ["float16", "float16"]
+
+
+# ---- casts are no cuts -------------------------------------------------------------------------------------
+
+
+def test_casts_of_inputs_and_outputs_are_no_pairs(save: Save, tmp_path: Path) -> None:
+    bundles = [
+        export_bundle(str(save(NET)), tmp_path / str(precision), options("all", precision=precision, io_precision=io))
+        for precision, io in ((None, None), ("fp16", "fp32"))
+    ]
+
+    names = [[split.name for split in bundle.splits] for bundle in bundles]
+    assert names[0] == names[1] != []
+
+
+def test_casts_at_both_ends_are_left_out_and_change_no_name(cuts: Cuts) -> None:
+    # x -Cast- f -Relu= a -Cast= c -Neg= b -Cast- h -Cast- y
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[batch, 8] x) => (float[batch, 8] y) {
+        f = Cast<to = 10>(x)
+        a = Relu(f)
+        c = Cast<to = 1>(a)
+        b = Neg(c)
+        h = Cast<to = 10>(b)
+        y = Cast<to = 1>(h)
+    }"""
+
+    assert [cut.name for cut in cuts(text).cuts] == ["a", "c"]
+
+
+def test_casts_and_shapes_alone_make_no_cut(cuts: Cuts) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[batch, 8] x) => (float16[batch, 8] y, int64[2] s) {
+        s = Shape(x)
+        d = Cast<to = 11>(x)
+        y = Cast<to = 10>(d)
+    }"""
+
+    assert cuts(text).cuts == ()
 
 
 def test_random_graph_is_converted_without_an_error_to_state(save: Save, tmp_path: Path) -> None:

@@ -91,8 +91,8 @@ def test_natural_compressive_and_frontier_follow_equation_3(cuts: Cuts) -> None:
 def test_ratio_in_elements_and_stated_input_bytes_change_the_verdict(cuts: Cuts) -> None:
     text = (
         HEADER
-        + """net (uint8[batch, 8] x) => (float[batch, 8] y) {
-        a = Cast<to = 1>(x)
+        + """net (uint8[batch, 8] x) => (float[batch, 8] y) <float scale = {0.5}> {
+        a = DequantizeLinear(x, scale)
         b = ReduceMax<axes = [1], keepdims = 1>(a)
         y = Add(b, b)
     }"""

@@ -1,0 +1,78 @@
+"""Make ONNX Runtime round to float16 wherever a graph does.
+
+On the CPU it computes most float16 ops in float32 and drops the casts between them, and with them the rounding: what
+overflows float16, or is lost in it, does not show. A GPU rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dsc_split.partitioner._graph import is_shape_query, walk
+from dsc_split.partitioner._precision import values_of
+from dsc_split.partitioner._schemas import infer_types
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+__all__ = ["half_values", "keep_roundings"]
+
+
+def _scopes(model: ir.Model) -> list[ir.Graph | ir.Function]:
+    return [model.graph, *model.functions.values()]
+
+
+def half_values(model: ir.Model) -> list[ir.Value]:
+    """List the float16 tensors that nodes compute, in bodies and functions too, in graph order."""
+    import onnx_ir as ir
+
+    types, _ = infer_types(model)
+
+    def is_half(given: ir.TypeProtocol | None) -> bool:
+        return isinstance(given, ir.TensorType) and given.dtype == ir.DataType.FLOAT16
+
+    return [
+        value
+        for scope in _scopes(model)
+        for node in walk(scope)
+        if node.op_type != "Constant"
+        for value in node.outputs
+        if is_half(types.get(value))
+    ]
+
+
+def keep_roundings(model: ir.Model, values: Iterable[ir.Value]) -> None:
+    """Put two Reshapes, to the shape that is there, behind each of some float16 values; they keep casts apart.
+
+    One alone is no hindrance: ONNX Runtime computes in float32 what lies alone between nodes that it computes in
+    float32, though it has a float16 for it.
+
+    Args:
+        model: Changed in place: it computes the same, and what else reads a value reads its copy.
+        values: Made by nodes, in bodies and functions too; outputs of a graph or function stay as they are.
+    """
+    import onnx_ir as ir
+
+    taken = {value.name for scope in _scopes(model) for value in values_of(scope)}
+
+    def new(name: str) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    for value in values:
+        uses = [(user, i) for user, i in value.uses() if not is_shape_query(user)]
+        producer = value.producer()
+        if not uses or producer is None or producer.graph is None:
+            continue
+        shape = ir.node("Shape", [value])
+        first = ir.node("Reshape", [value, shape.outputs[0]])
+        second = ir.node("Reshape", [first.outputs[0], shape.outputs[0]])
+        for node in (shape, first, second):
+            node.outputs[0].name = new(f"{value.name}_{node.op_type.lower()}")
+            node.name = f"node_{node.outputs[0].name}"
+        producer.graph.insert_after(producer, [shape, first, second])
+        for user, i in uses:
+            user.replace_input_with(i, second.outputs[0])
