@@ -59,6 +59,6 @@ def live_state() -> dict[str, Any]:
         sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
         readings = [reading.current for group in sensors.values() for reading in group]
         state["hottest_sensor_celsius"] = max(readings) if readings else None
-    except (OSError, NotImplementedError, RuntimeError) as e:
+    except (OSError, NotImplementedError, RuntimeError) as e:  # psutil's ways to say that the system does not tell
         state["unreadable"] = str(e)
     return state

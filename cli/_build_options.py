@@ -124,7 +124,7 @@ def print_builds(results: Sequence[BuildResult], *, tables: bool) -> None:
         err.print(f"{result.side}: {result.target} ({result.id}), {ready} of {len(result.rows)} ready")
         _print_lowered(result)
         for note, labels in _grouped((note, row.label) for row in result.rows for note in row.notes):
-            err.print(f"note: {result.side}: {_listed(labels)}: of the matrix products that SM75 lacks, {note}.")
+            err.print(f"note: {result.side}: {_listed(labels)}: of the float32 operations that SM75 lacks, {note}.")
         for reason, labels in _grouped((row.reason, row.label) for row in result.failed):
             err.print(f"failed: {result.side}: {_listed(labels)}: {reason}", style="red")
 

@@ -191,7 +191,6 @@ class _Build:
             "failed": [{"graph": row.graph, "reason": row.reason} for row in self.rows if row.reason],
         }
         record_target(self._bundle, self._side, self._backend, engines)
-        self._bundle.save()  # plans differ from build to build, also where all that is said of them is the same
         for path in old:
             self._bundle.file(path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another engine lies there
@@ -274,7 +273,7 @@ class _Build:
 def _kept_float32(bundle: Bundle) -> tuple[str, ...] | None:
     """Name the nodes that a conversion to float16 left float32; ``None`` where the graph was not converted."""
     conversion = bundle.manifest.get("conversion")
-    return None if conversion is None else tuple(item["name"] or "" for item in conversion["kept_float32"])
+    return None if conversion is None else tuple(item["name"] for item in conversion["kept_float32"] if item["name"])
 
 
 def _paths(entries: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dsc_split.errors import DscError
-
 if TYPE_CHECKING:
     from dsc_split.engines._target import Target
 
@@ -30,18 +28,16 @@ def highest_opset(library: str, version: str) -> int | None:
 
 
 def opset_limits(targets: Iterable[Target]) -> dict[str, int]:
-    """Give the highest opset of each target that has one; a target whose library is not here is left out.
+    """Give the highest opset of each target that has one.
 
-    It is the build that says what is missing: a graph can be exported, and its engines built elsewhere.
+    Raises:
+        BackendUnavailable: A target's library is not here, or its device where the version depends on it.
     """
     from dsc_split.engines._registry import get_backend
 
     limits = {}
     for target in targets:
-        try:
-            facts = get_backend(target).build_fingerprint()
-        except DscError:
-            continue
+        facts = get_backend(target).build_fingerprint()
         limit = highest_opset(facts["library"], facts["version"])
         if limit is not None:
             limits[str(target)] = limit

@@ -79,18 +79,6 @@ class BuildOptions:
         opt = self.opt_batch or self.batches[len(self.batches) // 2]
         return ((self.batches[0], opt, self.batches[-1]),)
 
-    def profile_for(self, batch: int) -> tuple[int, int, int]:
-        """Give the profile of the engine that runs ``batch``: with one per batch size, that one or the next larger.
-
-        Raises:
-            UsageError: ``batch`` is outside every profile.
-        """
-        for profile in self.profiles():
-            if batch <= profile[2] and (self.per_batch or profile[0] <= batch):
-                return profile
-        listed = f"{self.batches[0]} to {self.batches[-1]}"
-        raise UsageError(f"batch {batch} is outside of {listed}, which the engines were built for. Build them again.")
-
     def facts(self) -> dict[str, Any]:
         """Give what shapes an engine, for the fingerprint of a build."""
         profile: Any = "one per batch size" if self.per_batch else list(self.profiles()[0])

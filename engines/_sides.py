@@ -142,7 +142,7 @@ def record_target(bundle: Bundle, side: str, backend: BackendLike, engines: Mapp
         engines = {key: before[key] for key in ("options", "engines", "failed") if key in before}
     entry = {"target": target, "fingerprint": fingerprint, "id": target_id(fingerprint), **engines}
     recorded = bundle.manifest["targets"].setdefault(side, [])
-    if recorded and recorded[-1] == entry:
+    if engines is None and recorded and recorded[-1] == entry:
         return
     bundle.manifest["targets"][side] = [item for item in recorded if item["target"] != target] + [entry]
     bundle.save()

@@ -102,12 +102,12 @@ class TensorRTRTXBackend(TrtBackend):
         tolerance = TOLERANCE["fp16" if rewrite.halved else job.precision]
         if max_rel > tolerance:
             raise BackendError(
-                f"with {count} matrix products rewritten for SM75 the graph is "
+                f"with {count} operations rewritten for SM75 the graph is "
                 f"off by {max_rel:.2g} of its largest value; at most {tolerance:g} is expected. Choose another target, "
                 "or --precision fp16 at the export."
             )
         return encode_graph(rewrite.model), {
-            "why": "SM75 has no float32 matrix products",
+            "why": "SM75 has no float32 form of these operations",
             "converted": list(rewrite.converted),
             "summed": list(rewrite.summed),
             "halved": list(rewrite.halved),

@@ -382,7 +382,7 @@ def _hopeless(batch: int, activation_bytes: dict[str, int], available: int | Non
 
 def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
     """Tell whether a layer came from a node that stays float32: the parser may add words to the node's name."""
-    return any(layer == name or layer.startswith((f"{name} ", f"{name}_")) for name in kept)
+    return layer.partition(" ")[0] in kept or layer in kept
 
 
 def _notes(rewritten: dict[str, Any]) -> list[str]:

@@ -8,31 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engines.plan_header import HEADER
 
 from dsc_split.engines._cache import EngineCache
 from dsc_split.engines._plan_file import write_plan
 
 Dsc = Callable[..., Any]
-
-HEADER: dict[str, Any] = {
-    "format": "dsc-split/engine",
-    "version": 1,
-    "library": "tensorrt_rtx",
-    "library_version": "1.7.1.116",
-    "target": "tensorrt-rtx:sm75",
-    "architecture": "sm75",
-    "build_fingerprint": {},
-    "model": "tiny",
-    "label": "head features.4.0",
-    "graph": "onnx/features.4.0.head.onnx",
-    "graph_digest": "0" * 64,
-    "profile": {"min": 1, "opt": 1, "max": 1, "shapes": {}},
-    "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
-    "outputs": [{"name": "y", "dtype": "float32", "shape": [1]}],
-    "precision": {"layers": {}, "tf32": False},
-    "memory": {},
-    "rewritten": None,
-}
 
 
 @pytest.fixture

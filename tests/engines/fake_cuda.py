@@ -183,7 +183,7 @@ class PretendedBackend(Backend):
         return {}
 
     def _load(self, path: Any, sha256: str | None, digest: str | None) -> Any:
-        raise NotImplementedError
+        raise AssertionError("the engines of these tests are made by hand")
 
 
 DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32 INT64 UINT8 BOOL BF16")

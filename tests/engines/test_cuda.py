@@ -98,7 +98,7 @@ def with_stub(tmp_path: Path) -> Callable[..., str]:
     """Run Python with a driver whose functions all give one answer."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("there is no C compiler to build a stub of libcuda with")
+        pytest.skip("gcc and cc are not installed, and a stub of libcuda has to be built")
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     (tmp_path / "stub.c").write_text(STUB)
 
@@ -119,7 +119,7 @@ def with_stub(tmp_path: Path) -> Callable[..., str]:
 def test_without_a_driver_that_is_said() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     if runtime.cudaDriverGetVersion()[1]:
-        pytest.skip("this machine has an NVIDIA driver")
+        pytest.skip("this machine has an NVIDIA driver, and the test is of one without")
 
     with pytest.raises(BackendUnavailable, match=r"no NVIDIA driver: libcuda\.so\.1 cannot be found"):
         open_cuda(extra="rtx")

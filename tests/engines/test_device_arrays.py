@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.engines import fake_cuda as fakes
 
 from dsc_split.engines._device_arrays import DeviceArray
 from dsc_split.engines._dlpack import read_dlpack
 from dsc_split.errors import BackendError
 
-
-def _fakes() -> ModuleType:
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("fake_cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_cuda"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _fakes()
 X = fakes.X
 OnGpu, Shared = fakes.OnGpu, fakes.Shared
 load, pretended = fakes.load, fakes.pretended

@@ -8,32 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engines.plan_header import HEADER
 
 from dsc_split._sizes import parse_size
 from dsc_split.engines import _cache
 from dsc_split.engines._cache import EngineCache, cache_folder
 from dsc_split.engines._plan_file import read_plan, write_plan
 from dsc_split.errors import DscError, UsageError
-
-HEADER: dict[str, Any] = {
-    "format": "dsc-split/engine",
-    "version": 1,
-    "library": "tensorrt_rtx",
-    "library_version": "1.7.1.116",
-    "target": "tensorrt-rtx:sm75",
-    "architecture": "sm75",
-    "build_fingerprint": {},
-    "model": "tiny",
-    "label": "the whole model",
-    "graph": "onnx/model.onnx",
-    "graph_digest": "0" * 64,
-    "profile": {"min": 1, "opt": 1, "max": 1, "shapes": {}},
-    "inputs": [{"name": "x", "dtype": "float32", "shape": [1]}],
-    "outputs": [{"name": "y", "dtype": "float32", "shape": [1]}],
-    "precision": {"layers": {}, "tf32": False},
-    "memory": {},
-    "rewritten": None,
-}
 
 
 def engine(folder: Path, content: bytes = b"plan", name: str = "model.plan") -> Path:
@@ -68,7 +49,7 @@ def test_engine_that_was_put_in_is_found(cache: EngineCache, tmp_path: Path) -> 
     assert found.stat().st_ino != path.stat().st_ino
     assert cache.get(key(1)) is None
     assert [(entry.label, entry.target, entry.library_version, entry.size_bytes) for entry in cache.entries()] == [
-        ("the whole model", "tensorrt-rtx:sm75", "1.7.1.116", path.stat().st_size)
+        (HEADER["label"], "tensorrt-rtx:sm75", "1.7.1.116", path.stat().st_size)
     ]
 
 

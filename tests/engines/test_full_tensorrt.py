@@ -6,7 +6,6 @@ What it builds is real, what it loads is pretended. It has what full TensorRT ha
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.engines import fake_cuda as fakes
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
@@ -25,19 +25,6 @@ from dsc_split.errors import BackendUnavailable, EngineMismatch
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")
 
-
-def _fakes() -> ModuleType:
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("fake_cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_cuda"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _fakes()
 
 VERSION = "11.4.0.106"
 OF_RTX = {"ComputeCapability", "EngineValidity", "EngineInvalidityDiagnostics"}

@@ -180,7 +180,7 @@ def test_real_library_on_a_machine_without_a_driver_gives_its_reason(
     nvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     try:
         nvml.nvmlInit()
-        pytest.skip("there is a driver here")
+        pytest.skip("this machine has an NVIDIA driver, and the test is of one without")
     except nvml.NVMLError as e:
         words = str(e)
 

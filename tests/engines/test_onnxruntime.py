@@ -1,35 +1,21 @@
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from tests.engines import fake_cuda as fakes
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BackendLike, Target, get_backend
 from dsc_split.engines._onnxruntime import OnnxRuntimeBackend
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
-
-
-def _fakes() -> ModuleType:
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("fake_cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_cuda"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _fakes()
 
 X = np.ones((2, 3, 8, 8), np.float32)
 

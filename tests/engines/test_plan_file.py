@@ -10,37 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engines.plan_header import HEADER
 
 from dsc_split._files import canonical_json
 from dsc_split.engines._plan_file import export_raw, read_header, read_plan, write_plan
 from dsc_split.errors import DscError, EngineFileError
 
 PLAN = bytes(range(256)) * 5
-
-HEADER: dict[str, Any] = {
-    "format": "dsc-split/engine",
-    "version": 1,
-    "library": "tensorrt_rtx",
-    "library_version": "1.7.1.116",
-    "target": "tensorrt-rtx:sm75",
-    "architecture": "sm75",
-    "build_fingerprint": {"library": "tensorrt_rtx"},
-    "model": "tiny",
-    "label": "head features.4.0",
-    "graph": "onnx/features.4.0.head.onnx",
-    "graph_digest": "0" * 64,
-    "profile": {
-        "min": 1,
-        "opt": 8,
-        "max": 64,
-        "shapes": {"input": {"min": [1, 3, 8, 8], "opt": [8, 3, 8, 8], "max": [64, 3, 8, 8]}},
-    },
-    "inputs": [{"name": "input", "dtype": "float32", "shape": ["batch", 3, 8, 8]}],
-    "outputs": [{"name": "y", "dtype": "float16", "shape": ["batch", None]}],
-    "precision": {"layers": {"float16": 120}, "tf32": False},
-    "memory": {"activation_bytes": {"64": 1024}, "scratch_bytes": 0, "weights_bytes": 12},
-    "rewritten": None,
-}
 
 
 @pytest.fixture

@@ -236,16 +236,45 @@ def test_a_product_of_two_computed_tensors_is_no_convolution_and_the_ways_out_ar
     assert only_reason(bundle, "tensorrt-rtx:sm75", gemm="sum") == ""
 
 
-def test_asking_for_float16_and_getting_float32_is_an_error(make_bundle: Callable[..., Bundle]) -> None:
-    conversion: dict[str, Any] = {
+def converted(*, kept: list[str | None]) -> dict[str, Any]:
+    """What the manifest says of a conversion to float16 that left some nodes float32."""
+    return {
         "from": "fp32",
         "io_precision": "fp16",
         "max_abs_error": 0.0,
         "max_rel_error": 0.0,
         **dict.fromkeys(("weights_converted", "weights_overflowed", "weights_vanished"), 0),
-        "kept_float32": [],
+        "kept_float32": [{"name": name, "op_type": "Conv", "reason": "it must"} for name in kept],
     }
-    bundle = make_bundle(precision="fp16", conversion=conversion)
+
+
+TWO_CONVOLUTIONS = [
+    helper.make_node("Conv", ["x", "w"], ["h"], name="_conv"),
+    helper.make_node("Conv", ["h", "w"], ["y"], name="_conv_1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kept", "wide"), [(["_conv"], "1 layers compute in float32, '_conv_1'"), ([None], "2 layers")]
+)
+def test_only_the_nodes_that_were_left_float32_may_be_so(
+    make_bundle: Callable[..., Bundle], kept: list[str | None], wide: str
+) -> None:
+    bundle = make_bundle(precision="fp16", conversion=converted(kept=kept))
+    bundle = replace_model(bundle, model_of(*TWO_CONVOLUTIONS, w=np.ones((3, 3, 1, 1), np.float32)))
+
+    assert wide in only_reason(bundle)
+
+
+def test_layers_of_nodes_that_were_left_float32_pass(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle(precision="fp16", conversion=converted(kept=["_conv", "_conv_1"]))
+    bundle = replace_model(bundle, model_of(*TWO_CONVOLUTIONS, w=np.ones((3, 3, 1, 1), np.float32)))
+
+    assert only_reason(bundle) == ""
+
+
+def test_asking_for_float16_and_getting_float32_is_an_error(make_bundle: Callable[..., Bundle]) -> None:
+    bundle = make_bundle(precision="fp16", conversion=converted(kept=[]))
 
     assert "float16 was asked for, and 2 layers compute in float32" in only_reason(bundle)
 

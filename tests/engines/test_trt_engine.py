@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.engines import fake_cuda as fakes
 
 from dsc_split.engines._trt_engine import TensorRTEngine
 from dsc_split.errors import (
@@ -20,19 +18,6 @@ from dsc_split.errors import (
     OutOfMemoryError,
 )
 
-
-def _fakes() -> ModuleType:
-    path = Path(__file__).with_name("fake_cuda.py")
-    spec = importlib.util.spec_from_file_location("fake_cuda", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fake_cuda"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-fakes = _fakes()
 Kind = fakes.DataType
 X, PLAN = fakes.X, fakes.PLAN
 OnGpu, Shared = fakes.OnGpu, fakes.Shared
@@ -523,7 +508,7 @@ def test_all_that_is_used_of_the_real_library_is_there() -> None:
         f"{cls.__name__}.{name}" for cls, names in used.items() for name in names.split() if not hasattr(cls, name)
     ]
     assert missing == []
-    bits = [int(getattr(trt.EngineInvalidityDiagnostics, flag.name)) for flag in fakes.Diagnostics]
+    bits = [int(getattr(trt.EngineInvalidityDiagnostics, str(flag.name))) for flag in fakes.Diagnostics]
     assert bits == [flag.value for flag in fakes.Diagnostics]
     assert tuple(trt.Dims((2, 3))) == (2, 3)
 
