@@ -15,6 +15,7 @@ import psutil
 
 from dsc_split import __version__
 from dsc_split.engines._base import Backend
+from dsc_split.engines._fingerprint import processor_name, usable_threads
 from dsc_split.engines._gpu_list import Gpu, list_gpus
 from dsc_split.engines._jetson import SYSTEM, first_line
 from dsc_split.engines._registry import BACKENDS, get_backend
@@ -153,9 +154,9 @@ def examine(root: Path = SYSTEM) -> Examination:
         dsc_split=__version__,
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         cores=psutil.cpu_count(logical=False),
-        usable_cores=_usable_cores(),
+        usable_cores=usable_threads() or os.cpu_count() or 1,
         memory_bytes=memory.total,
         available_memory_bytes=memory.available,
         jetson=jetson,
@@ -225,25 +226,6 @@ def _split_message(message: str, target: str) -> tuple[str, str | None]:
 def _jetson_release(root: Path) -> int | None:
     match = re.match(r"# R(\d+) ", first_line(root / "etc/nv_tegra_release") or "")
     return int(match[1]) if match else None
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor() -> str:
-    """Name the processor as /proc/cpuinfo does, which knows more than ``platform.processor()``."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip() in ("model name", "Model") and value.strip():
-                    return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 # ---- packages ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dsc_split._files import canonical_json
 from dsc_split.engines._gpu_state import gpu_facts
 from dsc_split.engines._jetson import first_line, power_mode
 
-__all__ = ["fingerprint_digest", "fingerprint_id", "gpu", "machine", "target_id"]
+__all__ = ["fingerprint_digest", "fingerprint_id", "gpu", "machine", "processor_name", "target_id", "usable_threads"]
 
 
 def fingerprint_digest(fingerprint: dict[str, Any]) -> str:
@@ -38,16 +38,15 @@ def machine() -> dict[str, Any]:
     import psutil
 
     cpu = Path("/sys/devices/system/cpu")
-    affinity = getattr(os, "sched_getaffinity", None)
     facts = {
         "host": platform.node(),
         "system": _system(),
         "machine": platform.machine(),
         "board": first_line(Path("/proc/device-tree/model")),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": psutil.cpu_count(logical=False),
         "hardware_threads": psutil.cpu_count(logical=True),
-        "usable_threads": len(affinity(0)) if affinity else None,
+        "usable_threads": usable_threads(),
         "governor": first_line(cpu / "cpu0/cpufreq/scaling_governor"),
         "max_frequency_khz": first_line(cpu / "cpu0/cpufreq/scaling_max_freq"),
         "boost": first_line(cpu / "cpufreq/boost"),
@@ -62,7 +61,14 @@ def gpu() -> dict[str, Any]:
     return gpu_facts()
 
 
-def _processor() -> str:
+def usable_threads() -> int | None:
+    """Count the hardware threads that this process may run on; ``None`` where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else None
+
+
+def processor_name() -> str:
+    """Name the processor as /proc/cpuinfo does, which knows more than ``platform.processor()``."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
