@@ -270,10 +270,20 @@ def render_pick(pick: Pick) -> RenderableType:
     ]
     if table.emulated is not None:
         parts.append(Text(f"Emulated: {emulation_text(table)}.", style="bold yellow"))
+    if pick.given.get("percentile") == 95:
+        parts.append(Text(_P95_TEXT))
+    if not pick.timing_valid:
+        parts.append(Text("Its times were taken elsewhere; measure again: dsc-split bench BUNDLE", style="yellow"))
     names = {choice.id: choice.name for choice in table.choices}
     parts += [Text(), *_terms(pick), Text()]
     parts.append(Text(f"By data rate, all else as asked: {segments_text(names, pick.segments)}."))
     return Group(*parts)
+
+
+_P95_TEXT = (
+    "With the 95th percentiles of head and tail. Their sum is not the 95th percentile of the whole but a bound: at "
+    "least 90 % of the requests keep it."
+)
 
 
 def _state_text(pick: Pick) -> str:

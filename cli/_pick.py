@@ -44,6 +44,13 @@ def pick(
         Any,
         typer.Option(parser=number(at_least=0), metavar="MS", help="Wait in ms before the tail starts; default: 0."),
     ] = None,
+    percentile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="50|95",
+            help="Compare by the medians of head and tail (50, the default) or by the sum of their 95th percentiles.",
+        ),
+    ] = None,
     no_full_offload: Annotated[
         bool, typer.Option("--no-full-offload", help="Leave out every choice that sends the inputs as they are.")
     ] = False,
@@ -72,6 +79,7 @@ def pick(
         server_load=server_load,
         queue_ms=queue,
         allow=table.without_inputs_sent() if no_full_offload else None,
+        percentile=percentile,
     )
     if json:
         print_json(answer.to_json())

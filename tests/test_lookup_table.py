@@ -249,6 +249,52 @@ def test_allow_takes_names_and_ids_and_refuses_what_is_unknown() -> None:
         table.pick(8, 40.0, allow=["no-offload"])
 
 
+def test_the_95th_percentile_compares_the_sums_of_both_sides() -> None:
+    # batch 1: p95 of full offload 0 + 12.5, of the split as the file has them, of local as the file has it
+    table = golden()
+    rows = {item.choice: item for item in table.batches[0].rows}
+    split = rows[1]
+    assert split.head_p95_ms is not None
+    assert split.tail_p95_ms is not None
+    rate = 7.5
+
+    pick = table.pick(1, rate, percentile=95)
+
+    assert table.latency_ms("full-offload", 1, rate, percentile=95) == 12.5 + 1000.0 * (0.6 / rate)
+    split_ms = split.head_p95_ms + (split.tail_p95_ms + 1000.0 * (0.15 / rate))
+    assert table.latency_ms("features.4.0", 1, rate, percentile=95) == split_ms
+    assert (pick.choice.name, pick.latency_ms) == ("features.4.0", split_ms)
+    assert table.pick(1, rate, percentile=50).latency_ms == table.pick(1, rate).latency_ms < split_ms
+    assert pick.to_json()["percentile"] == 95
+    assert pick.segments == table.switch_rates(1, percentile=95) != table.switch_rates(1)
+
+
+def test_a_choice_without_95th_percentiles_is_left_out_there() -> None:
+    known = replace(row(1, 5.0, 5.0, 1000), head_p95_ms=7.0, tail_p95_ms=9.0)
+    table = table_of([row(0, 1.0, 1.0, 1000), known])
+
+    assert table.pick(1, math.inf).choice.id == 0
+    assert table.pick(1, math.inf, percentile=95).choice.id == 1
+    with pytest.raises(UsageError, match="no choice that is allowed has 95th percentiles at batch 1"):
+        table.pick(1, 8.0, percentile=95, allow=[0])
+
+
+@pytest.mark.parametrize("percentile", [0, 90, 99, 0.95, math.nan])
+def test_another_percentile_is_a_usage_error(percentile: float) -> None:
+    with pytest.raises(UsageError, match=r"percentile .* 50, the median, or 95 was expected"):
+        golden().pick(1, 8.0, percentile=percentile)
+
+
+def test_a_pick_says_that_its_times_are_from_elsewhere() -> None:
+    table = golden()
+    batch = table.batches[0]
+    stale = replace(table, batches=(replace(batch, rows=tuple(replace(r, timing_valid=False) for r in batch.rows)),))
+
+    assert table.pick(1, 8.0).timing_valid
+    assert not stale.pick(1, 8.0).timing_valid
+    assert stale.pick(1, 8.0).to_json()["timing_valid"] is False
+
+
 def test_server_load_and_queue_move_the_choice_to_the_device() -> None:
     table = golden()
 

@@ -34,6 +34,8 @@ class Lines:
     numbers: tuple[tuple[float, float, float, float, bool], ...]
     """Per choice: head_ms; the server's and network's part that no rate changes, in ms; uplink MB; downlink
     MB (0 unless counted); whether it uses the server."""
+    one_way: tuple[tuple[float, float, float], ...]
+    """The first three of ``numbers``: all that counts where nothing comes back."""
     variances_ms2: tuple[float, ...]
     """Per choice: squared half-width of the confidence interval."""
     counts_downlink: bool
@@ -74,6 +76,7 @@ def make_lines(
         choices=tuple(choice for choice, _ in ordered),
         rows=tuple(row for _, row in ordered),
         numbers=tuple(numbers),
+        one_way=tuple(number[:3] for number in numbers),
         variances_ms2=tuple(row.variance_ms2(server_load) for _, row in ordered),
         counts_downlink=link.count_downlink,
         downlink_rate_mb_s=downlink_rate_mb_s,
@@ -83,7 +86,7 @@ def make_lines(
 def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
     """Give T in milliseconds of every choice at ``rate_mb_s``; infinite for what cannot be sent."""
     if rate_mb_s > 0.0 and not lines.counts_downlink:
-        return [head + (fixed + 1000.0 * (up / rate_mb_s)) for head, fixed, up, _, _ in lines.numbers]
+        return [head + (fixed + 1000.0 * (up / rate_mb_s)) for head, fixed, up in lines.one_way]
     downlink = lines.downlink_rate_mb_s
     if downlink is None:
         downlink = rate_mb_s

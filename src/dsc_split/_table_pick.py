@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Pick"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, init=False)
 class Pick:
     """The answer of a table for one state, and how sure it is."""
 
@@ -37,10 +37,19 @@ class Pick:
     times_ms: list[float] = field(repr=False)
     """T in milliseconds of each of them."""
 
+    def __init__(self, **fields: Any) -> None:
+        # A third of the time of the frozen class's own, which sets field by field; picking is what must be fast.
+        self.__dict__.update(fields)
+
     @property
     def measured_batch(self) -> int:
         """The batch size whose times were used."""
         return self.lines.measured_batch
+
+    @property
+    def timing_valid(self) -> bool:
+        """Whether the choice's times were taken on what the table names; else measure them again."""
+        return self.lines.rows[self.lines.choices.index(self.choice)].timing_valid
 
     @property
     def runner_up(self) -> Choice | None:
@@ -58,7 +67,8 @@ class Pick:
     def uncertainty_ms(self) -> float:
         """Half-width of the 95 % confidence interval of ``margin_ms``, in milliseconds.
 
-        The root of the sum of the squared half-widths of both choices' head and tail; 0 without a runner-up.
+        That of the medians, also where 95th percentiles were asked for: theirs is not measured. The root of the
+        sum of the squared half-widths of both choices' head and tail; 0 without a runner-up.
         """
         second = self._second()
         if second is None:
@@ -133,6 +143,8 @@ class Pick:
             "margin_ratio": finite(self.margin_ratio),
             "uncertainty_ms": finite(self.uncertainty_ms),
             "tie": self.tie,
+            "timing_valid": self.timing_valid,
+            "percentile": self.given.get("percentile") or 50,
             "batch": self.batch,
             "measured_batch": self.measured_batch,
             "rate_mb_s": finite(self.rate_mb_s),

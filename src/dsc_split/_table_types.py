@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = [
     "FULL_OFFLOAD",
@@ -101,6 +101,12 @@ class Row:
     """Bytes of the outputs that come back for the whole batch."""
     timing_valid: bool = True
     """Whether the times were taken on what the table names; false where they must be measured again."""
+
+    def at_p95(self) -> Row | None:
+        """Put the 95th percentiles in place of the medians; ``None`` where they are not known."""
+        if self.head_p95_ms is None or self.tail_p95_ms is None:
+            return None
+        return replace(self, head_ms=self.head_p95_ms, tail_ms=self.tail_p95_ms)
 
     def variance_ms2(self, server_load: float) -> float:
         """Give the squared half-width of the confidence interval of head plus tail, in ms^2."""

@@ -25,7 +25,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsc_split import _table_json
 from dsc_split._files import read_json
@@ -33,6 +33,9 @@ from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, switch_
 from dsc_split._table_pick import Pick
 from dsc_split._table_types import BatchTable, Choice, Link, Row, Segment, Side, Terms
 from dsc_split.errors import TableError, UsageError
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
 
 __all__ = ["BatchTable", "Choice", "Link", "LookupTable", "Pick", "Row", "Segment", "Side", "Terms"]
 
@@ -64,16 +67,16 @@ class LookupTable:
     # ---- reading and writing -------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes) -> LookupTable:
-        """Read a table from a file, from a bundle's ``table.json``, or from the bytes themselves.
+    def load(cls, source: str | os.PathLike[str] | bytes | Bundle) -> LookupTable:
+        """Read a table from a file, from a bundle or its folder, or from the bytes themselves.
 
         Raises:
             UsageError: There is no such file, or the bundle has no table yet.
             TableError: The file is damaged, contradicts itself, or is of a newer version.
         """
-        if not isinstance(source, bytes) and Path(source).is_dir():
-            return _load_of_bundle(Path(source), cls)
-        what = source if isinstance(source, bytes) else Path(source)
+        what = source if isinstance(source, bytes) else _path_of(source)
+        if isinstance(what, Path) and what.is_dir():
+            return _load_of_bundle(what, cls)
         if isinstance(what, Path) and not what.exists():
             raise UsageError(f"no bundle and no lookup table {str(what)!r}: there is no such file or folder.")
         document = read_json(what, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES)
@@ -113,6 +116,7 @@ class LookupTable:
         server_load: float | None = None,
         queue_ms: float | None = None,
         allow: Collection[str | int] | None = None,
+        percentile: float | None = None,
     ) -> Pick:
         """Give the fastest choice in one state.
 
@@ -126,6 +130,9 @@ class LookupTable:
             server_load: Ratio of the tail's time now to its time when measured; default 1.
             queue_ms: Wait in milliseconds before the tail starts; default 0.
             allow: Names or ids of the choices that may be taken; default: all.
+            percentile: 50, the default: the medians of head and tail; 95: the 95th percentiles. Their sum is not
+                the 95th percentile of T but a bound: at least 90 % of the requests keep it, however head and
+                tail depend on each other. A choice whose 95th percentiles are not known is left out.
 
         Raises:
             UsageError: A number is NaN, negative or out of range, the batch is larger than all measured ones,
@@ -133,7 +140,14 @@ class LookupTable:
         """
         given: dict[str, Any] = _NOTHING_GIVEN
         lines = None
-        if downlink_rate_mb_s is None and rtt_ms is None and server_load is None and queue_ms is None and allow is None:
+        if (
+            downlink_rate_mb_s is None
+            and rtt_ms is None
+            and server_load is None
+            and queue_ms is None
+            and allow is None
+            and percentile is None
+        ):
             lines = self._plain.get(batch)
         else:
             given = {
@@ -142,6 +156,7 @@ class LookupTable:
                 "server_load": server_load,
                 "queue_ms": queue_ms,
                 "allow": allow,
+                "percentile": percentile,
             }
         if lines is None:
             lines = self._lines(batch, **given)
@@ -174,6 +189,7 @@ class LookupTable:
         server_load: float | None = None,
         queue_ms: float | None = None,
         allow: Collection[str | int] | None = None,
+        percentile: float | None = None,
     ) -> tuple[Terms, ...]:
         """List every allowed choice with the terms of its T, the fastest first.
 
@@ -186,6 +202,7 @@ class LookupTable:
             server_load=server_load,
             queue_ms=queue_ms,
             allow=allow,
+            percentile=percentile,
         )
         rate = _number("data rate", "MB/s", rate_mb_s)
         downlink = rate if lines.downlink_rate_mb_s is None else lines.downlink_rate_mb_s
@@ -224,6 +241,7 @@ class LookupTable:
         rtt_ms: float | None = None,
         server_load: float | None = None,
         queue_ms: float | None = None,
+        percentile: float | None = None,
     ) -> float:
         """Give T in milliseconds of one choice, by name or id; infinite where it cannot be sent.
 
@@ -236,6 +254,7 @@ class LookupTable:
             server_load=server_load,
             queue_ms=queue_ms,
             allow=[choice],
+            percentile=percentile,
         )
         return evaluate(lines, _number("data rate", "MB/s", rate_mb_s))[0]
 
@@ -248,6 +267,7 @@ class LookupTable:
         server_load: float | None = None,
         queue_ms: float | None = None,
         allow: Collection[str | int] | None = None,
+        percentile: float | None = None,
     ) -> tuple[Segment, ...]:
         """Give the best choice over all data rates: where it changes, to the last bit.
 
@@ -261,6 +281,7 @@ class LookupTable:
             server_load=server_load,
             queue_ms=queue_ms,
             allow=allow,
+            percentile=percentile,
         )
         segments = switch_rates(lines)
         if not segments:
@@ -296,10 +317,11 @@ class LookupTable:
         server_load: float | None = None,
         queue_ms: float | None = None,
         allow: Collection[str | int] | None = None,
+        percentile: float | None = None,
     ) -> Lines:
         """Prepare the lines of one state, and keep those of the plain one."""
         batch = _batch(batch)
-        plain = (downlink_rate_mb_s, rtt_ms, server_load, queue_ms, allow) == (None,) * 5
+        plain = (downlink_rate_mb_s, rtt_ms, server_load, queue_ms, allow, percentile) == (None,) * 6
         if plain and batch in self._plain:
             return self._plain[batch]
         position = bisect.bisect_left(self.batches, batch, key=lambda item: item.batch)
@@ -309,6 +331,7 @@ class LookupTable:
                 f"batch {batch} is larger than every measured one ({measured}). "
                 f"Measure it: dsc-split bench BUNDLE --batches {measured.replace(' ', '')},{batch}"
             )
+        p95 = _is_p95(percentile)
         rows = [(self.choice(row.choice), self._row_at(batch, position, row)) for row in self.batches[position].rows]
         if allow is not None:
             allowed = self._ids(allow)
@@ -319,6 +342,13 @@ class LookupTable:
                 raise UsageError(
                     f"none of the choices that are allowed has a row at batch {measured_batch}. "
                     f"Allow one of {_names(tuple(choice for choice, _ in there))}."
+                )
+        if p95:
+            rows = [(choice, at_p95) for choice, row in rows if (at_p95 := row.at_p95()) is not None]
+            if not rows:
+                raise UsageError(
+                    f"no choice that is allowed has 95th percentiles at batch {self.batches[position].batch}. "
+                    "Ask for the medians, or measure again."
                 )
         if downlink_rate_mb_s is None:
             downlink_rate_mb_s = self.link.downlink_rate_mb_s
@@ -373,6 +403,10 @@ class LookupTable:
 _NOTHING_GIVEN: dict[str, Any] = {}
 
 
+def _path_of(source: str | os.PathLike[str] | Bundle) -> Path:
+    return Path(source) if isinstance(source, (str, os.PathLike)) else source.path
+
+
 def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
     """Read the table of a bundle, and see that it is of the pairs that the bundle has now."""
     from dsc_split.bundle import Bundle
@@ -417,6 +451,12 @@ def _finite(what: str, unit: str, value: float) -> float:
             f"{what} is infinite; {unit} from 0 were expected. To leave the server out, allow 'no-offload' alone."
         )
     return number
+
+
+def _is_p95(percentile: float | None) -> bool:
+    if percentile not in (None, 50, 95):
+        raise UsageError(f"percentile {percentile!r} is not in the table; 50, the median, or 95 was expected.")
+    return percentile == 95
 
 
 def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:
