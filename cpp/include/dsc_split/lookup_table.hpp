@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: Apache-2.0
+/// The split lookup table: for a batch size and a data rate, which choice is the fastest.
+///
+/// Standard library only, C++17. Looking up allocates nothing, throws nothing, and gives the same bits as
+/// `dsc_split.LookupTable` in Python; docs/table-format.md says how every number is computed. A table comes from
+/// `dsc_split/load.hpp` (a file, at run time) or from `dsc-split table --header` (a constant, at compile time).
+#pragma once
+
+#include <bitset>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <string_view>
+
+#include "dsc_split/arithmetic.hpp"
+#include "dsc_split/result.hpp"
+
+namespace dsc_split {
+inline namespace v0 {
+
+/// Limits of the format, version 1.
+inline constexpr std::size_t max_choices = 1000;
+inline constexpr std::size_t max_batches = 4096;
+inline constexpr std::int64_t max_batch = std::int64_t{1} << 20;
+inline constexpr std::int64_t max_bytes = std::int64_t{1} << 42;
+
+inline constexpr double infinity = std::numeric_limits<double>::infinity();
+
+/// Stands for a time that the table does not know.
+inline constexpr double unknown_ms = -1.0;
+
+/// How a choice runs the model.
+enum class Kind : std::uint8_t { full_offload, split, no_offload };
+
+/// Which times the question is about: each side's median, or each side's 95th percentile.
+///
+/// The sum of two 95th percentiles is not the 95th percentile of the sum: it is a bound that at least 90 % of the
+/// requests keep, however head and tail depend on each other.
+enum class Percentile : std::uint8_t { median = 50, p95 = 95 };
+
+/// One way to run the model.
+struct Choice {
+  std::int32_t id = 0;         ///< Number of the choice in the file; among equals the lower one wins.
+  Kind kind = Kind::split;     ///< Full offload, a split, or no offload.
+  bool passthrough = false;    ///< Whether the split sends an input of the model as it is.
+  std::string_view name = {};  ///< The cut's name; for the other kinds `full-offload` and `no-offload`.
+
+  /// Whether anything is sent: everything but no offload.
+  [[nodiscard]] constexpr bool uses_server() const noexcept { return kind != Kind::no_offload; }
+  /// Whether an input of the model leaves the device as it is.
+  [[nodiscard]] constexpr bool sends_inputs() const noexcept { return kind == Kind::full_offload || passthrough; }
+};
+
+/// The cost of the network, apart from the data rate; the defaults are Eq. 4 of the paper.
+struct Link {
+  double c0_ms = 0.0;                                 ///< Milliseconds that every request costs.
+  double c1_ms_per_mb = 0.0;                          ///< Milliseconds per MB (10^6 bytes), whatever the rate.
+  double rtt_ms = 0.0;                                ///< Round-trip time in milliseconds.
+  double round_trips = 1.0;                           ///< Round trips per request.
+  bool count_downlink = false;                        ///< Whether the outputs' way back is counted.
+  std::optional<double> downlink_rate_mb_s = {};      ///< MB/s; without one, the uplink's.
+};
+
+/// What one choice takes at one batch size.
+struct Row {
+  std::int32_t choice = 0;                ///< Position in `TableView::choices`.
+  double head_ms = 0.0;                   ///< Median time on the device, for the whole batch.
+  double tail_ms = 0.0;                   ///< Median time on the server, for the whole batch.
+  double head_p95_ms = unknown_ms;        ///< 95th percentile on the device.
+  double tail_p95_ms = unknown_ms;        ///< 95th percentile on the server.
+  double head_half_ci_ms = 0.0;           ///< Half-width of the 95 % confidence interval of `head_ms`; 0: unknown.
+  double tail_half_ci_ms = 0.0;           ///< Half-width of the 95 % confidence interval of `tail_ms`; 0: unknown.
+  std::int64_t uplink_bytes = 0;          ///< Bytes up, for the whole batch.
+  std::int64_t downlink_bytes = 0;        ///< Bytes back, for the whole batch.
+  bool timing_valid = true;               ///< Whether the times were taken on what the table names.
+
+  // Derived by `completed`.
+  bool uses_server = false;   ///< Whether the choice sends anything.
+  double uplink_mb = 0.0;     ///< MB up.
+  double downlink_mb = 0.0;   ///< MB back; 0 unless the link counts them.
+  double fixed_ms = 0.0;      ///< What no rate changes on the table's own link at load 1: tail and network.
+};
+
+/// A sequence that belongs to somebody else.
+template <class T>
+struct Array {
+  const T* data = nullptr;
+  std::size_t size = 0;
+
+  [[nodiscard]] constexpr const T& operator[](std::size_t i) const noexcept { return data[i]; }
+  [[nodiscard]] constexpr const T* begin() const noexcept { return data; }
+  [[nodiscard]] constexpr const T* end() const noexcept { return data + size; }
+};
+
+/// All rows of one measured batch size, by ascending choice.
+struct Batch {
+  std::int64_t batch = 0;
+  Array<Row> rows = {};
+};
+
+/// Choices that may be taken, by position in `TableView::choices`.
+using Mask = std::bitset<max_choices>;
+
+/// The question apart from the batch size.
+struct State {
+  double rate_mb_s = 0.0;                         ///< Uplink in MB/s; 0: nothing can be sent; infinite: bytes are free.
+  std::optional<double> downlink_rate_mb_s = {};  ///< Default: the link's, or else the uplink's.
+  std::optional<double> rtt_ms = {};              ///< Default: the link's.
+  double server_load = 1.0;                       ///< The tail's time now over its time when measured.
+  double queue_ms = 0.0;                          ///< Wait before the tail starts.
+  const Mask* allow = nullptr;                    ///< Choices that may be taken; default: all.
+  Percentile percentile = Percentile::median;     ///< Rows without a 95th percentile are left out there.
+};
+
+/// The answer for one state.
+struct Pick {
+  const Choice* choice = nullptr;   ///< The fastest choice.
+  std::int32_t position = -1;       ///< Its position in `TableView::choices`.
+  double latency_ms = 0.0;          ///< Its T.
+  std::int64_t measured_batch = 0;  ///< The batch size whose times were used.
+  bool timing_valid = true;         ///< Whether its times were taken on what the table names.
+};
+
+/// How sure an answer is.
+struct Margin {
+  const Choice* runner_up = nullptr;  ///< The second fastest choice; null where nothing else can answer.
+  double runner_up_ms = infinity;     ///< Its T; infinite without one.
+  double margin_ms = infinity;        ///< How much slower it is; infinite without one.
+  double uncertainty_ms = 0.0;        ///< Half-width of the 95 % confidence interval of the margin of the medians.
+
+  /// Whether the margin is smaller than its uncertainty, so that either choice may be the faster one.
+  [[nodiscard]] constexpr bool tie() const noexcept { return margin_ms == 0.0 || margin_ms < uncertainty_ms; }
+};
+
+/// The terms of T of one choice in one state.
+struct Terms {
+  double head_ms = 0.0;              ///< On the device.
+  double uplink_ms = 0.0;            ///< The bytes on their way up.
+  double network_ms = 0.0;           ///< Round trips, cost per request and per byte.
+  double queue_ms = 0.0;             ///< Waiting on the server.
+  double tail_ms = 0.0;              ///< On the server, at the load asked.
+  double downlink_ms = 0.0;          ///< The outputs on their way back, where they are counted.
+  double latency_ms = 0.0;           ///< T, evaluated in the order of the format; infinite where it cannot be sent.
+  std::int64_t uplink_bytes = 0;     ///< Bytes up at the batch asked.
+  std::int64_t downlink_bytes = 0;   ///< Bytes back at the batch asked, whether counted or not.
+};
+
+/// A range of data rates over which one choice is the best; it begins where the one before it ends.
+struct Segment {
+  std::int32_t position = -1;           ///< Position of the choice in `TableView::choices`.
+  double below_rate_mb_s = infinity;    ///< Best below this rate, not at it; infinite at the last one.
+};
+
+namespace detail {
+
+/// A state with every default filled in.
+struct Conditions {
+  double rate_mb_s;
+  double downlink_rate_mb_s;
+  double rtt_ms;
+  double server_load;
+  double queue_ms;
+  bool p95;
+};
+
+/// The bytes of a row at the batch size asked.
+struct Payload {
+  std::int64_t uplink_bytes;
+  std::int64_t downlink_bytes;
+  double uplink_mb;
+  double downlink_mb;
+};
+
+constexpr bool is_rate(double value) noexcept { return value >= 0.0; }
+constexpr bool is_finite(double value) noexcept { return value >= 0.0 && value < infinity; }
+
+constexpr double squared(double value) noexcept { return rounded(value * value); }
+
+constexpr double fixed_ms(const Link& link, double tail_ms, const Conditions& now, double megabytes) noexcept {
+  return rounded(tail_ms * now.server_load) + now.queue_ms + rounded(now.rtt_ms * link.round_trips) + link.c0_ms +
+         rounded(link.c1_ms_per_mb * megabytes);
+}
+
+/// T of a row that uses the server, from its part that no rate changes.
+constexpr double sent_ms(double head_ms, double fixed, double up_mb, double down_mb, double rate_mb_s,
+                         double back_mb_s) noexcept {
+  if (rate_mb_s == 0.0 || (down_mb > 0.0 && back_mb_s == 0.0)) return infinity;
+  const double back = down_mb > 0.0 ? down_mb / back_mb_s : 0.0;
+  return head_ms + (fixed + rounded(1000.0 * (up_mb / rate_mb_s + back)));
+}
+
+/// Bytes are a straight line in the batch size, fixed by two measured ones, or in proportion to one.
+constexpr std::int64_t bytes_at(std::int64_t batch, std::int64_t near_batch, std::int64_t near_bytes,
+                                std::int64_t other_batch, std::int64_t other_bytes) noexcept {
+  std::int64_t dividend = (near_bytes - other_bytes) * (near_batch - batch);
+  std::int64_t divisor = near_batch - other_batch;
+  std::int64_t step = dividend / divisor;
+  if (dividend % divisor != 0 && (dividend < 0) != (divisor < 0)) --step;  // rounded down, not towards 0
+  const std::int64_t bytes = near_bytes - step;
+  return bytes < 0 ? 0 : bytes;
+}
+
+inline std::uint64_t to_bits(double value) noexcept {
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline double from_bits(std::uint64_t bits) noexcept {
+  double value = 0.0;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace detail
+
+/// Fills in what follows from a row's own terms, its choice and the table's link.
+[[nodiscard]] constexpr Row completed(Row row, const Choice& choice, const Link& link) noexcept {
+  row.uses_server = choice.uses_server();
+  if (!row.uses_server) return row;
+  row.uplink_mb = static_cast<double>(row.uplink_bytes) / 1e6;
+  row.downlink_mb = link.count_downlink ? static_cast<double>(row.downlink_bytes) / 1e6 : 0.0;
+  const detail::Conditions own{0.0, 0.0, link.rtt_ms, 1.0, 0.0, false};
+  row.fixed_ms = detail::fixed_ms(link, row.tail_ms, own, row.uplink_mb + row.downlink_mb);
+  return row;
+}
+
+/// A lookup table that belongs to somebody else: to a `LookupTable` that was loaded, or to a generated header.
+///
+/// Batch sizes are for the whole batch, rates in MB/s (1 MB = 10^6 bytes of payload), times in milliseconds. A batch
+/// size that was not measured takes the times of the next larger measured one and its own bytes.
+struct TableView {
+  Array<Choice> choices = {};              ///< By ascending id.
+  Array<Batch> batches = {};               ///< By ascending batch size.
+  Link link = {};                          ///< Cost of the network.
+  std::string_view pair_id = {};           ///< Identity of the pairs that were measured: `sha256:...`.
+  std::string_view precision = {};         ///< `fp32` or `fp16`.
+  std::string_view count = {};             ///< `bytes`, or `elements` where every element counts as one byte.
+  std::string_view device_target = {};     ///< What the heads were measured on.
+  std::string_view device_fingerprint = {};
+  std::string_view server_target = {};     ///< What the tails were measured on.
+  std::string_view server_fingerprint = {};
+  bool emulated = false;                   ///< Whether some times were emulated.
+
+  /// Gives the fastest choice on the table's own link, at load 1, with an empty queue.
+  ///
+  /// Errors: bad_number, bad_batch, batch_too_large, nothing_can_answer.
+  [[nodiscard]] constexpr Result<Pick> pick(std::int64_t batch, double rate_mb_s) const noexcept {
+    const std::size_t at = position_of(batch);
+    if (at == batches.size || batches[at].batch != batch || !(rate_mb_s > 0.0) || link.count_downlink) {
+      State state;
+      state.rate_mb_s = rate_mb_s;
+      return pick(batch, state);
+    }
+    // Without a way back, T is one division; what stays on the device adds zeros.
+    Found found;
+    for (const Row& row : batches[at].rows) {
+      found.take(row, row.head_ms + (row.fixed_ms + detail::rounded(1000.0 * (row.uplink_mb / rate_mb_s))),
+                 row.uplink_bytes);
+    }
+    return pick_of(found, at);
+  }
+
+  /// Gives the fastest choice in one state: the least T, then the fewest bytes up, then the lowest id.
+  ///
+  /// Errors: bad_number, unknown_percentile, bad_batch, batch_too_large, nothing_allowed, nothing_can_answer.
+  [[nodiscard]] constexpr Result<Pick> pick(std::int64_t batch, const State& state) const noexcept {
+    const Question question(*this, batch, state);
+    if (question.error != Errc::ok) return Error{question.error};
+    return pick_of(best(question, question.now), question.at);
+  }
+
+  /// Says how much faster than the next choice the answer is, and how well that is known. Errors: as of `pick`.
+  [[nodiscard]] Result<Margin> margin(std::int64_t batch, const State& state) const noexcept {
+    const Question question(*this, batch, state);
+    if (question.error != Errc::ok) return Error{question.error};
+    const Found first = best(question, question.now);
+    const Result<Pick> pick = pick_of(first, question.at);
+    if (!pick) return pick.error();
+    const Found second = best(question, question.now, first.row);
+    Margin margin;
+    if (second.row == nullptr || second.latency_ms == infinity) return margin;
+    margin.runner_up = &choices[index(second.row->choice)];
+    margin.runner_up_ms = second.latency_ms;
+    margin.margin_ms = second.latency_ms - first.latency_ms;
+    margin.uncertainty_ms =
+        std::sqrt(variance_ms2(*first.row, question.now) + variance_ms2(*second.row, question.now));
+    return margin;
+  }
+
+  /// Gives T of one choice, by position; infinite where it cannot be sent. The state's mask does not count.
+  ///
+  /// Errors: as of `pick`, and unknown_choice; nothing_allowed where the choice has no row at this batch size.
+  [[nodiscard]] constexpr Result<double> latency_ms(std::int32_t position, std::int64_t batch,
+                                                    const State& state) const noexcept {
+    const auto found = terms(position, batch, state);
+    if (!found) return found.error();
+    return found->latency_ms;
+  }
+
+  /// Gives the terms of T of one choice, by position. Errors: as of `latency_ms`.
+  [[nodiscard]] constexpr Result<Terms> terms(std::int32_t position, std::int64_t batch,
+                                              const State& state) const noexcept {
+    if (position < 0 || index(position) >= choices.size) return Error{Errc::unknown_choice};
+    const Question question(*this, batch, state);
+    if (question.error != Errc::ok) return Error{question.error};
+    const detail::Conditions& now = question.now;
+    const Row* row = row_of(question.at, position);
+    if (row == nullptr || (now.p95 && !has_p95(*row))) return Error{Errc::nothing_allowed};
+    const detail::Payload sent = payload(question, *row);
+    Terms terms;
+    terms.head_ms = now.p95 ? row->head_p95_ms : row->head_ms;
+    terms.latency_ms = time_ms(*row, sent, now);
+    terms.uplink_bytes = sent.uplink_bytes;
+    terms.downlink_bytes = sent.downlink_bytes;
+    if (!row->uses_server) return terms;
+    terms.uplink_ms = now.rate_mb_s > 0.0 ? 1000.0 * (sent.uplink_mb / now.rate_mb_s) : infinity;
+    terms.network_ms = detail::rounded(now.rtt_ms * link.round_trips) + link.c0_ms +
+                       detail::rounded(link.c1_ms_per_mb * (sent.uplink_mb + sent.downlink_mb));
+    terms.queue_ms = now.queue_ms;
+    terms.tail_ms = (now.p95 ? row->tail_p95_ms : row->tail_ms) * now.server_load;
+    if (sent.downlink_mb > 0.0) {
+      terms.downlink_ms =
+          now.downlink_rate_mb_s > 0.0 ? 1000.0 * (sent.downlink_mb / now.downlink_rate_mb_s) : infinity;
+    }
+    return terms;
+  }
+
+  /// Writes the best choice over all data rates, ascending, to `segments`; gives how many there are.
+  ///
+  /// A boundary is the very number at which `pick` gives the next choice while the number just below it still gives
+  /// the one before. The state's own rate does not count. As many segments as the table has choices are enough.
+  /// Errors: as of `pick`, and no_space.
+  [[nodiscard]] Result<std::size_t> switch_rates(std::int64_t batch, State state, Segment* segments,
+                                                 std::size_t capacity) const noexcept {
+    state.rate_mb_s = infinity;
+    const Question question(*this, batch, state);
+    if (question.error != Errc::ok) return Error{question.error};
+    const Found last = best(question, question.now);
+    if (last.row == nullptr) return Error{Errc::nothing_allowed};
+    if (last.latency_ms == infinity) return Error{Errc::nothing_can_answer};
+    Envelope envelope{*this, question, segments, capacity, 0, false};
+    envelope.find();
+    if (envelope.full) return Error{Errc::no_space};
+    return envelope.size;
+  }
+
+  /// Finds a choice by name; -1 where there is none.
+  [[nodiscard]] constexpr std::int32_t find(std::string_view name) const noexcept {
+    for (std::size_t i = 0; i < choices.size; ++i) {
+      if (choices[i].name == name) return static_cast<std::int32_t>(i);
+    }
+    return -1;
+  }
+
+  /// Masks out every choice that sends the model's inputs as they are.
+  [[nodiscard]] Mask without_inputs_sent() const noexcept {
+    Mask mask;
+    for (std::size_t i = 0; i < choices.size; ++i) mask[i] = !choices[i].sends_inputs();
+    return mask;
+  }
+
+ private:
+  static constexpr std::size_t index(std::int32_t position) noexcept { return static_cast<std::size_t>(position); }
+
+  static constexpr bool has_p95(const Row& row) noexcept { return row.head_p95_ms >= 0.0 && row.tail_p95_ms >= 0.0; }
+
+  /// A batch size and a state that were looked through.
+  struct Question {
+    constexpr Question(const TableView& table, std::int64_t batch_asked, const State& state) noexcept
+        : batch(batch_asked),
+          allow(state.allow),
+          now{state.rate_mb_s,
+              state.downlink_rate_mb_s ? *state.downlink_rate_mb_s
+              : table.link.downlink_rate_mb_s ? *table.link.downlink_rate_mb_s
+                                              : state.rate_mb_s,
+              state.rtt_ms ? *state.rtt_ms : table.link.rtt_ms,
+              state.server_load,
+              state.queue_ms,
+              state.percentile == Percentile::p95},
+          follows(!state.downlink_rate_mb_s && !table.link.downlink_rate_mb_s) {
+      if (!detail::is_rate(now.rate_mb_s) || !detail::is_rate(now.downlink_rate_mb_s) ||
+          !detail::is_finite(now.rtt_ms) || !detail::is_finite(now.server_load) || !detail::is_finite(now.queue_ms)) {
+        error = Errc::bad_number;
+      } else if (state.percentile != Percentile::median && state.percentile != Percentile::p95) {
+        error = Errc::unknown_percentile;
+      } else if (batch < 1) {
+        error = Errc::bad_batch;
+      } else {
+        at = table.position_of(batch);
+        if (at == table.batches.size) error = Errc::batch_too_large;
+      }
+      if (error == Errc::ok) measured = table.batches[at].batch == batch;
+    }
+
+    std::int64_t batch;
+    const Mask* allow;
+    detail::Conditions now;
+    bool follows;           // whether the downlink's rate is the uplink's
+    std::size_t at = 0;     // position of the measured batch size
+    bool measured = false;  // whether it is the one asked
+    Errc error = Errc::ok;
+  };
+
+  /// The best of the rows so far.
+  struct Found {
+    const Row* row = nullptr;
+    double latency_ms = infinity;
+    std::int64_t uplink_bytes = 0;
+
+    /// Rows come by ascending id, so only fewer bytes win among equals.
+    constexpr void take(const Row& other, double other_ms, std::int64_t other_bytes) noexcept {
+      if (row == nullptr || other_ms < latency_ms || (other_ms == latency_ms && other_bytes < uplink_bytes)) {
+        row = &other;
+        latency_ms = other_ms;
+        uplink_bytes = other_bytes;
+      }
+    }
+  };
+
+  constexpr Result<Pick> pick_of(const Found& found, std::size_t at) const noexcept {
+    if (found.row == nullptr) return Error{Errc::nothing_allowed};
+    if (found.latency_ms == infinity) return Error{Errc::nothing_can_answer};
+    const std::int32_t position = found.row->choice;
+    return Pick{&choices[index(position)], position, found.latency_ms, batches[at].batch, found.row->timing_valid};
+  }
+
+  /// Gives the position of the first measured batch size that is not smaller; how many there are where none is.
+  constexpr std::size_t position_of(std::int64_t batch) const noexcept {
+    std::size_t begin = 0;
+    std::size_t end = batches.size;
+    while (begin < end) {
+      const std::size_t middle = begin + (end - begin) / 2;
+      if (batches[middle].batch < batch) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    return begin;
+  }
+
+  constexpr bool allowed(const Question& question, const Row& row) const noexcept {
+    return (question.allow == nullptr || (*question.allow)[index(row.choice)]) && (!question.now.p95 || has_p95(row));
+  }
+
+  /// Finds the best row that is allowed, apart from one; null where there is none.
+  constexpr Found best(const Question& question, const detail::Conditions& now,
+                       const Row* apart_from = nullptr) const noexcept {
+    Found found;
+    for (const Row& row : batches[question.at].rows) {
+      if (&row == apart_from || !allowed(question, row)) continue;
+      const detail::Payload sent = payload(question, row);
+      found.take(row, time_ms(row, sent, now), sent.uplink_bytes);
+    }
+    return found;
+  }
+
+  constexpr double time_ms(const Row& row, const detail::Payload& sent, const detail::Conditions& now) const noexcept {
+    const double head_ms = now.p95 ? row.head_p95_ms : row.head_ms;
+    if (!row.uses_server) return head_ms;
+    const double tail_ms = now.p95 ? row.tail_p95_ms : row.tail_ms;
+    const double fixed = detail::fixed_ms(link, tail_ms, now, sent.uplink_mb + sent.downlink_mb);
+    return detail::sent_ms(head_ms, fixed, sent.uplink_mb, sent.downlink_mb, now.rate_mb_s, now.downlink_rate_mb_s);
+  }
+
+  static constexpr double variance_ms2(const Row& row, const detail::Conditions& now) noexcept {
+    return detail::squared(row.head_half_ci_ms) + detail::squared(row.tail_half_ci_ms * now.server_load);
+  }
+
+  constexpr const Row* row_of(std::size_t at, std::int32_t position) const noexcept {
+    const Array<Row>& rows = batches[at].rows;
+    std::size_t begin = 0;
+    std::size_t end = rows.size;
+    while (begin < end) {
+      const std::size_t middle = begin + (end - begin) / 2;
+      if (rows[middle].choice < position) {
+        begin = middle + 1;
+      } else {
+        end = middle;
+      }
+    }
+    return begin < rows.size && rows[begin].choice == position ? &rows[begin] : nullptr;
+  }
+
+  /// Gives the bytes of a row at the batch size asked: from the nearest other batch size below, or else above.
+  constexpr detail::Payload payload(const Question& question, const Row& row) const noexcept {
+    if (question.measured) return {row.uplink_bytes, row.downlink_bytes, row.uplink_mb, row.downlink_mb};
+    const Row* other = nullptr;
+    std::size_t at = question.at;
+    while (other == nullptr && at-- > 0) other = row_of(at, row.choice);
+    if (other == nullptr) {
+      at = question.at;
+      while (other == nullptr && ++at < batches.size) other = row_of(at, row.choice);
+    }
+    const std::int64_t near_batch = batches[question.at].batch;
+    const std::int64_t other_batch = other == nullptr ? 0 : batches[at].batch;
+    const std::int64_t up = detail::bytes_at(question.batch, near_batch, row.uplink_bytes, other_batch,
+                                             other == nullptr ? 0 : other->uplink_bytes);
+    const std::int64_t down = detail::bytes_at(question.batch, near_batch, row.downlink_bytes, other_batch,
+                                               other == nullptr ? 0 : other->downlink_bytes);
+    return {up, down, static_cast<double>(up) / 1e6,
+            link.count_downlink ? static_cast<double>(down) / 1e6 : 0.0};
+  }
+
+  /// The lower envelope of the lines T over the inverse rate.
+  struct Envelope {
+    const TableView& table;
+    const Question& question;
+    Segment* segments;
+    std::size_t capacity;
+    std::size_t size;
+    bool full;
+
+    void find() noexcept {
+      constexpr double tiny_mb_s = 1e-290;  // rates below this overflow
+      double least_mb = infinity;
+      for (const Row& row : table.batches[question.at].rows) {
+        if (table.allowed(question, row)) least_mb = std::fmin(least_mb, slope_mb(row));
+      }
+      // At low rates the flattest line is the best; where rounding hides that, start lower still.
+      double start = lowest_crossing() / 2.0;
+      while (start > tiny_mb_s && slope_mb(*best_at(detail::to_bits(start))) > least_mb) start /= 1024.0;
+      const std::uint64_t low = start > 0.0 ? detail::to_bits(start) : 1;
+      const std::uint64_t high = detail::to_bits(std::numeric_limits<double>::max());
+      const Row* last = best_at(high);
+      bisect(low, best_at(low), high, last);
+      add(last, infinity);
+    }
+
+   private:
+    detail::Conditions at_rate(double rate_mb_s) const noexcept {
+      detail::Conditions now = question.now;
+      now.rate_mb_s = rate_mb_s;
+      if (question.follows) now.downlink_rate_mb_s = rate_mb_s;
+      return now;
+    }
+
+    const Row* best_at(std::uint64_t rate_bits) const noexcept {
+      return table.best(question, at_rate(detail::from_bits(rate_bits))).row;
+    }
+
+    double slope_mb(const Row& row) const noexcept {
+      const detail::Payload sent = table.payload(question, row);
+      return question.follows ? sent.uplink_mb + sent.downlink_mb : sent.uplink_mb;
+    }
+
+    double intercept_ms(const Row& row) const noexcept {
+      return table.time_ms(row, table.payload(question, row), at_rate(infinity));
+    }
+
+    /// Finds the lowest rate at which any two lines cross, at most 1 MB/s; below it nothing changes.
+    double lowest_crossing() const noexcept {
+      double lowest = 1.0;
+      const Array<Row>& rows = table.batches[question.at].rows;
+      for (std::size_t i = 0; i < rows.size; ++i) {
+        if (!table.allowed(question, rows[i])) continue;
+        const double slope = slope_mb(rows[i]);
+        const double intercept = intercept_ms(rows[i]);
+        for (std::size_t j = 0; j < i; ++j) {
+          if (!table.allowed(question, rows[j])) continue;
+          const double gain_ms = intercept_ms(rows[j]) - intercept;
+          if (gain_ms == 0.0 || !std::isfinite(gain_ms)) continue;
+          const double rate = 1000.0 * (slope - slope_mb(rows[j])) / gain_ms;
+          if (0.0 < rate && rate < lowest) lowest = rate;
+        }
+      }
+      return lowest;
+    }
+
+    void bisect(std::uint64_t low, const Row* low_best, std::uint64_t high, const Row* high_best) noexcept {
+      while (low_best != high_best) {
+        if (high - low == 1) return add(low_best, detail::from_bits(high));
+        const std::uint64_t middle = low + (high - low) / 2;
+        const Row* middle_best = best_at(middle);
+        if (middle_best == high_best) {
+          high = middle;
+        } else {
+          if (middle_best != low_best) bisect(low, low_best, middle, middle_best);
+          low = middle;
+          low_best = middle_best;
+        }
+      }
+    }
+
+    /// Where three lines meet within rounding, a choice may seem to come back; what lies between is no segment.
+    void add(const Row* row, double below_rate_mb_s) noexcept {
+      for (std::size_t i = 0; i < size; ++i) {
+        if (segments[i].position == row->choice) size = i;
+      }
+      if (size == capacity) {
+        full = true;
+        return;
+      }
+      segments[size++] = Segment{row->choice, below_rate_mb_s};
+    }
+  };
+};
+
+}  // namespace v0
+}  // namespace dsc_split
