@@ -1,0 +1,257 @@
+"""How fast the uplink is, from what requests and probes took.
+
+T is a straight line in the inverse of the data rate, so the mean of T needs the mean of ``u = 1/rate`` in seconds
+per MB, and nothing else of the rate's distribution. The estimator keeps that mean: exponentially weighted over
+time, each sample by its bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from dsc_split.serving._decay import decay
+from dsc_split.serving._numbers import MAX_MS, milliseconds, moment, number, whole
+
+__all__ = ["EstimatorParameters", "RateEstimate", "RateEstimator", "Sample"]
+
+Sample = Literal["taken", "too-small", "window-limited", "surprise", "reset"]
+"""What became of a sample; :meth:`RateEstimator.add` says which is which."""
+
+_LEAST_S_PER_MB = 1e-9
+_MOST_S_PER_MB = 1e9
+"""Rates outside 1e-9 to 1e9 MB/s are taken for these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimatorParameters:
+    """How the rate is estimated."""
+
+    half_life_s: float = 1.0
+    """Seconds after which a sample counts half: long enough to smooth noise, short enough to follow a cell."""
+    min_bytes: int = 131072
+    """Samples with fewer bytes count only if they took ``min_transfer_ms``: below, latency looks like rate."""
+    min_transfer_ms: float = 5.0
+    """Milliseconds that a small sample must have taken; shorter differences are the timer's and the scheduler's."""
+    idle_restart_s: float = 0.2
+    """Seconds without a transfer after which TCP opens its window anew (Linux: one retransmission timeout, 0.2 s at
+    least). Infinite where ``net.ipv4.tcp_slow_start_after_idle`` is 0 and the connection is kept."""
+    initial_window_bytes: int = 14480
+    """What TCP sends in the first round trip: 10 segments of 1448 bytes (RFC 6928)."""
+    surprise_sigmas: float = 3.0
+    """Standard deviations beyond which a sample is a surprise: one in 370 of normal noise, two in a row hardly."""
+    surprise_change: float = 0.3
+    """Least relative change of 1/rate that is a surprise: smaller ones the mean follows soon enough."""
+    stale_after_s: float = 30.0
+    """Seconds without a sample after which the next one starts afresh: by then a mobile link is another one."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        number("half_life_s", self.half_life_s, least=1e-3, most=1e9, unit="s")
+        whole("min_bytes", self.min_bytes)
+        number("min_transfer_ms", self.min_transfer_ms, most=MAX_MS, unit="ms")
+        number("idle_restart_s", self.idle_restart_s, unit="s")
+        whole("initial_window_bytes", self.initial_window_bytes, least=1)
+        number("surprise_sigmas", self.surprise_sigmas)
+        number("surprise_change", self.surprise_change)
+        number("stale_after_s", self.stale_after_s, unit="s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateEstimate:
+    """What is known about the uplink at one moment."""
+
+    rate_mb_s: float
+    """Data rate in MB/s (10^6 bytes): the inverse of ``seconds_per_mb``."""
+    seconds_per_mb: float
+    """Mean of 1/rate in seconds per MB."""
+    deviation_s_per_mb: float
+    """Standard deviation of the samples about it, in seconds per MB; 0 after one sample."""
+    age_s: float
+    """Seconds since the last sample; infinite where the rate is the one that was given at the start."""
+    stale: bool
+    """Whether the next sample starts afresh, because of age or of :meth:`RateEstimator.restart`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Surprise:
+    """A sample that did not fit, and what it did not fit to."""
+
+    seconds_per_mb: float
+    size_mb: float
+    mean_s_per_mb: float
+    variance: float
+
+
+class RateEstimator:
+    """The mean of 1/rate of one link; not safe to share between threads.
+
+    Time is any clock that does not go back, in seconds; a moment before the last one counts as the last one.
+    """
+
+    def __init__(
+        self, parameters: EstimatorParameters | None = None, *, initial_rate_mb_s: float | None = None
+    ) -> None:
+        """Start without samples.
+
+        Args:
+            parameters: How to estimate; default: ``EstimatorParameters()``.
+            initial_rate_mb_s: Rate in MB/s to go by until the first sample; default: none is known.
+
+        Raises:
+            UsageError: The rate is not above 0, or infinite.
+        """
+        self._parameters = parameters or EstimatorParameters()
+        self._now_s = 0.0
+        self._heard_s = -math.inf  # end of the last transfer, whatever it was
+        self._taken_s = -math.inf  # when the estimate last changed
+        self._size_mb = 0.0  # weight of the mean, at _taken_s
+        self._mean: float | None = None
+        self._variance = 0.0
+        self._surprise: _Surprise | None = None
+        self._afresh = True
+        if initial_rate_mb_s is not None:
+            rate = number("initial_rate_mb_s", initial_rate_mb_s, least=1e-9, most=1e9, unit="MB/s")
+            self._mean = 1.0 / rate
+
+    @property
+    def parameters(self) -> EstimatorParameters:
+        """How the rate is estimated."""
+        return self._parameters
+
+    def add(
+        self,
+        time_s: float,
+        size_bytes: int,
+        transfer_ms: float,
+        *,
+        rtt_ms: float | None = None,
+        window_limited: bool = False,
+    ) -> Sample:
+        """Take in what one transfer took.
+
+        Args:
+            time_s: When it ended.
+            size_bytes: Bytes sent.
+            transfer_ms: Milliseconds that the bytes took, without round trip, server and fixed costs.
+            rtt_ms: Round-trip time in milliseconds, to tell whether TCP was still opening its window; default: not
+                known, and not told.
+            window_limited: Whether the caller knows that it was, from ``TCP_INFO``.
+
+        Returns:
+            ``taken``: part of the mean now. ``surprise``: so too, and if the next one is as far off on the same
+            side, the link has changed. ``reset``: the mean was made anew, from the two of them, or from this one
+            after a long time. ``too-small``: ignored. ``window-limited``: ignored, as the link is at least as fast
+            as the estimate says.
+
+        Raises:
+            UsageError: A number is out of range; nothing was changed.
+        """
+        asked_s = moment(time_s)
+        size = whole("size_bytes", size_bytes)
+        transfer = milliseconds("transfer_ms", transfer_ms, above_zero=True)
+        rtt = 0.0 if rtt_ms is None else milliseconds("rtt_ms", rtt_ms)
+
+        own = self._parameters
+        now_s = self._now_s = max(self._now_s, asked_s)
+        idle_s = now_s - self._heard_s - transfer / 1000.0
+        self._heard_s = now_s
+        if size == 0 or (size < own.min_bytes and transfer < own.min_transfer_ms):
+            return "too-small"
+        size_mb = size / 1e6
+        sample = min(max(transfer / 1000.0 / size_mb, _LEAST_S_PER_MB), _MOST_S_PER_MB)
+        if self._mean is None or self._is_stale(now_s):
+            first = self._taken_s == -math.inf
+            self._start(now_s, sample, size_mb)
+            return "taken" if first else "reset"
+        limited = window_limited or (idle_s > own.idle_restart_s and self._opens_window(size, transfer, rtt))
+        if limited and sample >= self._mean:
+            return "window-limited"
+
+        before, self._surprise = self._surprise, None
+        if before is not None:
+            far = self._distance(sample, size_mb, before.mean_s_per_mb, before.variance)
+            if far != 0 and (far > 0) == (before.seconds_per_mb > before.mean_s_per_mb):
+                self._start(now_s, before.seconds_per_mb, before.size_mb)
+                self._fold(now_s, sample, size_mb)
+                return "reset"
+        elif self._distance(sample, size_mb, self._mean, self._variance) != 0:
+            self._surprise = _Surprise(
+                seconds_per_mb=sample, size_mb=size_mb, mean_s_per_mb=self._mean, variance=self._variance
+            )
+        self._fold(now_s, sample, size_mb)
+        return "taken" if self._surprise is None else "surprise"
+
+    def restart(self) -> None:
+        """Let the next sample start afresh: the link is another one now, or was gone."""
+        self._afresh = True
+
+    def estimate(self, time_s: float) -> RateEstimate | None:
+        """Give what is known at ``time_s``; ``None`` before the first sample where no rate was given.
+
+        Raises:
+            UsageError: The time is out of range.
+        """
+        now_s = max(self._now_s, moment(time_s))
+        if self._mean is None:
+            return None
+        return RateEstimate(
+            rate_mb_s=1.0 / self._mean,
+            seconds_per_mb=self._mean,
+            deviation_s_per_mb=math.sqrt(self._variance),
+            age_s=now_s - self._taken_s,
+            stale=self._is_stale(now_s),
+        )
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _is_stale(self, now_s: float) -> bool:
+        return self._afresh or now_s - self._taken_s > self._parameters.stale_after_s
+
+    def _start(self, now_s: float, sample: float, size_mb: float) -> None:
+        self._mean, self._variance, self._size_mb = sample, 0.0, size_mb
+        self._taken_s = now_s
+        self._surprise = None
+        self._afresh = False
+
+    def _fold(self, now_s: float, sample: float, size_mb: float) -> None:
+        assert self._mean is not None
+        left_mb = self._size_mb * decay((now_s - self._taken_s) / self._parameters.half_life_s)
+        self._size_mb = left_mb + size_mb
+        share = size_mb / self._size_mb
+        change = sample - self._mean
+        step = share * change
+        # Where the two are far apart, rounding could leave the range between them, and even reach 0.
+        self._mean = min(max(self._mean + step, min(self._mean, sample)), max(self._mean, sample))
+        self._variance = (1.0 - share) * (self._variance + step * change)
+        self._taken_s = now_s
+
+    def _distance(self, sample: float, size_mb: float, mean: float, variance: float) -> int:
+        """Say whether a sample is a surprise: -1 for a faster link, 1 for a slower one, 0 for none."""
+        own = self._parameters
+        limit = max(
+            own.surprise_sigmas * math.sqrt(variance),
+            own.surprise_change * mean,
+            own.min_transfer_ms / 1000.0 / size_mb,
+        )
+        change = sample - mean
+        return (change > limit) - (change < -limit)
+
+    def _opens_window(self, size: int, transfer_ms: float, rtt_ms: float) -> bool:
+        """Say whether at least half of the transfer went by while TCP was opening its window.
+
+        The window doubles every round trip, and waits for the acknowledgements as long as it is smaller than what
+        the link carries in a round trip, here at the rate that was seen.
+        """
+        window = self._parameters.initial_window_bytes
+        sent = rounds = 0
+        while sent + window < size and window * transfer_ms < size * rtt_ms:
+            sent += window
+            window *= 2
+            rounds += 1
+        return rounds * rtt_ms >= 0.5 * transfer_ms

@@ -1,0 +1,386 @@
+"""When to switch: which choice runs the next request, from what the last ones took.
+
+The table says which choice is the fastest at a data rate, a load and a queue. The policy learns these three from
+what it sees, and decides when a better choice is worth the switch::
+
+    policy = SwitchPolicy(LookupTable.load("b4"))
+    decision = policy.decide(time.monotonic(), batch=8)
+    ...  # run decision.choice, and give up after decision.timeout_ms
+    policy.observe(Observation(time_s=time.monotonic(), choice=decision.choice, batch=8, ...))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from dsc_split.errors import UsageError
+from dsc_split.lookup_table import Choice, LookupTable, Terms
+from dsc_split.serving._decay import decay
+from dsc_split.serving._estimator import RateEstimator, Sample
+from dsc_split.serving._numbers import MAX_BYTES, MAX_MS, milliseconds, moment
+from dsc_split.serving._records import Decision, Observation, PolicyParameters, Reason
+
+__all__ = ["SwitchPolicy"]
+
+_UNKNOWN_RATE_MB_S = 1e-6
+"""Stands for a rate that is not known, where something has to be sent all the same: the fewest bytes win."""
+_LEAST_TRANSFER = 0.01
+"""Part of a call that is taken for the transfer at least, where server and fixed costs seem to have filled it."""
+_LEAST_TRANSFER_MS = 1e-6
+"""Milliseconds that a transfer is taken to last at least: a nanosecond."""
+_MOST_LOAD = 1e6
+"""The highest server load that is believed."""
+_MOST_DOUBLINGS = 30
+
+
+class SwitchPolicy:
+    """Decides which choice runs each request over one link; not safe to share between threads.
+
+    Time is any clock that does not go back, in seconds; a moment before the last one counts as the last one. A call
+    that raises has changed nothing.
+    """
+
+    def __init__(
+        self,
+        table: LookupTable,
+        parameters: PolicyParameters | None = None,
+        estimator: RateEstimator | None = None,
+        allow: Collection[str | int] | None = None,
+    ) -> None:
+        """Start knowing nothing but the table.
+
+        Args:
+            table: What every choice takes.
+            parameters: When to switch; default: ``PolicyParameters()``.
+            estimator: Of the uplink's rate, fed by this policy alone; default: a new one, without a rate.
+            allow: Names or ids of the choices that may be taken; default: all.
+
+        Raises:
+            UsageError: The table has no such choice.
+        """
+        if isinstance(allow, str):
+            raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
+        self._table = table
+        self._parameters = parameters or PolicyParameters()
+        self._estimator = estimator or RateEstimator()
+        self._allow = None if allow is None else sorted({table.choice(name).id for name in allow})
+
+        self._now_s = 0.0
+        self._present: int | None = None  # id of the choice that is kept; none while something else decides
+        self._held_requests = 0
+        self._batch = 0  # of the last decision
+
+        self._rtt_ms: float | None = None
+        self._load = 1.0
+        self._queue_ms = 0.0
+        self._reported_s = -math.inf  # when the server last said what it took
+
+        self._news_s = -math.inf  # when something was last sent that tells the rate
+        self._requests_since_news = 0
+        self._probe_doublings = 0
+        self._probe_bytes = self._parameters.probe_bytes
+
+        self._down = False
+        self._retry_s = self._parameters.retry_s
+        self._retry_at_s = 0.0
+        self._back_s = -math.inf  # when the server last came back
+
+    @property
+    def table(self) -> LookupTable:
+        """What every choice takes."""
+        return self._table
+
+    @property
+    def parameters(self) -> PolicyParameters:
+        """When to switch."""
+        return self._parameters
+
+    @property
+    def estimator(self) -> RateEstimator:
+        """The uplink's rate, as far as it is known."""
+        return self._estimator
+
+    def server_load(self, time_s: float) -> float:
+        """Give what the tails are thought to take at ``time_s``, as a ratio to when they were measured.
+
+        Raises:
+            UsageError: The time is out of range.
+        """
+        return self._server(max(self._now_s, moment(time_s)))[0]
+
+    def queue_ms(self, time_s: float) -> float:
+        """Give how many milliseconds a request is thought to wait on the server at ``time_s``.
+
+        Raises:
+            UsageError: The time is out of range.
+        """
+        return self._server(max(self._now_s, moment(time_s)))[1]
+
+    def decide(self, time_s: float, batch: int) -> Decision:
+        """Decide what to do with a request that is there now.
+
+        Raises:
+            UsageError: The time is out of range, the batch was not measured or is larger than all that were, or
+                nothing that is allowed can answer.
+        """
+        now_s = max(self._now_s, moment(time_s))
+        own = self._parameters
+        estimate = self._estimator.estimate(now_s)
+        ranking = self._ranking(now_s, batch, _UNKNOWN_RATE_MB_S if estimate is None else estimate.rate_mb_s)
+        if ranking[0].latency_ms == math.inf:
+            raise UsageError(
+                f"nothing that is allowed at batch {batch} can answer: no choice can get its outputs back over this "
+                "link, and 'no-offload' is not among them. Allow it."
+            )
+        local = _local(ranking)
+
+        self._now_s = now_s
+        if self._down and own.probe_bytes == 0 and now_s >= self._retry_at_s:
+            self._come_back(now_s)
+        chosen, reason = self._choose(ranking, local, batch, known=estimate is not None)
+        keep = reason in ("best", "hysteresis", "dwell")
+        self._held_requests = self._held_requests + 1 if keep and chosen.choice.id == self._present else 1
+        self._present = chosen.choice.id if keep else None
+        self._batch = batch
+
+        sends = chosen.choice.uses_server
+        predicted_ms = math.inf if sends and estimate is None else chosen.latency_ms
+        timeout_ms = self._timeout_ms(predicted_ms, local.latency_ms) if sends and local is not None else math.inf
+        probe_bytes = 0
+        if own.probe_bytes > 0 and any(terms.choice.uses_server for terms in ranking):
+            probe_bytes = self._probe(now_s, chosen)
+        return Decision(
+            choice=chosen.choice,
+            reason=reason,
+            predicted_ms=predicted_ms,
+            timeout_ms=timeout_ms,
+            probe_bytes=probe_bytes,
+        )
+
+    def observe(self, observation: Observation) -> None:
+        """Learn from a request that was answered, in time or late.
+
+        Raises:
+            UsageError: A number is out of range, or the table has no such choice at this batch size.
+        """
+        now_s = max(self._now_s, moment(observation.time_s))
+        choice = self._choice(observation.choice)
+        rtt_ms = self._rtt_ms if observation.rtt_ms is None else float(observation.rtt_ms)
+        [terms] = self._table.ranking(observation.batch, math.inf, rtt_ms=rtt_ms, allow=[choice.id])
+        if not choice.uses_server:
+            self._now_s = now_s
+            return
+        call_ms = observation.call_ms
+        if call_ms <= 0.0:
+            raise UsageError(f"rpc_ms of {choice.name!r} is {call_ms:g}; a call to the server took more than 0 ms.")
+        late = self._is_late(now_s, observation, choice)
+
+        self._now_s = now_s
+        self._rtt_ms = rtt_ms
+        load, queue_ms = self._server(now_s)
+        server_ms = terms.tail_ms * load + queue_ms
+        if observation.server_ms is not None:
+            server_ms = float(observation.server_ms)
+            self._learn(now_s, terms.tail_ms, server_ms, observation.queue_ms)
+        if late:
+            self._fail(now_s)
+        elif self._down:
+            self._come_back(now_s)
+        self._take(now_s, terms, call_ms, server_ms, observation.window_limited)
+
+    def failed(self, time_s: float, choice: Choice | str | int) -> None:
+        """Learn that a request was given up: a missed deadline, a refused connection, ``UNAVAILABLE``.
+
+        Raises:
+            UsageError: The time is out of range, the table has no such choice, or it does not use the server.
+        """
+        now_s = max(self._now_s, moment(time_s))
+        found = self._choice(choice)
+        if not found.uses_server:
+            raise UsageError(f"{found.name!r} does not use the server; only choices that do can fail for it.")
+        self._now_s = now_s
+        self._fail(now_s)
+
+    def probed(
+        self,
+        time_s: float,
+        size_bytes: int,
+        transfer_ms: float,
+        *,
+        rtt_ms: float | None = None,
+        window_limited: bool = False,
+    ) -> Sample:
+        """Learn from a probe that the server answered; arguments and result as of :meth:`RateEstimator.add`.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        now_s = max(self._now_s, moment(time_s))
+        rtt = self._rtt_ms if rtt_ms is None else milliseconds("rtt_ms", rtt_ms)
+        known_rtt = self._table.link.rtt_ms if rtt is None else rtt
+        sample = self._estimator.add(
+            now_s, size_bytes, transfer_ms, rtt_ms=min(known_rtt, MAX_MS), window_limited=window_limited
+        )
+        self._now_s = now_s
+        self._rtt_ms = rtt
+        if sample in ("too-small", "window-limited"):
+            self._probe_bytes = min(2 * self._probe_bytes, max(self._parameters.max_probe_bytes, self._probe_bytes))
+        if self._down:
+            self._come_back(now_s)
+        elif sample in ("surprise", "reset"):
+            self._probe_doublings = 0
+        elif self._probe_interval_s() < self._parameters.max_probe_interval_s:
+            self._probe_doublings = min(self._probe_doublings + 1, _MOST_DOUBLINGS)
+        return sample
+
+    def probe_failed(self, time_s: float) -> None:
+        """Learn that a probe was not answered.
+
+        Raises:
+            UsageError: The time is out of range.
+        """
+        now_s = max(self._now_s, moment(time_s))
+        self._now_s = now_s
+        if self._down:
+            self._retry_s = min(2.0 * self._retry_s, self._parameters.max_retry_s)
+            self._retry_at_s = now_s + self._retry_s
+        else:
+            self._fail(now_s)
+
+    # ---- deciding ------------------------------------------------------------------------------------------
+
+    def _ranking(self, now_s: float, batch: int, rate_mb_s: float) -> tuple[Terms, ...]:
+        load, queue_ms = self._server(now_s)
+        return self._table.ranking(
+            batch,
+            rate_mb_s,
+            rtt_ms=self._rtt_ms,
+            server_load=load,
+            queue_ms=queue_ms,
+            allow=self._allow,
+            percentile=self._parameters.percentile,
+        )
+
+    def _choose(
+        self, ranking: tuple[Terms, ...], local: Terms | None, batch: int, *, known: bool
+    ) -> tuple[Terms, Reason]:
+        own = self._parameters
+        if self._down and local is not None:
+            return local, "server-down"
+        best = ranking[0]
+        if not known:
+            return (best if local is None else local), "unknown-rate"
+        present = next((terms for terms in ranking if terms.choice.id == self._present), best)
+        if present is best:
+            return best, "best"
+        if not best.latency_ms < present.latency_ms * (1.0 - own.hysteresis) - own.switch_cost_ms:
+            return present, "hysteresis"
+        if batch == self._batch and self._held_requests < own.dwell_requests and present.latency_ms < math.inf:
+            return present, "dwell"
+        return best, "best"
+
+    def _timeout_ms(self, predicted_ms: float, local_ms: float) -> float:
+        own = self._parameters
+        if own.deadline_ms is not None:
+            return float(own.deadline_ms)
+        return max(own.deadline_factor * predicted_ms, local_ms)
+
+    # ---- probing -------------------------------------------------------------------------------------------
+
+    def _probe(self, now_s: float, chosen: Terms) -> int:
+        """Give the size of the probe that is due now; 0 where none is."""
+        self._requests_since_news += 1
+        own = self._parameters
+        if self._down:
+            if now_s < self._retry_at_s:
+                return 0
+            self._retry_at_s = now_s + self._retry_s
+        else:
+            if chosen.uplink_bytes >= self._estimator.parameters.min_bytes:
+                self._probe_doublings = 0
+                return 0
+            requests = own.probe_interval_requests * 2**self._probe_doublings
+            if self._requests_since_news < requests and now_s - self._news_s < self._probe_interval_s():
+                return 0
+        self._news_s = now_s
+        self._requests_since_news = 0
+        return self._probe_bytes
+
+    def _probe_interval_s(self) -> float:
+        own = self._parameters
+        most_s = max(own.probe_interval_s, own.max_probe_interval_s)
+        return min(own.probe_interval_s * 2.0**self._probe_doublings, most_s)
+
+    # ---- learning ------------------------------------------------------------------------------------------
+
+    def _choice(self, choice: Choice | str | int) -> Choice:
+        return self._table.choice(choice.id if isinstance(choice, Choice) else choice)
+
+    def _server(self, now_s: float) -> tuple[float, float]:
+        """Give load and queue in ms; what is not seen again is forgotten."""
+        left = decay((now_s - self._reported_s) / self._parameters.server_half_life_s)
+        return 1.0 + (self._load - 1.0) * left, self._queue_ms * left
+
+    def _learn(self, now_s: float, tail_ms: float, server_ms: float, queue_ms: float | None) -> None:
+        """Take in what the server reported. Time in the queue adds to any tail; the rest is in proportion to it."""
+        own = self._parameters
+        load, _ = self._server(now_s)
+        left = decay((now_s - self._reported_s) / own.server_half_life_s)
+        share = 1.0 - (1.0 - own.server_weight) * left
+        if queue_ms is None:
+            queue_ms = max(0.0, server_ms - tail_ms * load)
+        elif tail_ms > 0.0:
+            seen = min((server_ms - queue_ms) / tail_ms, _MOST_LOAD)
+            self._load += share * (seen - self._load)
+        self._queue_ms += share * (queue_ms - self._queue_ms)
+        self._reported_s = now_s
+
+    def _take(self, now_s: float, terms: Terms, call_ms: float, server_ms: float, window_limited: bool) -> None:
+        """Give the estimator what of a call was the transfer."""
+        link = self._table.link
+        size_bytes = terms.uplink_bytes
+        if link.count_downlink and link.downlink_rate_mb_s is None:
+            size_bytes = min(size_bytes + terms.downlink_bytes, MAX_BYTES)
+        transfer_ms = call_ms - server_ms - terms.network_ms - terms.downlink_ms
+        transfer_ms = max(transfer_ms, _LEAST_TRANSFER * call_ms, _LEAST_TRANSFER_MS)
+        rtt_ms = link.rtt_ms if self._rtt_ms is None else self._rtt_ms
+        sample = self._estimator.add(
+            now_s, size_bytes, transfer_ms, rtt_ms=min(rtt_ms, MAX_MS), window_limited=window_limited
+        )
+        if sample in ("taken", "surprise", "reset"):
+            self._news_s = now_s
+            self._requests_since_news = 0
+
+    def _is_late(self, now_s: float, observation: Observation, choice: Choice) -> bool:
+        """Say whether a request took longer than it would have been waited for."""
+        estimate = self._estimator.estimate(now_s)
+        if estimate is None:
+            return False
+        ranking = self._ranking(now_s, observation.batch, estimate.rate_mb_s)
+        local = _local(ranking)
+        terms = next((terms for terms in ranking if terms.choice.id == choice.id), None)
+        if terms is None or local is None:
+            return False
+        return observation.latency_ms > self._timeout_ms(terms.latency_ms, local.latency_ms)
+
+    def _fail(self, now_s: float) -> None:
+        """Leave the server alone for a while; longer if it had come back only just now."""
+        if self._down:
+            return
+        own = self._parameters
+        lasted_s = now_s - self._back_s
+        self._retry_s = own.retry_s if lasted_s > self._retry_s else min(2.0 * self._retry_s, own.max_retry_s)
+        self._retry_at_s = now_s + self._retry_s
+        self._down = True
+        self._probe_bytes = own.probe_bytes
+        self._estimator.restart()
+
+    def _come_back(self, now_s: float) -> None:
+        self._down = False
+        self._back_s = now_s
+        self._probe_doublings = 0
+
+
+def _local(ranking: tuple[Terms, ...]) -> Terms | None:
+    return next((terms for terms in ranking if not terms.choice.uses_server), None)

@@ -1,0 +1,144 @@
+"""What goes in and out of the switching policy: parameters, decisions, observations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dsc_split.errors import UsageError
+from dsc_split.lookup_table import Choice
+from dsc_split.serving._numbers import MAX_MS, milliseconds, number, whole
+
+__all__ = ["Decision", "Observation", "PolicyParameters", "Reason"]
+
+Reason = Literal["best", "hysteresis", "dwell", "unknown-rate", "server-down"]
+"""Why a choice was taken; :class:`Decision` says which is which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyParameters:
+    """When to switch, and how to stay informed."""
+
+    hysteresis: float = 0.05
+    """Part of the present choice's T that the best one must gain: less is noise, and would switch at every request."""
+    switch_cost_ms: float = 0.0
+    """Milliseconds that the best choice must gain beyond that: what a switch costs where engines have to be loaded."""
+    dwell_requests: int = 2
+    """Requests that a choice is kept at least while the batch size stays: no switch there and back at once."""
+    probe_bytes: int = 131072
+    """Size of a probe: as much as makes a sample at any rate. 0: no probes; then the policy never learns that the
+    link came back."""
+    max_probe_bytes: int = 1048576
+    """A probe that could not tell the rate is doubled up to this: on long links TCP opens its window slowly."""
+    probe_interval_requests: int = 10
+    """Requests without a sample after which a probe is due, ..."""
+    probe_interval_s: float = 2.0
+    """... or seconds, whichever is first: half a minute on the wrong choice costs more than a few probes."""
+    max_probe_interval_s: float = 10.0
+    """Both intervals double with every probe that brings nothing new, up to these seconds."""
+    deadline_factor: float = 3.0
+    """A request that takes so many times what was predicted, and longer than the device alone, has missed its
+    deadline. By then another run on the device costs no more than waiting already has."""
+    deadline_ms: float | None = None
+    """The deadline in milliseconds instead; ``None``: the factor."""
+    retry_s: float = 1.0
+    """Seconds after a failure until the server is probed again."""
+    max_retry_s: float = 30.0
+    """These seconds double with every further failure, up to this."""
+    server_weight: float = 0.3
+    """Weight of the newest report in load and queue: three requests make two thirds."""
+    server_half_life_s: float = 30.0
+    """Seconds after which half of the load and queue is forgotten while the server is not used: to try it again."""
+    percentile: float | None = None
+    """Which times are compared: ``None`` or 50 the medians, 95 the 95th percentiles."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        number("hysteresis", self.hysteresis, most=1.0)
+        milliseconds("switch_cost_ms", self.switch_cost_ms)
+        for name in ("dwell_requests", "probe_interval_requests"):
+            whole(name, getattr(self, name), most=2**30, unit="requests")
+        whole("probe_bytes", self.probe_bytes)
+        whole("max_probe_bytes", self.max_probe_bytes)
+        number("probe_interval_s", self.probe_interval_s, unit="s")
+        number("max_probe_interval_s", self.max_probe_interval_s, unit="s")
+        number("deadline_factor", self.deadline_factor, least=1.0, most=1e6)
+        if self.deadline_ms is not None:
+            number("deadline_ms", self.deadline_ms, most=MAX_MS, unit="ms")
+        number("retry_s", self.retry_s, most=1e9, unit="s")
+        number("max_retry_s", self.max_retry_s, most=1e9, unit="s")
+        number("server_weight", self.server_weight, most=1.0)
+        number("server_half_life_s", self.server_half_life_s, least=1e-3, most=1e9, unit="s")
+        if self.percentile not in (None, 50, 95):
+            raise UsageError(f"percentile {self.percentile!r} is not in the table; None, 50 or 95 was expected.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do with one request."""
+
+    choice: Choice
+    """The choice that runs it."""
+    reason: Reason
+    """``best``: the fastest that is allowed. ``hysteresis``: another one is faster, but by too little. ``dwell``:
+    another one is faster, but the last switch was just now. ``unknown-rate``: nothing was measured yet.
+    ``server-down``: the device alone, until a probe of the server succeeds."""
+    predicted_ms: float
+    """T in milliseconds; infinite where something is sent at a rate that is not known."""
+    timeout_ms: float
+    """Milliseconds from the start of the request after which to stop waiting, call :meth:`SwitchPolicy.failed` and
+    run the batch on the device; infinite where there is nothing to fall back on."""
+    probe_bytes: int
+    """Where not 0: send so many bytes to the server beside the request, and report what came of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one request took."""
+
+    time_s: float
+    """When the answer was there, in seconds of the clock that decisions are asked with."""
+    choice: Choice | str | int
+    """The choice that ran it, or its name or id."""
+    batch: int
+    """Its batch size."""
+    latency_ms: float
+    """Milliseconds from its start to its answer."""
+    head_ms: float
+    """Milliseconds of these on the device."""
+    rpc_ms: float | None = None
+    """Milliseconds of the call to the server; default: the rest of ``latency_ms``. 0 for no offload."""
+    server_ms: float | None = None
+    """Milliseconds on the server, queue and tail, as it reported; default: as the policy expects."""
+    queue_ms: float | None = None
+    """Milliseconds of these in the queue; default: not known apart."""
+    rtt_ms: float | None = None
+    """Round-trip time in milliseconds, from ``TCP_INFO`` for one; default: the last one, or the table's."""
+    window_limited: bool = False
+    """Whether TCP was still opening its window, or the application was late with the bytes."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UsageError: A number is out of range.
+        """
+        milliseconds("latency_ms", self.latency_ms)
+        milliseconds("head_ms", self.head_ms)
+        for name in ("rpc_ms", "server_ms", "queue_ms", "rtt_ms"):
+            value = getattr(self, name)
+            if value is not None:
+                milliseconds(name, value)
+        if self.queue_ms is not None and not (self.server_ms is not None and self.queue_ms <= self.server_ms):
+            raise UsageError(
+                f"queue_ms {self.queue_ms:g} is no part of server_ms {self.server_ms}; give both, or server_ms alone."
+            )
+
+    @property
+    def call_ms(self) -> float:
+        """Milliseconds of the call to the server, given or derived; 0 or less where there was none."""
+        return self.latency_ms - self.head_ms if self.rpc_ms is None else self.rpc_ms
