@@ -1,4 +1,4 @@
-"""Time the engines: one cell per engine and batch size; a run that is killed goes on where it was.
+"""Time the engines, make the table, and replay scenarios through it; a run that is killed goes on where it was.
 
 ::
 
@@ -8,6 +8,9 @@
 
 from dsc_split.benchmarks._cells import Cell, CellStore, Question
 from dsc_split.benchmarks._plan import BenchSettings
+from dsc_split.benchmarks._replay import Replay, replay
+from dsc_split.benchmarks._replay_device import PolicyUnderTest
+from dsc_split.benchmarks._scenario import Scenario, State, read_scenario
 from dsc_split.benchmarks._sweep import BenchResult, bench_bundle
 from dsc_split.benchmarks._table import make_table, read_link, write_table
 
@@ -16,9 +19,15 @@ __all__ = [
     "BenchSettings",
     "Cell",
     "CellStore",
+    "PolicyUnderTest",
     "Question",
+    "Replay",
+    "Scenario",
+    "State",
     "bench_bundle",
     "make_table",
     "read_link",
+    "read_scenario",
+    "replay",
     "write_table",
 ]

@@ -20,7 +20,18 @@ from dsc_split.errors import DscError, UsageError
 if TYPE_CHECKING:
     from dsc_split.lookup_table import Choice, LookupTable, Segment
 
-__all__ = ["draw_latency", "draw_map", "draw_plots", "draw_terms"]
+__all__ = [
+    "add_legend",
+    "choice_names",
+    "choice_styles",
+    "draw_latency",
+    "draw_map",
+    "draw_plots",
+    "draw_terms",
+    "new_figure",
+    "plain_ticks",
+    "save_figure",
+]
 
 LOWEST_MB_S, HIGHEST_MB_S = 1.0, 128.0
 """Rates that every picture shows, as in the paper; more where the best choice changes beyond."""
@@ -100,10 +111,10 @@ def draw_map(table: LookupTable, path: str | os.PathLike[str]) -> Path:
         path: Where the picture goes; its suffix says PNG or SVG.
     """
     height = 2.4 + 0.42 * len(table.batches)
-    figure, axes = _figure(table, height, "Best choice by batch size and data rate")
-    styles = _styles(table)
+    figure, axes = new_figure(table, height, "Best choice by batch size and data rate")
+    styles = choice_styles(table)
     low, high = _rate_range([segment for item in table.batches for segment in item.segments])
-    names = _names(table)
+    names = choice_names(table)
     letter = 0.0084 * math.log(high / low)
     shown: set[int] = set()
     for row, item in enumerate(table.batches):
@@ -120,8 +131,8 @@ def draw_map(table: LookupTable, path: str | os.PathLike[str]) -> Path:
     axes.set_yticks(range(len(table.batches)), [str(item.batch) for item in table.batches])
     axes.set_ylabel("batch size")
     axes.tick_params(axis="y", length=0)
-    _legend(figure, [(styles[choice], names[choice]) for choice in sorted(shown)])
-    return _save(figure, path)
+    add_legend(figure, [(styles[choice], names[choice]) for choice in sorted(shown)])
+    return save_figure(figure, path)
 
 
 # ---- latency against rate ----------------------------------------------------------------------------------
@@ -138,10 +149,10 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
     segments = table.switch_rates(batch)
     low, high = _rate_range(segments)
     asked = batch_text(batch, table.pick(batch, high).measured_batch)
-    figure, axes = _figure(table, 5.2, f"Latency against data rate, {asked}", room_above=True)
+    figure, axes = new_figure(table, 5.2, f"Latency against data rate, {asked}", room_above=True)
     from matplotlib.ticker import LogLocator
 
-    styles = _styles(table)
+    styles = choice_styles(table)
     rates = [low * (high / low) ** (i / 200) for i in range(201)]
     best = {segment.choice for segment in segments}
     choices = [terms.choice for terms in table.ranking(batch, high)]
@@ -159,11 +170,11 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
     axes.set_ylim(min(envelope) / 1.25, max(envelope[0] * 3.0, max(end for end, _ in ends) * 1.4))
     axes.set_ylabel("latency T in ms")
     axes.yaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0)))
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     axes.grid(visible=True, which="major", color="#E6E6E6", linewidth=0.6)
     _mark_switches(axes, segments, low, high)
-    _name_lines(axes, ends, best, styles, _names(table))
-    return _save(figure, path)
+    _name_lines(axes, ends, best, styles, choice_names(table))
+    return save_figure(figure, path)
 
 
 def _mark_switches(axes: Any, segments: Sequence[Segment], low: float, high: float) -> None:
@@ -248,8 +259,8 @@ def draw_terms(table: LookupTable, path: str | os.PathLike[str], *, batch: int, 
     title = f"Where the time goes, {batch_text(batch, pick.measured_batch)} at {number_text(rate_mb_s)} MB/s"
     if len(shown) < len(ranking):
         title += f" ({len(shown)} of {len(ranking)} choices)"
-    figure, axes = _figure(table, 2.4 + 0.42 * len(shown), title)
-    names = _names(table)
+    figure, axes = new_figure(table, 2.4 + 0.42 * len(shown), title)
+    names = choice_names(table)
     entries: list[tuple[dict[str, Any], str]] = []
     rows = range(len(shown))
     left = [0.0] * len(shown)
@@ -280,14 +291,14 @@ def draw_terms(table: LookupTable, path: str | os.PathLike[str], *, batch: int, 
     axes.set_xlabel("latency T in ms")
     axes.grid(visible=True, axis="x", color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
-    _legend(figure, entries)
-    return _save(figure, path)
+    add_legend(figure, entries)
+    return save_figure(figure, path)
 
 
 # ---- what all pictures share -------------------------------------------------------------------------------
 
 
-def _figure(table: LookupTable, height: float, title: str, *, room_above: bool = False) -> tuple[Any, Any]:
+def new_figure(table: LookupTable, height: float, title: str, *, room_above: bool = False) -> tuple[Any, Any]:
     """Make a figure with one pair of axes, the title, and what the numbers rest on below it."""
     require("matplotlib", extra="plots", purpose="draw pictures of the table")
     from matplotlib.figure import Figure
@@ -307,7 +318,7 @@ def _figure(table: LookupTable, height: float, title: str, *, room_above: bool =
     return figure, axes
 
 
-def _styles(table: LookupTable) -> dict[int, dict[str, Any]]:
+def choice_styles(table: LookupTable) -> dict[int, dict[str, Any]]:
     """Give every choice a colour, those that are somewhere the best first, so that few colours repeat."""
     best = {segment.choice for item in table.batches for segment in item.segments}
     splits = [choice.id for choice in table.choices if choice.kind == "split"]
@@ -354,18 +365,18 @@ def _rate_axis(axes: Any, low: float, high: float) -> None:
     steps = range(math.ceil(math.log2(low) - 1e-9), math.floor(math.log2(high) + 1e-9) + 1)
     every = 1 + len(steps) // 14
     axes.xaxis.set_major_locator(FixedLocator([2.0**step for step in steps if step % every == 0]))
-    _plain_ticks(axes.xaxis)
+    plain_ticks(axes.xaxis)
     axes.set_xlabel("data rate in MB/s (logarithmic)")
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Any, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
+def add_legend(figure: Any, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(**{"edgecolor": "white", "linewidth": 0, **style}) for style, _ in entries]
@@ -381,7 +392,7 @@ def _legend(figure: Any, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
     )
 
 
-def _names(table: LookupTable) -> dict[int, str]:
+def choice_names(table: LookupTable) -> dict[int, str]:
     """Give every choice a name that fits: long ones are shortened in the middle, and told apart by their id."""
     short = {}
     for choice in table.choices:
@@ -414,7 +425,7 @@ def _spread(places: Sequence[float], apart: float) -> list[float]:
     return [centre + apart * (i - (count - 1) / 2) for centre, count in groups for i in range(count)]
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     kind = place.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
     from dsc_split.lookup_table import LookupTable, Pick
 
-__all__ = ["CSV_COLUMNS", "render_pick", "render_table", "table_csv"]
+__all__ = [
+    "CSV_COLUMNS",
+    "choice_style",
+    "columns",
+    "fact_lines",
+    "render_pick",
+    "render_table",
+    "table_csv",
+]
 
 _STYLES = ("green", "yellow", "magenta", "cyan", "red", "bright_green", "bright_magenta", "bright_cyan")
 """Splits take these in turn; full offload and no offload have their own."""
@@ -78,7 +86,7 @@ def render_table(
         names = {choice.id: f"#{choice.id}" for choice in table.choices}
         grid = _grids(table, rates_mb_s, cells, names, width)
     parts = [
-        *_facts(table),
+        *fact_lines(table),
         Text(),
         Text("Best choice by batch size and data rate in MB/s, and how much longer the next one takes;"),
         Text("~ marks a tie: the difference is smaller than its uncertainty."),
@@ -87,7 +95,7 @@ def render_table(
         Text(),
         *_legend(table, by_id=by_id),
         Text("Where the best choice changes:"),
-        *_columns([[Text(f"batch {item.batch}"), Text(segments_text(names, item.segments))] for item in table.batches]),
+        *columns([[Text(f"batch {item.batch}"), Text(segments_text(names, item.segments))] for item in table.batches]),
     ]
     stale = sum(not row.timing_valid for item in table.batches for row in item.rows)
     if stale:
@@ -102,11 +110,11 @@ def _grid(
     lines = [
         [
             Text(str(item.batch), style="bold"),
-            *(Text(cell.text(names), style=_style(table, cell.choice)) for cell in line),
+            *(Text(cell.text(names), style=choice_style(table, cell.choice)) for cell in line),
         ]
         for item, line in zip(table.batches, cells, strict=True)
     ]
-    return _columns([head, *lines], right=range(1))
+    return columns([head, *lines], right=range(1))
 
 
 def _grids(
@@ -135,7 +143,7 @@ def _width(lines: Sequence[Text]) -> int:
     return max(line.cell_len for line in lines)
 
 
-def _columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> list[Text]:
+def columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> list[Text]:
     """Align the fields of lines in columns, two blanks apart and with none at the end.
 
     Args:
@@ -174,14 +182,14 @@ class _Cell:
         return f"{'~' if self.tie else ''}{names[self.choice]}{margin}"
 
 
-def _style(table: LookupTable, choice_id: int) -> str:
+def choice_style(table: LookupTable, choice_id: int) -> str:
     splits = [choice.id for choice in table.choices if choice.kind == "split"]
     if choice_id in splits:
         return _STYLES[splits.index(choice_id) % len(_STYLES)]
     return "bold blue" if table.choice(choice_id).uses_server else "bold"
 
 
-def _facts(table: LookupTable) -> list[Text]:
+def fact_lines(table: LookupTable) -> list[Text]:
     facts = [
         [Text("device"), Text(f"{table.device.target} [{table.device.fingerprint[:12]}]")],
         [Text("server"), Text(f"{table.server.target} [{table.server.fingerprint[:12]}]")],
@@ -189,7 +197,7 @@ def _facts(table: LookupTable) -> list[Text]:
     ]
     if table.emulated is not None:
         facts.append([Text(word, style="bold yellow") for word in ("emulated", emulation_text(table))])
-    return _columns(facts)
+    return columns(facts)
 
 
 def _legend(table: LookupTable, *, by_id: bool) -> list[Text]:
@@ -207,13 +215,13 @@ def _legend(table: LookupTable, *, by_id: bool) -> list[Text]:
     if by_id:
         lines = [
             [
-                Text(f"#{choice.id}", style=_style(table, choice.id)),
-                Text(choice.name, style=_style(table, choice.id)),
+                Text(f"#{choice.id}", style=choice_style(table, choice.id)),
+                Text(choice.name, style=choice_style(table, choice.id)),
                 Text(remarks[choice.id]),
             ]
             for choice in table.choices
         ]
-        return [*_columns(lines, right=range(1)), Text()]
+        return [*columns(lines, right=range(1)), Text()]
     result = []
     for remark in ("never the best", "not measured"):
         names = [choice.name for choice in table.choices if remarks[choice.id] == remark]
@@ -264,7 +272,7 @@ def render_pick(pick: Pick) -> RenderableType:
     """Explain an answer: the choice alone on the first line, then why, every choice's terms, and what changes it."""
     table = pick.table
     parts = [
-        Text(pick.choice.name, style=f"bold {_style(table, pick.choice.id)}"),
+        Text(pick.choice.name, style=f"bold {choice_style(table, pick.choice.id)}"),
         Text(_state_text(pick)),
         Text(_margin_text(pick), style="yellow" if pick.tie else ""),
     ]
@@ -318,7 +326,7 @@ def _margin_text(pick: Pick) -> str:
 
 def _terms(pick: Pick) -> list[Text]:
     """List the terms of every choice, without those that are 0 for all."""
-    columns: list[tuple[str, str]] = [
+    shown: list[tuple[str, str]] = [
         ("head", "head_ms"),
         ("uplink", "uplink_ms"),
         ("network", "network_ms"),
@@ -328,18 +336,18 @@ def _terms(pick: Pick) -> list[Text]:
     ]
     ranking = pick.ranking
     always = ("head_ms", "uplink_ms", "tail_ms")
-    columns = [(name, key) for name, key in columns if key in always or any(getattr(item, key) for item in ranking)]
-    heads = ("choice", "T ms", *(f"{name} ms" for name, _ in columns), "sends MB")
+    shown = [(name, key) for name, key in shown if key in always or any(getattr(item, key) for item in ranking)]
+    heads = ("choice", "T ms", *(f"{name} ms" for name, _ in shown), "sends MB")
     lines = [[Text(head, style="bold") for head in heads]]
     best_ms = pick.latency_ms
     digits = 2 if best_ms >= 10.0 else 3 if best_ms >= 1.0 else 4
     for item in ranking:
-        values = [item.latency_ms, *(getattr(item, key) for _, key in columns)]
+        values = [item.latency_ms, *(getattr(item, key) for _, key in shown)]
         texts = [*(_time_text(value, digits) for value in values), number_text(item.uplink_bytes / 1e6)]
         weight = "bold" if item.choice == pick.choice else ""
-        name = Text(item.choice.name, style=f"{weight} {_style(pick.table, item.choice.id)}")
+        name = Text(item.choice.name, style=f"{weight} {choice_style(pick.table, item.choice.id)}")
         lines.append([name, *(Text(text, style=weight) for text in texts)])
-    return _columns(lines, right=range(1, len(heads)))
+    return columns(lines, right=range(1, len(heads)))
 
 
 def _time_text(value_ms: float, digits: int) -> str:

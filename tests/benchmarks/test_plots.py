@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_split.benchmarks._plots import _names, _spread, draw_latency, draw_map, draw_plots, draw_terms
+from dsc_split.benchmarks._plots import _spread, choice_names, draw_latency, draw_map, draw_plots, draw_terms
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice, LookupTable
 
@@ -117,7 +117,7 @@ def test_long_names_are_shortened_and_told_apart() -> None:
     table = golden()
     start, end = "encoder.layers.first.", ".activation.output"
     choices = [Choice(id=i, kind="split", name=f"{start}{'x' * 20}{i}{end}") for i in (1, 2)]
-    names = _names(replace(table, choices=(table.choices[0], *choices)))
+    names = choice_names(replace(table, choices=(table.choices[0], *choices)))
 
     assert names[0] == "full-offload"
     assert names[1] != names[2]

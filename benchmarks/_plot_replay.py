@@ -1,0 +1,157 @@
+"""The picture of a replay: data rate, choice and latency over time. Needs matplotlib, the extra ``plots``."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split.benchmarks._plots import add_legend, choice_names, choice_styles, new_figure, plain_ticks, save_figure
+from dsc_split.benchmarks._words import number_text
+
+if TYPE_CHECKING:
+    from dsc_split.benchmarks._replay import Replay
+    from dsc_split.benchmarks._replay_stats import Method
+
+__all__ = ["draw_replay"]
+
+_NOTHING = {"facecolor": "white", "hatch": "////", "edgecolor": "#B00000"}
+"""Where nothing that is allowed can answer."""
+_MOST_RANGE = 1000.0
+"""Highest rate over the lowest one that is shown."""
+_GRID = {"visible": True, "color": "#E6E6E6", "linewidth": 0.6}
+
+
+def draw_replay(replay: Replay, path: str | os.PathLike[str]) -> Path:
+    """Draw the data rate, what the ideal and the policy choose, and what that takes, over time.
+
+    Args:
+        replay: What was replayed.
+        path: Where the picture goes; its suffix says PNG or SVG.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+        UsageError: The suffix is another one.
+    """
+    dynamic = [method for method in (replay.ideal, replay.policy) if method is not None]
+    figure, whole = new_figure(replay.table, 6.2 + 0.3 * len(dynamic), f"Replay of {replay.scenario.name}")
+    facts = whole.get_title(loc="left")
+    figure.delaxes(whole)
+    above, middle, below = figure.subplots(
+        3, 1, sharex=True, gridspec_kw={"height_ratios": [3.0, 0.5 * len(dynamic), 3.0]}
+    )
+    above.set_title(facts, loc="left", fontsize=8.5, color="#404040", pad=8)
+    for axes in (above, middle, below):
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    shaded = _draw_rate(above, replay)
+    shown = _draw_choices(middle, replay, dynamic)
+    _draw_latency(below, replay)
+    below.set_xlim(replay.requests[0].time_s, replay.scenario.end_s)
+    below.set_xlabel("time in s")
+    names, styles = choice_names(replay.table), choice_styles(replay.table)
+    entries = [(styles[choice], names[choice]) for choice in sorted(shown | shaded)]
+    if any(choice is None for method in dynamic for choice in method.choices):
+        entries.append((_NOTHING, "nothing can answer"))
+    add_legend(figure, entries)
+    return save_figure(figure, path)
+
+
+def _draw_rate(axes: Any, replay: Replay) -> set[int]:
+    """Draw the uplink's rate, on the colours of what is the best at each rate where that does not change over time.
+
+    Returns:
+        The ids of the choices whose colours are shown.
+    """
+    states = replay.scenario.states
+    rates = [state.rate_mb_s for state in states]
+    inside = [rate for rate in rates if 0.0 < rate < math.inf] or [1.0]
+    low, high = max(min(inside), max(inside) / _MOST_RANGE) / 1.5, max(inside) * 1.5
+    times_s = [*(state.time_s for state in states), replay.scenario.end_s]
+    clipped = [min(max(rate, low), high) for rate in rates]
+    axes.step(times_s, [*clipped, clipped[-1]], where="post", color="black", linewidth=0.9, zorder=3)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_ylabel("uplink in MB/s")
+    _few_ticks(axes)
+    beyond = [number_text(rate) for rate in (min(rates), max(rates)) if not low <= rate <= high]
+    if beyond:
+        note = f"{' and '.join(beyond)} MB/s: drawn at the edge"
+        axes.text(0.995, 0.02, note, transform=axes.transAxes, fontsize=8, color="#404040", ha="right", va="bottom")
+    questions = [{**state.question(), "rate_mb_s": None} for state in states]
+    if any(question != questions[0] for question in questions) or not any(replay.ideal.choices):
+        return set()
+    question = {key: value for key, value in questions[0].items() if key != "rate_mb_s"}
+    allow = [method.choices[0].id for method in replay.statics if method.choices[0] is not None]
+    shown, start = set(), 0.0
+    for segment in replay.table.switch_rates(**question, allow=allow, percentile=replay.percentile):
+        end = math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s
+        if start < high and end > low:
+            style = {**choice_styles(replay.table)[segment.choice], "edgecolor": "white", "linewidth": 0, "alpha": 0.3}
+            axes.axhspan(max(start, low), min(end, high), zorder=0, **style)
+            shown.add(segment.choice)
+        start = end
+    return shown
+
+
+def _draw_choices(axes: Any, replay: Replay, dynamic: Sequence[Method]) -> set[int]:
+    """Draw one band per method: its choice over time.
+
+    Returns:
+        The ids of the choices that are shown.
+    """
+    styles = choice_styles(replay.table)
+    shown: set[int] = set()
+    for row, method in enumerate(dynamic):
+        spans: dict[int | None, list[tuple[float, float]]] = {}
+        for choice, group in itertools.groupby(
+            zip(method.choices, replay.requests, strict=True),
+            key=lambda item: None if item[0] is None else item[0].id,
+        ):
+            requests = [request for _, request in group]
+            end_s = requests[-1].time_s + requests[-1].lasts_s
+            spans.setdefault(choice, []).append((requests[0].time_s, end_s - requests[0].time_s))
+        for choice, where in spans.items():
+            style = _NOTHING if choice is None else styles[choice]
+            axes.broken_barh(where, (row - 0.4, 0.8), **{"edgecolor": "white", "linewidth": 0, **style})
+        shown |= {choice for choice in spans if choice is not None}
+    axes.set_ylim(len(dynamic) - 0.5, -0.5)
+    axes.set_yticks(range(len(dynamic)), [method.name for method in dynamic])
+    axes.tick_params(axis="both", length=0)
+    axes.spines["bottom"].set_visible(False)
+    return shown
+
+
+def _draw_latency(axes: Any, replay: Replay) -> None:
+    """Draw the latency of the best static choice, the policy and the ideal."""
+    times_s = [request.time_s for request in replay.requests]
+    best = min(replay.statics, key=_mean_ms)
+    lines = [(best, f"always {best.name}", "#D55E00", 0.9), (replay.ideal, "ideal", "black", 0.8)]
+    if replay.policy is not None:
+        lines.insert(1, (replay.policy, "policy", "#0072B2", 1.1))
+    for method, name, colour, width in lines:
+        shown = [latency_ms if math.isfinite(latency_ms) else math.nan for latency_ms in method.latencies_ms]
+        axes.plot(times_s, shown, color=colour, linewidth=width, label=name)
+    axes.set_yscale("log")
+    _few_ticks(axes)
+    axes.set_ylabel("latency T in ms")
+    axes.grid(**_GRID)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(lines), frameon=False, fontsize=8.5, borderpad=0)
+
+
+def _mean_ms(method: Method) -> float:
+    """Give the mean latency; infinite where the choice cannot take every request."""
+    mean_ms = statistics.fmean(method.latencies_ms)
+    return math.inf if math.isnan(mean_ms) else mean_ms
+
+
+def _few_ticks(axes: Any) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.yaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0)))
+    plain_ticks(axes.yaxis)

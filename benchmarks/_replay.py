@@ -1,0 +1,203 @@
+"""Replay a scenario through a lookup table: the ideal choice, every static one, and a policy, request by request.
+
+Every request is judged by itself, as in the paper's Eq. 7: its latency is the table's T in the state at its start.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.benchmarks._replay_delayed import DelayedIdeal
+from dsc_split.benchmarks._replay_device import Device, PolicyUnderTest
+from dsc_split.benchmarks._replay_stats import Method
+from dsc_split.benchmarks._scenario import Scenario, State
+from dsc_split.errors import UsageError
+from dsc_split.lookup_table import Choice, LookupTable, Terms
+
+__all__ = ["MAX_REQUESTS", "Replay", "Request", "plan_requests", "replay"]
+
+MAX_REQUESTS = 1_000_000
+"""A replay of more requests is refused."""
+_REQUESTS_PER_STEP = 2000
+"""How many requests lie between two reports of progress."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One request of the device."""
+
+    time_s: float
+    """When it starts, in seconds."""
+    lasts_s: float
+    """Seconds until the next one starts, or the scenario ends: what it weighs in shares of time."""
+    state: State
+    """What holds when it starts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What every method took over the same requests."""
+
+    scenario: Scenario
+    """What was replayed."""
+    table: LookupTable
+    """What it was replayed through."""
+    requests: tuple[Request, ...]
+    """By time; never empty."""
+    period_ms: float | None
+    """Milliseconds between requests; ``None``: one request per state."""
+    percentile: float | None
+    """Percentile of the table's times; ``None``: medians."""
+    noise: float
+    """Standard deviation of the logarithm of what the policy measures, against the truth."""
+    seed: int
+    """Seed of the noise."""
+    ideal: Method
+    """The table's best choice in the true state."""
+    policy: Method | None
+    """The policy's choices; ``None`` where no policy was replayed."""
+    delayed: Method | None
+    """The best choice in the state of the last request that was over; ``None`` where no policy was replayed."""
+    statics: tuple[Method, ...]
+    """Each choice of the table that is allowed, always; by id."""
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """All of them: the ideal, the policy and the delayed ideal if they are there, the static ones."""
+        learning = [method for method in (self.policy, self.delayed) if method is not None]
+        return (self.ideal, *learning, *self.statics)
+
+
+def plan_requests(scenario: Scenario, period_ms: float | None = None) -> tuple[Request, ...]:
+    """List the requests of a scenario.
+
+    Args:
+        scenario: The states.
+        period_ms: Milliseconds from one request to the next, the first one at the first state; ``None``: one
+            request per state, when it begins.
+
+    Raises:
+        UsageError: The period is no number above 0, or there would be too many requests.
+    """
+    states = scenario.states
+    if period_ms is None:
+        ends_s = [*(state.time_s for state in states[1:]), scenario.end_s]
+        return tuple(
+            Request(time_s=state.time_s, lasts_s=end_s - state.time_s, state=state)
+            for state, end_s in zip(states, ends_s, strict=True)
+        )
+    if not 0.0 < period_ms < math.inf:
+        raise UsageError(f"period {period_ms:g} ms is out of range; a number of milliseconds above 0 was expected.")
+    start_s = states[0].time_s
+    count = math.ceil((scenario.end_s - start_s) * 1000 / period_ms - 1e-9)
+    if count > MAX_REQUESTS:
+        raise UsageError(
+            f"a request every {period_ms:g} ms makes {count} requests in {scenario.end_s - start_s:g} s; at most "
+            f"{MAX_REQUESTS} are replayed. Take a longer period, or a part of the scenario."
+        )
+    times_s = [start_s + i * period_ms / 1000 for i in range(max(1, count))]
+    requests = []
+    position = 0
+    for time_s, next_s in itertools.pairwise([*times_s, scenario.end_s]):
+        while position + 1 < len(states) and states[position + 1].time_s <= time_s:
+            position += 1
+        requests.append(Request(time_s=time_s, lasts_s=next_s - time_s, state=states[position]))
+    return tuple(requests)
+
+
+def replay(
+    table: LookupTable,
+    scenario: Scenario,
+    *,
+    period_ms: float | None = None,
+    allow: Collection[str | int] | None = None,
+    percentile: float | None = None,
+    policy: PolicyUnderTest | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    progress: ProgressListener = silent,
+) -> Replay:
+    """Replay a scenario.
+
+    Args:
+        table: The terms of T.
+        scenario: The states over time.
+        period_ms: As in :func:`plan_requests`.
+        allow: Names or ids of the choices that may be taken; default: all.
+        percentile: Passed to the table.
+        policy: A fresh policy to replay, or ``None``.
+        noise: Standard deviation of the logarithm of the factors, of mean 1, on all that the policy measures.
+        seed: Seed of the noise.
+        progress: Listener.
+
+    Raises:
+        UsageError: A number is out of range, or the table cannot answer for a batch size; the message names the
+            time.
+    """
+    if not 0.0 <= noise <= 3.0:
+        raise UsageError(f"noise {noise:g} is out of range; a number from 0 to 3 was expected, such as 0.2.")
+    requests = plan_requests(scenario, period_ms)
+    allowed = {table.choice(item).id for item in (allow if allow is not None else [c.id for c in table.choices])}
+    choices = [choice for choice in table.choices if choice.id in allowed]
+    asked = {"allow": None if allow is None else sorted(allowed), "percentile": percentile}
+    late = DelayedIdeal(table, asked)
+    devices = []
+    if policy is not None:
+        devices = [
+            Device("policy", policy, table.link, noise=noise, seed=seed),
+            Device("delayed", late.under_test(), table.link),
+        ]
+    ideal_choices: list[Choice | None] = []
+    ideal_ms: list[float] = []
+    static_ms: dict[int, list[float]] = {choice.id: [] for choice in choices}
+    for count, (request, ranking) in enumerate(_rankings(table, requests, asked)):
+        if count % _REQUESTS_PER_STEP == 0:
+            progress(
+                Progress(stage="replay", label=f"{request.time_s:g} s", done=count, total=len(requests)),
+            )
+        best = next(iter(ranking.values()))
+        ideal_choices.append(best.choice if math.isfinite(best.latency_ms) else None)
+        ideal_ms.append(best.latency_ms)
+        for choice in choices:
+            terms = ranking.get(choice.id)
+            static_ms[choice.id].append(math.nan if terms is None else terms.latency_ms)
+        late.begin(request.state, tuple(ranking.values()))
+        for device in devices:
+            device.run(request.time_s, request.state, ranking)
+    progress(Progress(stage="replay", label="done", done=len(requests), total=len(requests)))
+    return Replay(
+        scenario=scenario,
+        table=table,
+        requests=requests,
+        period_ms=period_ms,
+        percentile=percentile,
+        noise=noise,
+        seed=seed,
+        ideal=Method.of("ideal", ideal_choices, ideal_ms),
+        policy=devices[0].method() if devices else None,
+        delayed=devices[1].method() if devices else None,
+        statics=tuple(
+            Method.of(choice.name, [choice] * len(requests), static_ms[choice.id], static=True) for choice in choices
+        ),
+    )
+
+
+def _rankings(
+    table: LookupTable, requests: Sequence[Request], asked: Mapping[str, Any]
+) -> Iterator[tuple[Request, dict[int, Terms]]]:
+    """Give every request with the terms of every choice in its state by id, the best one first."""
+    state: State | None = None
+    ranking: dict[int, Terms] = {}
+    for request in requests:
+        if request.state is not state:
+            state = request.state
+            try:
+                ranking = {terms.choice.id: terms for terms in table.ranking(**state.question(), **asked)}
+            except UsageError as e:
+                raise UsageError(f"the state at {state.time_s:g} s: {e}") from e
+        yield request, ranking

@@ -1,0 +1,80 @@
+"""The delayed ideal: what a chooser reaches that learns the exact state of a request when the request is over.
+
+It is the ideal with the delay that every device has. What a policy takes beyond it is the policy's own; what it takes
+beyond the ideal, no policy avoids that does not foresee the link.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsc_split.benchmarks._replay_device import PolicyUnderTest
+from dsc_split.benchmarks._scenario import State
+from dsc_split.lookup_table import Choice, LookupTable, Terms
+
+__all__ = ["PATIENCE", "DelayedIdeal"]
+
+PATIENCE = 3.0
+"""It waits for so many times what it expects, and at least as long as the device alone takes."""
+_UNKNOWN_RATE_MB_S = 1e-6
+"""Stands for the rate before the first request is over: as little as possible is sent."""
+
+_Known = tuple[State, Sequence[Terms]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decision:
+    choice: Choice
+    reason: str
+    timeout_ms: float
+    probe_bytes: int = 0
+
+
+class DelayedIdeal:
+    """A policy that is told the truth, late."""
+
+    def __init__(self, table: LookupTable, asked: Mapping[str, Any]) -> None:
+        self._table = table
+        self._asked = asked
+        self._now: _Known = (State(time_s=0.0, rate_mb_s=_UNKNOWN_RATE_MB_S, batch=0), ())
+        self._known: _Known = self._now
+        self._given_up: dict[float, _Known] = {}  # by when it would be
+
+    def under_test(self) -> PolicyUnderTest:
+        """Give itself with what it observes: not what an answer took, but the state that it was in."""
+        return PolicyUnderTest(policy=self, observation=lambda **_: self._now)
+
+    def begin(self, state: State, ranking: Sequence[Terms]) -> None:
+        """Take down the state of the next request, and its choices; no decision uses it before the request is over."""
+        self._now = (state, ranking)
+
+    def decide(self, time_s: float, batch: int) -> _Decision:
+        """Give the best choice for the newest state that is known."""
+        known, ranking = self._known
+        if known.batch != batch:
+            ranking = self._table.ranking(**{**known.question(), "batch": batch}, **self._asked)
+        best = ranking[0]
+        local_ms = min((terms.latency_ms for terms in ranking if not terms.choice.uses_server), default=math.inf)
+        timeout_ms = max(PATIENCE * best.latency_ms, local_ms) if best.choice.uses_server else math.inf
+        while self._given_up and (first_s := next(iter(self._given_up))) < time_s:
+            del self._given_up[first_s]
+        if timeout_ms < math.inf:
+            self._given_up[time_s + timeout_ms / 1000] = self._now
+        return _Decision(choice=best.choice, reason="delayed", timeout_ms=timeout_ms)
+
+    def observe(self, observation: _Known) -> None:
+        """Learn the state of a request that is over."""
+        self._known = observation
+
+    def failed(self, time_s: float, choice: Choice) -> None:
+        """Learn the state of a request that was given up."""
+        self._known = self._given_up[time_s]
+
+    def probed(self, time_s: float, size_bytes: int, transfer_ms: float, *, rtt_ms: float | None = None) -> None:
+        """Do nothing: it sends no probes."""
+
+    def probe_failed(self, time_s: float) -> None:
+        """Do nothing: it sends no probes."""
