@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +25,13 @@ __all__ = [
 ]
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
-"""A manifest or table larger than this is refused before it is parsed."""
+"""A manifest or cell larger than this is refused before it is parsed."""
+MAX_JSON_DEPTH = 64
+"""Objects and lists nested more deeply than this are refused."""
+_BOM = b"\xef\xbb\xbf"
+_MAX_DIGITS = 308
+"""Whole numbers of so many digits fit into binary64, whatever the digits."""
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 @contextlib.contextmanager
@@ -96,56 +103,97 @@ def read_json(
         max_bytes: Larger input is refused before it is parsed.
 
     Raises:
-        DamagedError: The file cannot be read, is too large, is no UTF-8, no JSON or no object, or has a
-            duplicate key, NaN, an infinity, or nesting that is too deep.
+        DamagedError: The file cannot be read, is too large, is no UTF-8, no JSON or no object, or has a byte
+            order mark, a duplicate key, NaN, a number beyond binary64, half a surrogate pair, or nesting that
+            is too deep.
     """
     if isinstance(source, Path):
         what = f"{what} {str(source)!r}"
         try:
-            size_bytes = source.stat().st_size
-            if size_bytes > max_bytes:
-                raise error(f"{what} has {size_bytes} bytes; at most {max_bytes} are read.")
-            data = source.read_bytes()
+            data = _read_at_most(source, max_bytes + 1)
         except OSError as e:
             raise error(f"{what} cannot be read: {e.strerror or e}.") from e
     else:
         data = source
-        if len(data) > max_bytes:
-            raise error(f"{what} has {len(data)} bytes; at most {max_bytes} are read.")
-
-    def refuse_constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no JSON number")
-
-    def refuse_infinite(digits: str) -> float:
-        number = float(digits)
-        if number in (float("inf"), float("-inf")):
-            raise ValueError(f"number {digits[:40]} is out of range")
-        return number
-
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise ValueError(f"key {key!r} stands twice in one object")
-            result[key] = value
-        return result
-
+    if len(data) > max_bytes:
+        raise error(f"{what} has more than {max_bytes} bytes; no more are read.")
     try:
-        document = json.loads(
-            data.decode("utf-8"),
-            parse_constant=refuse_constant,
-            parse_float=refuse_infinite,
-            object_pairs_hook=refuse_duplicates,
-        )
+        document = _parse(data)
+        if isinstance(document, dict) and _is_deeper(document, MAX_JSON_DEPTH):
+            raise RecursionError
     except UnicodeDecodeError as e:
         raise error(f"{what} is not UTF-8: {e.reason} at byte {e.start}.") from e
+    except UnicodeEncodeError as e:
+        raise error(f"{what} is no valid JSON: a text holds half a surrogate pair.") from e
     except ValueError as e:
         raise error(f"{what} is no valid JSON: {e}.") from e
     except RecursionError as e:
-        raise error(f"{what} is no valid JSON: nested too deeply.") from e
+        raise error(f"{what} is nested too deeply; at most {MAX_JSON_DEPTH} levels are read.") from e
     if not isinstance(document, dict):
         raise error(f"{what} holds a JSON {type(document).__name__}; an object was expected.")
     return document
+
+
+def _read_at_most(path: Path, size_bytes: int) -> bytes:
+    """Read the start of a file, which may be a pipe or a device, too."""
+    with path.open("rb") as file:
+        return file.read(size_bytes)
+
+
+def _parse(data: bytes) -> Any:
+    """Parse JSON, and refuse what other readers would read otherwise or not at all."""
+    if data.startswith(_BOM):
+        raise ValueError("it begins with a byte order mark; write it without")
+    text = data.decode("utf-8")
+    has_long_numbers = b"0" * (_MAX_DIGITS + 1) in data.translate(_ZEROS)
+    document = json.loads(
+        text,
+        parse_constant=_refuse_constant,
+        parse_float=_finite,
+        parse_int=_whole if has_long_numbers else None,
+        object_pairs_hook=_refuse_duplicates,
+    )
+    if "\\u" in text:
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"number {digits[:40]} is out of range")
+    return number
+
+
+def _whole(digits: str) -> int:
+    _finite(digits)  # which bounds the digits, too
+    return int(digits)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key!r} stands twice in one object")
+        result[key] = value
+    return result
+
+
+def _is_deeper(document: dict[str, Any], levels: int) -> bool:
+    """Tell whether objects and lists are nested in more levels; the document itself is the first one."""
+    level: list[Any] = [document]
+    for _ in range(levels):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, (dict, list))
+        ]
+    return bool(level)
 
 
 def sha256_file(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,8 +41,17 @@ MAX_TABLE_BYTES = 8 * 1024 * 1024
 """A larger file is refused before it is parsed; real tables have a few KB."""
 MAX_CHOICES = 1000
 """More choices are refused: the checks take time by their square."""
-MAX_INTEGER = 2**53
-"""Whole numbers up to this are exact in binary64, which other readers use."""
+MAX_CHOICE_ID = 2**31 - 1
+"""Largest id of a choice."""
+MAX_BATCHES = 4096
+"""More batch sizes are refused."""
+MAX_BATCH = 2**20
+"""Largest batch size."""
+MAX_BYTES = 2**42
+"""Most bytes that a row sends, for the whole batch: with :data:`MAX_BATCH`, what a batch size in between sends is
+computed in 64 bits."""
+MAX_VERSION = 2**53
+"""Larger versions are no versions."""
 _ROUNDING = 1e-9
 """Relative difference within which another writer's switch rates are taken as the same."""
 
@@ -58,23 +68,20 @@ def read_table(document: Mapping[str, Any]) -> dict[str, Any]:
         _fail("lookup table", document, "an object")
     if document.get("format") != FORMAT:
         _fail("format", document.get("format"), repr(FORMAT))
-    version = _integer(document, "", "version", minimum=1)
+    version = _integer(document, "", "version", minimum=1, maximum=MAX_VERSION)
     if version > VERSION:
         raise TableError(
             f"version: the table is of version {version}; this dsc-split reads up to {VERSION}. Update dsc-split."
         )
-    for i, feature in enumerate(_items(document, "", "requires")):
+    for i, feature in enumerate(_items(document, "", "requires", at_least=0)):
         if not isinstance(feature, str):
             _fail(f"requires[{i}]", feature, "a text")
         raise TableError(
             f"requires[{i}]: the table requires {feature!r}, which this dsc-split does not know. Update dsc-split."
         )
     choices = _read_choices(document)
-    batches = tuple(
-        _read_batch(item, f"batches[{i}]", choices) for i, item in enumerate(_items(document, "", "batches"))
-    )
-    if not batches:
-        _fail("batches", [], "at least one batch")
+    items = _items(document, "", "batches", at_most=MAX_BATCHES)
+    batches = tuple(_read_batch(item, f"batches[{i}]", choices) for i, item in enumerate(items))
     _ascending([item.batch for item in batches], "batches", "batch")
     count = _text(document, "", "count") if "count" in document else "bytes"
     if count not in ("bytes", "elements"):
@@ -175,7 +182,7 @@ def segment_at_fault(segments: Sequence[Segment], lines: Lines) -> tuple[int, st
                 position,
                 f"choice {segment.choice} sends more than another, so it is not the best at the lowest rates",
             )
-        end = math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s
+        end = sys.float_info.max if segment.below_rate_mb_s is None else segment.below_rate_mb_s
         for rate in (end,) if start is None else (start, end):
             times = evaluate(lines, rate)
             if not times[index] <= min(times) * (1.0 + _ROUNDING):
@@ -189,9 +196,7 @@ def segment_at_fault(segments: Sequence[Segment], lines: Lines) -> tuple[int, st
 
 
 def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
-    items = _items(document, "", "choices")
-    if not 1 <= len(items) <= MAX_CHOICES:
-        _fail("choices", f"{len(items)} items", f"1 to {MAX_CHOICES}")
+    items = _items(document, "", "choices", at_most=MAX_CHOICES)
     choices: dict[int, Choice] = {}
     names = set()
     for i, item in enumerate(items):
@@ -204,7 +209,7 @@ def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
         if not isinstance(passthrough, bool):
             _fail(f"{where}.passthrough", passthrough, "true or false")
         choice = Choice(
-            id=_integer(item, f"{where}.", "id"),
+            id=_integer(item, f"{where}.", "id", maximum=MAX_CHOICE_ID),
             kind=kind,
             name=_text(item, f"{where}.", "name"),
             passthrough=passthrough,
@@ -228,24 +233,20 @@ def _choice_document(choice: Choice) -> dict[str, Any]:
 
 def _read_batch(document: Any, where: str, choices: Mapping[int, Choice]) -> BatchTable:
     _expect_object(document, where)
-    rows = tuple(
-        _read_row(item, f"{where}.rows[{i}]", choices) for i, item in enumerate(_items(document, f"{where}.", "rows"))
-    )
-    if not rows:
-        _fail(f"{where}.rows", [], "at least one row; a batch without rows is left out")
+    items = _items(document, f"{where}.", "rows", at_most=len(choices))
+    rows = tuple(_read_row(item, f"{where}.rows[{i}]", choices) for i, item in enumerate(items))
     _ascending([row.choice for row in rows], f"{where}.rows", "choice")
     return BatchTable(
-        batch=_integer(document, f"{where}.", "batch", minimum=1),
+        batch=_integer(document, f"{where}.", "batch", minimum=1, maximum=MAX_BATCH),
         rows=rows,
         segments=_read_segments(document, where, choices),
     )
 
 
 def _read_segments(document: Mapping[str, Any], where: str, choices: Mapping[int, Choice]) -> tuple[Segment, ...]:
-    segments = []
-    items = _items(document, f"{where}.", "segments")
-    if not items:
-        _fail(f"{where}.segments", [], "at least one segment")
+    segments: list[Segment] = []
+    items = _items(document, f"{where}.", "segments", at_most=len(choices))
+    seen: set[int] = set()
     previous = 0.0
     for i, item in enumerate(items):
         here = f"{where}.segments[{i}]."
@@ -258,7 +259,11 @@ def _read_segments(document: Mapping[str, Any], where: str, choices: Mapping[int
             if below <= previous:
                 _fail(f"{here}below_rate_mb_s", below, f"a rate above {previous!r}, the one before")
             previous = below
-        segments.append(Segment(choice=_known_choice(item, here, choices), below_rate_mb_s=below))
+        choice = _known_choice(item, here, choices)
+        if choice in seen:
+            _fail(f"{here}choice", choice, "a choice that no other segment has")
+        seen.add(choice)
+        segments.append(Segment(choice=choice, below_rate_mb_s=below))
     return tuple(segments)
 
 
@@ -276,8 +281,8 @@ def _read_row(document: Any, where: str, choices: Mapping[int, Choice]) -> Row:
         tail_ms=_number(document, where, "tail_ms"),
         tail_ci_ms=_interval(document, where, "tail_ci_ms"),
         tail_p95_ms=_optional_number(document, where, "tail_p95_ms"),
-        uplink_bytes=_integer(document, where, "uplink_bytes"),
-        downlink_bytes=_integer(document, where, "downlink_bytes"),
+        uplink_bytes=_integer(document, where, "uplink_bytes", maximum=MAX_BYTES),
+        downlink_bytes=_integer(document, where, "downlink_bytes", maximum=MAX_BYTES),
         timing_valid=timing_valid,
     )
     if not choices[row.choice].uses_server:
@@ -345,22 +350,22 @@ def _number(document: Mapping[str, Any], where: str, key: str) -> float:
         number = math.inf
     if not 0.0 <= number < math.inf:
         _fail(f"{where}{key}", value, "a number from 0")
-    return number
+    return abs(number)  # -0.0 reads as 0.0
 
 
 def _optional_number(document: Mapping[str, Any], where: str, key: str) -> float | None:
     return None if _value(document, where, key) is None else _number(document, where, key)
 
 
-def _integer(document: Mapping[str, Any], where: str, key: str, *, minimum: int = 0) -> int:
+def _integer(document: Mapping[str, Any], where: str, key: str, *, minimum: int = 0, maximum: int) -> int:
     value = _value(document, where, key)
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_INTEGER:
-        _fail(f"{where}{key}", value, f"a whole number from {minimum}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        _fail(f"{where}{key}", value, f"a whole number from {minimum} to {maximum}")
     return value
 
 
 def _known_choice(document: Mapping[str, Any], where: str, choices: Mapping[int, Choice]) -> int:
-    choice = _integer(document, where, "choice")
+    choice = _integer(document, where, "choice", maximum=MAX_CHOICE_ID)
     if choice not in choices:
         _fail(f"{where}choice", choice, "the id of one of the choices")
     return choice
@@ -372,8 +377,7 @@ def _interval(document: Mapping[str, Any], where: str, key: str) -> tuple[float,
         return None
     if not isinstance(value, list) or len(value) != 2:
         _fail(f"{where}{key}", value, "null or [low, high]")
-    ends = dict(enumerate(value))
-    low, high = (_number({str(i): ends[i]}, f"{where}{key}.", str(i)) for i in (0, 1))
+    low, high = (_number({f"{key}[{i}]": value[i]}, where, f"{key}[{i}]") for i in (0, 1))
     if low > high:
         _fail(f"{where}{key}", value, "the lower end first")
     return low, high
@@ -386,10 +390,16 @@ def _text(document: Mapping[str, Any], where: str, key: str) -> str:
     return value
 
 
-def _items(document: Mapping[str, Any], where: str, key: str) -> list[Any]:
+def _items(
+    document: Mapping[str, Any], where: str, key: str, *, at_least: int = 1, at_most: int | None = None
+) -> list[Any]:
     value = _value(document, where, key)
     if not isinstance(value, list):
         _fail(f"{where}{key}", value, "a list")
+    if len(value) < at_least:
+        _fail(f"{where}{key}", value, "at least one item")
+    if at_most is not None and len(value) > at_most:
+        raise TableError(f"{where}{key}: got {len(value)} items; expected at most {at_most}.")
     return value
 
 
