@@ -8,12 +8,13 @@ EXTRAS := cpu,rtx,models,plots,dev
 DSC := $(BIN)/dsc-split
 DEMO := demo
 
-.PHONY: help setup demo test check gpu lint format clean
+.PHONY: help setup demo test check fuzz gpu lint format clean
 
 help:
 	@echo "make demo     export efficientnet_b0, benchmark it, print its split lookup table, draw the pictures"
 	@echo "make test     all checks and all tests"
 	@echo "make check    the fast part, for people at work"
+	@echo "make fuzz     fuzz the C++ table loader for ten minutes; FUZZ_S=60 for one"
 	@echo "make gpu      the tests that need a GPU, and a comparison with trtexec; see docs/gpu.md"
 	@echo "make lint     ruff and mypy alone"
 	@echo "make format   let ruff format the code"
@@ -49,6 +50,10 @@ check: lint
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Needs clang++ with libFuzzer; without it, it says so and ends well.
+fuzz: setup
+	DSC_SPLIT_FUZZ_S=$(or $(FUZZ_S),600) $(BIN)/python -m pytest -n 0 -ra tests/cpp/test_fuzz_load.py
 
 # Without a GPU, both say why and end well.
 gpu: setup
