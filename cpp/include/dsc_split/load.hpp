@@ -42,12 +42,14 @@ class LookupTable : private TableView {
         choices_(std::move(other.choices_)),
         rows_(std::move(other.rows_)),
         batches_(std::move(other.batches_)),
+        certain_(std::move(other.certain_)),
         texts_(std::move(other.texts_)) {}
   LookupTable& operator=(LookupTable&& other) noexcept {
     base() = std::exchange(other.base(), TableView{});
     choices_ = std::move(other.choices_);
     rows_ = std::move(other.rows_);
     batches_ = std::move(other.batches_);
+    certain_ = std::move(other.certain_);
     texts_ = std::move(other.texts_);
     return *this;
   }
@@ -74,6 +76,7 @@ class LookupTable : private TableView {
   std::vector<Choice> choices_;
   std::vector<Row> rows_;
   std::vector<Batch> batches_;
+  std::vector<CertainRange> certain_;
   std::forward_list<std::string> texts_;  // texts do not move
 };
 
@@ -310,10 +313,15 @@ class TableReader {
     for (Row& row : table.rows_) {
       row = completed(row, table.choices_[static_cast<std::size_t>(row.choice)], table.link);
     }
+    table.certain_.resize(table.rows_.size());
     const Row* rows = table.rows_.data();
+    CertainRange* ranges = table.certain_.data();
     for (std::size_t i = 0; i < table.batches_.size(); ++i) {
-      table.batches_[i].rows = {rows, read_[i].row_count};
-      rows += read_[i].row_count;
+      Batch& batch = table.batches_[i];
+      batch.rows = {rows, read_[i].row_count};
+      batch.certain = {ranges, find_certain(table.link, batch.rows, ranges)};
+      rows += batch.rows.size;
+      ranges += batch.certain.size;
     }
     table.batches = {table.batches_.data(), table.batches_.size()};
   }

@@ -95,10 +95,19 @@ struct Array {
   [[nodiscard]] constexpr const T* end() const noexcept { return data + size; }
 };
 
+/// A range of data rates, its ends included, in which one row is the best by more than rounding: on the table's own
+/// link, at load 1, with an empty queue.
+struct CertainRange {
+  double from_mb_s = 0.0;
+  double to_mb_s = 0.0;
+  const Row* row = nullptr;
+};
+
 /// All rows of one measured batch size, by ascending choice.
 struct Batch {
   std::int64_t batch = 0;
   Array<Row> rows = {};
+  Array<CertainRange> certain = {};  ///< Ascending, from `find_certain`; MAY be empty: it makes looking up faster.
 };
 
 /// Choices that may be taken, by position in `TableView::choices`.
@@ -228,6 +237,58 @@ inline double from_bits(std::uint64_t bits) noexcept {
   return row;
 }
 
+/// Finds the data rates at which no rounding can change which row is the best, ascending; gives how many ranges there
+/// are, at most one per row.
+///
+/// T of a row is a + b / rate, rounded a few times. One row is the best for certain where its line is below every other
+/// one by more than `slack` of both, which is far more than all that rounding does.
+constexpr std::size_t find_certain(const Link& link, Array<Row> rows, CertainRange* ranges) noexcept {
+  constexpr double slack = 1e-12;
+  constexpr double most = 1e100;  // beyond 1 / most and most, numbers may underflow or overflow
+  const auto intercept = [&](const Row& row) {
+    const double back_mb_s = link.downlink_rate_mb_s ? *link.downlink_rate_mb_s : infinity;
+    return row.uses_server ? row.head_ms + row.fixed_ms + 1000.0 * (row.downlink_mb / back_mb_s) : row.head_ms;
+  };
+  const auto slope = [&](const Row& row) {
+    return 1000.0 * (row.uplink_mb + (link.downlink_rate_mb_s ? 0.0 : row.downlink_mb));
+  };
+  for (const Row& row : rows) {
+    if (!(intercept(row) < most)) return 0;
+  }
+  std::size_t size = 0;
+  for (const Row& row : rows) {
+    double least = 1.0 / most;  // of 1 / rate
+    double greatest = most;
+    for (const Row& other : rows) {
+      if (other.choice == row.choice) continue;
+      const double a = intercept(row) * (1.0 + slack) - intercept(other) * (1.0 - slack);
+      const double b = slope(row) * (1.0 + slack) - slope(other) * (1.0 - slack);
+      if (b > 0.0) {
+        greatest = -a / b < greatest ? -a / b : greatest;
+      } else if (b < 0.0) {
+        least = -a / b > least ? -a / b : least;
+      } else if (a >= 0.0) {
+        greatest = 0.0;
+      }
+    }
+    if (!(least * (1.0 + slack) < greatest * (1.0 - slack))) continue;
+    const CertainRange found{1.0 / greatest * (1.0 + slack), 1.0 / least * (1.0 - slack), &row};
+    std::size_t at = size++;
+    for (; at > 0 && ranges[at - 1].from_mb_s > found.from_mb_s; --at) ranges[at] = ranges[at - 1];
+    ranges[at] = found;
+  }
+  return size;
+}
+
+/// The certain ranges of one batch size as a constant.
+template <std::size_t most_ranges>
+struct CertainRanges {
+  CertainRange data[most_ranges] = {};
+  std::size_t size = 0;
+
+  constexpr CertainRanges(const Link& link, Array<Row> rows) noexcept : size(find_certain(link, rows, data)) {}
+};
+
 /// A lookup table that belongs to somebody else: to a `LookupTable` that was loaded, or to a generated header.
 ///
 /// Batch sizes are for the whole batch, rates in MB/s (1 MB = 10^6 bytes of payload), times in milliseconds. A batch
@@ -250,16 +311,20 @@ struct TableView {
   /// Errors: bad_number, bad_batch, batch_too_large, nothing_can_answer.
   [[nodiscard]] constexpr Result<Pick> pick(std::int64_t batch, double rate_mb_s) const noexcept {
     const std::size_t at = position_of(batch);
-    if (at == batches.size || batches[at].batch != batch || !(rate_mb_s > 0.0) || link.count_downlink) {
+    if (at == batches.size || batches[at].batch != batch || !detail::is_rate(rate_mb_s)) {
       State state;
       state.rate_mb_s = rate_mb_s;
       return pick(batch, state);
     }
-    // Without a way back, T is one division; what stays on the device adds zeros.
+    const Batch& measured = batches[at];
+    std::size_t begun = 0;
+    for (const CertainRange& range : measured.certain) begun += range.from_mb_s <= rate_mb_s ? 1 : 0;
     Found found;
-    for (const Row& row : batches[at].rows) {
-      found.take(row, row.head_ms + (row.fixed_ms + detail::rounded(1000.0 * (row.uplink_mb / rate_mb_s))),
-                 row.uplink_bytes);
+    if (begun > 0 && rate_mb_s <= measured.certain[begun - 1].to_mb_s) {
+      const Row& row = *measured.certain[begun - 1].row;
+      found.take(row, own_ms(row, rate_mb_s), row.uplink_bytes);
+    } else {
+      for (const Row& row : measured.rows) found.take(row, own_ms(row, rate_mb_s), row.uplink_bytes);
     }
     return pick_of(found, at);
   }
@@ -280,9 +345,9 @@ struct TableView {
     const Found first = best(question, question.now);
     const Result<Pick> pick = pick_of(first, question.at);
     if (!pick) return pick.error();
-    const Found second = best(question, question.now, first.row);
+    const Found second = best(question, question.now, first.row->choice);
     Margin margin;
-    if (second.row == nullptr || second.latency_ms == infinity) return margin;
+    if (second.empty || second.latency_ms == infinity) return margin;
     margin.runner_up = &choices[index(second.row->choice)];
     margin.runner_up_ms = second.latency_ms;
     margin.margin_ms = second.latency_ms - first.latency_ms;
@@ -308,8 +373,10 @@ struct TableView {
     const Question question(*this, batch, state);
     if (question.error != Errc::ok) return Error{question.error};
     const detail::Conditions& now = question.now;
-    const Row* row = row_of(question.at, position);
-    if (row == nullptr || (now.p95 && !has_p95(*row))) return Error{Errc::nothing_allowed};
+    const std::size_t found = row_of(question.at, position);
+    if (found == batches[question.at].rows.size) return Error{Errc::nothing_allowed};
+    const Row* row = &batches[question.at].rows[found];
+    if (now.p95 && !has_p95(*row)) return Error{Errc::nothing_allowed};
     const detail::Payload sent = payload(question, *row);
     Terms terms;
     terms.head_ms = now.p95 ? row->head_p95_ms : row->head_ms;
@@ -340,7 +407,7 @@ struct TableView {
     const Question question(*this, batch, state);
     if (question.error != Errc::ok) return Error{question.error};
     const Found last = best(question, question.now);
-    if (last.row == nullptr) return Error{Errc::nothing_allowed};
+    if (last.empty) return Error{Errc::nothing_allowed};
     if (last.latency_ms == infinity) return Error{Errc::nothing_can_answer};
     Envelope envelope{*this, question, segments, capacity, 0, false};
     envelope.find();
@@ -408,13 +475,15 @@ struct TableView {
   /// The best of the rows so far.
   struct Found {
     const Row* row = nullptr;
+    bool empty = true;  // pointers into constants are not compared with null: sanitizers make that no constant
     double latency_ms = infinity;
     std::int64_t uplink_bytes = 0;
 
     /// Rows come by ascending id, so only fewer bytes win among equals.
     constexpr void take(const Row& other, double other_ms, std::int64_t other_bytes) noexcept {
-      if (row == nullptr || other_ms < latency_ms || (other_ms == latency_ms && other_bytes < uplink_bytes)) {
+      if (empty || other_ms < latency_ms || (other_ms == latency_ms && other_bytes < uplink_bytes)) {
         row = &other;
+        empty = false;
         latency_ms = other_ms;
         uplink_bytes = other_bytes;
       }
@@ -422,7 +491,7 @@ struct TableView {
   };
 
   constexpr Result<Pick> pick_of(const Found& found, std::size_t at) const noexcept {
-    if (found.row == nullptr) return Error{Errc::nothing_allowed};
+    if (found.empty) return Error{Errc::nothing_allowed};
     if (found.latency_ms == infinity) return Error{Errc::nothing_can_answer};
     const std::int32_t position = found.row->choice;
     return Pick{&choices[index(position)], position, found.latency_ms, batches[at].batch, found.row->timing_valid};
@@ -431,14 +500,10 @@ struct TableView {
   /// Gives the position of the first measured batch size that is not smaller; how many there are where none is.
   constexpr std::size_t position_of(std::int64_t batch) const noexcept {
     std::size_t begin = 0;
-    std::size_t end = batches.size;
-    while (begin < end) {
-      const std::size_t middle = begin + (end - begin) / 2;
-      if (batches[middle].batch < batch) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
+    for (std::size_t left = batches.size; left > 0;) {  // without branches that cannot be foretold
+      const std::size_t half = (left + 1) / 2;
+      begin += batches[begin + half - 1].batch < batch ? half : 0;
+      left -= half;
     }
     return begin;
   }
@@ -449,14 +514,21 @@ struct TableView {
 
   /// Finds the best row that is allowed, apart from one; null where there is none.
   constexpr Found best(const Question& question, const detail::Conditions& now,
-                       const Row* apart_from = nullptr) const noexcept {
+                       std::int32_t apart_from = -1) const noexcept {
     Found found;
     for (const Row& row : batches[question.at].rows) {
-      if (&row == apart_from || !allowed(question, row)) continue;
+      if (row.choice == apart_from || !allowed(question, row)) continue;
       const detail::Payload sent = payload(question, row);
       found.take(row, time_ms(row, sent, now), sent.uplink_bytes);
     }
     return found;
+  }
+
+  /// T of a row at its own batch size, on the table's own link, at load 1, with an empty queue.
+  constexpr double own_ms(const Row& row, double rate_mb_s) const noexcept {
+    if (!row.uses_server) return row.head_ms;
+    const double back_mb_s = link.downlink_rate_mb_s ? *link.downlink_rate_mb_s : rate_mb_s;
+    return detail::sent_ms(row.head_ms, row.fixed_ms, row.uplink_mb, row.downlink_mb, rate_mb_s, back_mb_s);
   }
 
   constexpr double time_ms(const Row& row, const detail::Payload& sent, const detail::Conditions& now) const noexcept {
@@ -471,7 +543,8 @@ struct TableView {
     return detail::squared(row.head_half_ci_ms) + detail::squared(row.tail_half_ci_ms * now.server_load);
   }
 
-  constexpr const Row* row_of(std::size_t at, std::int32_t position) const noexcept {
+  /// Gives the position of a choice's row at a measured batch size; how many rows there are where it has none.
+  constexpr std::size_t row_of(std::size_t at, std::int32_t position) const noexcept {
     const Array<Row>& rows = batches[at].rows;
     std::size_t begin = 0;
     std::size_t end = rows.size;
@@ -483,25 +556,30 @@ struct TableView {
         end = middle;
       }
     }
-    return begin < rows.size && rows[begin].choice == position ? &rows[begin] : nullptr;
+    return begin < rows.size && rows[begin].choice == position ? begin : rows.size;
   }
 
   /// Gives the bytes of a row at the batch size asked: from the nearest other batch size below, or else above.
   constexpr detail::Payload payload(const Question& question, const Row& row) const noexcept {
     if (question.measured) return {row.uplink_bytes, row.downlink_bytes, row.uplink_mb, row.downlink_mb};
-    const Row* other = nullptr;
-    std::size_t at = question.at;
-    while (other == nullptr && at-- > 0) other = row_of(at, row.choice);
-    if (other == nullptr) {
-      at = question.at;
-      while (other == nullptr && ++at < batches.size) other = row_of(at, row.choice);
-    }
+    std::int64_t other_batch = 0;
+    std::int64_t other_up = 0;
+    std::int64_t other_down = 0;
+    const auto known = [&](std::size_t at) {
+      const std::size_t there = row_of(at, row.choice);
+      if (there == batches[at].rows.size) return false;
+      other_batch = batches[at].batch;
+      other_up = batches[at].rows[there].uplink_bytes;
+      other_down = batches[at].rows[there].downlink_bytes;
+      return true;
+    };
+    bool found = false;
+    for (std::size_t at = question.at; !found && at-- > 0;) found = known(at);
+    for (std::size_t at = question.at; !found && ++at < batches.size;) found = known(at);
     const std::int64_t near_batch = batches[question.at].batch;
-    const std::int64_t other_batch = other == nullptr ? 0 : batches[at].batch;
-    const std::int64_t up = detail::bytes_at(question.batch, near_batch, row.uplink_bytes, other_batch,
-                                             other == nullptr ? 0 : other->uplink_bytes);
-    const std::int64_t down = detail::bytes_at(question.batch, near_batch, row.downlink_bytes, other_batch,
-                                               other == nullptr ? 0 : other->downlink_bytes);
+    const std::int64_t up = detail::bytes_at(question.batch, near_batch, row.uplink_bytes, other_batch, other_up);
+    const std::int64_t down =
+        detail::bytes_at(question.batch, near_batch, row.downlink_bytes, other_batch, other_down);
     return {up, down, static_cast<double>(up) / 1e6,
             link.count_downlink ? static_cast<double>(down) / 1e6 : 0.0};
   }
