@@ -29,7 +29,17 @@ def table(
         Any, typer.Option(parser=positive_numbers, metavar="R,...", help="Data rates to show, in MB/s.")
     ] = "1,2,4,8,16,32,64,128",
     json: Annotated[bool, typer.Option("--json", help="Print the table's JSON document.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the table, and say that it is right, or where it is wrong.")
+    ] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print every choice's terms as CSV.")] = False,
+    header: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table as a C++ header of constants.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="With --header; fleet::b4 is in a namespace. Default: the file's name."),
+    ] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the pictures into this folder.")] = None,
     plot_batch: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Batch size of the pictures of one batch size.")
@@ -41,18 +51,33 @@ def table(
     """Write and show the split lookup table.
 
     For a bundle the table is made from its measurements, written to table.json and to tables/, and shown; a
-    table.json is shown as it is.
+    table.json is shown as it is. With --check, what is there is read and nothing is made.
     """
+    from dsc_split._files import write_bytes
+    from dsc_split._table_header import header_name, table_header
     from dsc_split.benchmarks._plots import draw_plots
     from dsc_split.benchmarks._render import render_table, table_csv
     from dsc_split.benchmarks._table import write_table
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json
+    from dsc_split.cli._table_check import check_table
     from dsc_split.errors import UsageError
     from dsc_split.lookup_table import LookupTable
 
     if json and csv:
         raise UsageError("--json and --csv exclude each other: stdout takes one document.")
+    if name is not None and header is None:
+        raise UsageError("--name names the variable of a C++ header. Give --header FILE with it.")
+    if check:
+        if (
+            csv
+            or header is not None
+            or plots is not None
+            or (device, server, link, count) != (None, None, "paper", "bytes")
+        ):
+            raise UsageError("--check reads a table that is there and makes nothing; it goes with --json alone.")
+        check_table(source, as_json=json)
+        return
     if source.is_dir():
         shown = write_table(Bundle.open(source), device=device, server=server, link=link, count=count)
     elif device is not None or server is not None or link != "paper" or count != "bytes":
@@ -62,6 +87,9 @@ def table(
         )
     else:
         shown = LookupTable.load(source)
+    if header is not None:
+        write_bytes(header, table_header(shown, header_name(header) if name is None else name).encode())
+        err.print(f"header: {header}")
     if plots is not None:
         for path in draw_plots(shown, plots, batch=plot_batch, rate_mb_s=plot_rate):
             err.print(f"picture: {path}")
@@ -69,5 +97,5 @@ def table(
         print_json(shown.to_json())
     elif csv:
         out.file.write(table_csv(shown))
-    else:
+    elif header is None:
         out.print(render_table(shown, rates_mb_s=rates, width=out.width))

@@ -16,6 +16,7 @@ __all__ = [
     "Segment",
     "Side",
     "Terms",
+    "half_width",
 ]
 
 FULL_OFFLOAD = "full-offload"
@@ -110,12 +111,13 @@ class Row:
 
     def variance_ms2(self, server_load: float) -> float:
         """Give the squared half-width of the confidence interval of head plus tail, in ms^2."""
-        head = _half_width(self.head_ci_ms)
-        tail = _half_width(self.tail_ci_ms) * server_load
+        head = half_width(self.head_ci_ms)
+        tail = half_width(self.tail_ci_ms) * server_load
         return head * head + tail * tail
 
 
-def _half_width(interval: tuple[float, float] | None) -> float:
+def half_width(interval: tuple[float, float] | None) -> float:
+    """Give half of an interval's width; 0 where it is not known."""
     return 0.0 if interval is None else (interval[1] - interval[0]) / 2.0
 
 

@@ -62,6 +62,15 @@ def test_table_draws_pictures_and_names_them_on_stderr(tmp_path: Path) -> None:
         (["table", str(TABLES / "hostile" / "nan.json")], 6, "NaN"),
         (["table", GOLDEN, "--plots", "plots", "--plot-batch", "9"], 2, "batch 9 is larger"),
         (["table", GOLDEN, "--rates", "1,nan"], 2, "nan"),
+        (["table", GOLDEN, "--check", "--csv"], 2, "--check reads a table"),
+        (["table", GOLDEN, "--check", "--link", "link.json"], 2, "--check reads a table"),
+        (["table", "nowhere.json", "--check"], 2, "no such file or folder"),
+        (["table", str(TABLES), "--check"], 2, "has no table.json"),
+        (
+            ["table", str(TABLES / "hostile" / "negative_time.json"), "--check", "--json"],
+            6,
+            "batches[0].rows[0].tail_ms: got -1.5; expected a number from 0",
+        ),
         (["pick", GOLDEN, "--batch", "9", "--rate", "1"], 2, "batch 9 is larger"),
         (["pick", GOLDEN, "--batch", "1", "--rate", "-1"], 2, "'-1' is out of range: a number (at least 0)"),
         (["pick", GOLDEN, "--batch", "1", "--rate", "nan"], 2, "'nan' is out of range: a number (at least 0)"),
@@ -119,3 +128,26 @@ def test_help_names_the_keys_of_a_link_and_what_a_downlink_rate_needs() -> None:
 
     assert {key for key in keys if key in text} == keys
     assert '"count_downlink": true' in " ".join(dsc_split("pick", "--help").stdout.split())
+
+
+def test_table_check_says_what_a_table_is(tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(Path(GOLDEN).read_text().replace('"timing_valid": true', '"timing_valid": false', 2))
+    done = dsc_split("table", "--check", str(path))
+    lines = done.stdout.splitlines()
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines[0] == f"{path}: ok"
+    assert lines[1] == "8 rows: batches 1, 4, 8; choices full-offload, features.4.0, no-offload"
+    assert lines[-2] == "emulated  device slowdown 6 (statistics multiplied by 6; raw samples are as measured)"
+    assert lines[-1] == "timing    2 of 8 rows hold times of another machine: measure them again"
+
+
+def test_table_check_in_json_says_what_a_table_is() -> None:
+    answer = json.loads(dsc_split("table", GOLDEN, "--check", "--json").stdout)
+    document = json.loads(Path(GOLDEN).read_text())
+
+    assert (answer["ok"], answer["rows"], answer["rows_with_stale_timing"]) == (True, 8, 0)
+    assert answer["batches"] == [1, 4, 8]
+    for key in ("format", "version", "pair_id", "emulated", "device", "server", "link", "choices"):
+        assert answer[key] == document[key]

@@ -1,0 +1,329 @@
+"""A lookup table as a C++ header: constants alone, checked by the compiler, for programs without heap or parser."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import canonical_json
+from dsc_split._table_math import make_lines
+from dsc_split._table_types import half_width
+from dsc_split.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsc_split.lookup_table import LookupTable
+    from dsc_split.lookup_table import Row as TableRow
+
+__all__ = ["header_name", "table_header"]
+
+KEYWORDS = frozenset(
+    """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t char16_t char32_t class co_await
+    co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype default delete do
+    double dynamic_cast else enum explicit export extern false float for friend goto if inline int long mutable
+    namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast
+    requires return short signed sizeof static static_assert static_cast struct switch template this thread_local throw
+    true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq
+    """.split()
+)
+TAKEN = frozenset({"dsc_split", "main", "std"})
+"""Names that are no keywords, and mean something else all the same."""
+MOST_CELLS = 4096
+"""A batch size that was not measured is checked in tables up to so many choices times batches: clang gives up a
+constant that takes it more than 2^20 steps."""
+MOST_CERTAIN = 64
+"""Where no rounding can change the choice is found at compile time for up to so many rows: it takes their square."""
+
+_LOADED = {"downlink_rate_mb_s": 3.7, "rtt_ms": 12.5, "server_load": 1.5, "queue_ms": 3.0}
+_CHECKS = """\
+constexpr bool in_order(const dsc_split::TableView& table) noexcept {
+  for (std::size_t i = 1; i < table.choices.size; ++i) {
+    if (table.choices[i].id <= table.choices[i - 1].id) return false;
+  }
+  std::int64_t last_batch = 0;
+  for (const dsc_split::Batch& batch : table.batches) {
+    if (batch.batch <= last_batch || batch.rows.size == 0) return false;
+    last_batch = batch.batch;
+    std::int32_t last_choice = -1;
+    for (const dsc_split::Row& row : batch.rows) {
+      if (row.choice <= last_choice) return false;
+      last_choice = row.choice;
+    }
+    if (static_cast<std::size_t>(last_choice) >= table.choices.size) return false;
+  }
+  return true;
+}
+
+constexpr std::size_t row_count(const dsc_split::TableView& table) noexcept {
+  std::size_t count = 0;
+  for (const dsc_split::Batch& batch : table.batches) count += batch.rows.size;
+  return count;
+}
+
+constexpr bool picks(const dsc_split::TableView& table, std::int64_t batch, const dsc_split::State& state,
+                     std::int32_t id, double latency_ms) noexcept {
+  const auto pick = table.pick(batch, state);
+  return pick && pick->choice->id == id && pick->latency_ms == latency_ms;
+}
+"""
+
+
+def header_name(path: Path) -> str:
+    """Derive a variable's name from the name of the header's file."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")
+
+
+def table_header(table: LookupTable, name: str) -> str:
+    """Write a table as a C++17 header that needs ``dsc_split/lookup_table.hpp`` alone.
+
+    The same table gives the same bytes. Every number is exact: decimal where that is short, else hexadecimal.
+    The compiler checks the order of the content, and that the table picks what it picks here: at every switch rate
+    of every measured batch size, and in a few other states.
+
+    Args:
+        table: The table.
+        name: The variable's name; namespaces may stand before it: ``fleet::b4``. What it refers to is in a namespace
+            beside it: ``fleet::b4_data``.
+
+    Returns:
+        The header, in ASCII.
+
+    Raises:
+        UsageError: ``name`` is no name for a variable in C++, or a time of the table overflows binary64.
+    """
+    *namespaces, variable = _parts(name)
+    _refuse_overflow(table)
+    data = f"{variable}_data"
+    lines = [
+        *_preamble(table),
+        *(f"namespace {part} {{" for part in namespaces),
+        f"namespace {data} {{",
+        "",
+        *_data(table),
+        *_CHECKS.splitlines(),
+        "",
+        f"}}  // namespace {data}",
+        "",
+        *_view(table, variable, data),
+        "",
+        *_assertions(table, variable, data),
+        "",
+        *(f"}}  // namespace {part}" for part in reversed(namespaces)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _parts(name: str) -> list[str]:
+    parts = name.split("::")
+    for part in parts:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", part) or "__" in part or part in KEYWORDS | TAKEN:
+            raise UsageError(
+                f"{name!r} is no name for a variable in C++; letters, digits and underscores were expected, a letter "
+                "first, and no word of the language. Give one with --name, such as --name fleet::b4."
+            )
+    return parts
+
+
+def _refuse_overflow(table: LookupTable) -> None:
+    """Refuse a table with an infinite constant: a compiler refuses it too, in words that nobody understands."""
+    choices = {choice.id: choice for choice in table.choices}
+    for item in table.batches:
+        lines = make_lines(
+            ((choices[row.choice], row) for row in item.rows),
+            measured_batch=item.batch,
+            link=table.link,
+            rtt_ms=table.link.rtt_ms,
+            server_load=1.0,
+            queue_ms=0.0,
+            downlink_rate_mb_s=None,
+        )
+        for choice, (_, fixed_ms, *_) in zip(lines.choices, lines.numbers, strict=True):
+            if fixed_ms == math.inf:
+                raise UsageError(
+                    f"at batch {item.batch} the tail and the network of choice {choice.name!r} take longer than "
+                    "binary64 can say, so that there is no constant for it. Correct the link or the row."
+                )
+
+
+def _preamble(table: LookupTable) -> Iterator[str]:
+    from dsc_split import __version__
+
+    facts = {
+        "pair_id": table.pair_id,
+        "precision": table.precision,
+        "count": table.count,
+        "device": f"{table.device.target} {table.device.fingerprint}",
+        "server": f"{table.server.target} {table.server.fingerprint}",
+        "link": table.link.source,
+        "emulated": "no" if table.emulated is None else canonical_json(table.emulated).decode(),
+    }
+    yield f"// Generated by dsc-split {__version__}; do not edit, make it again: dsc-split table BUNDLE --header FILE"
+    yield "//"
+    for key, value in facts.items():
+        yield f"//   {key:<10} {_text(value)}"
+    yield from ("#pragma once", "", '#include "dsc_split/lookup_table.hpp"', "")
+
+
+def _data(table: LookupTable) -> Iterator[str]:
+    position = {choice.id: i for i, choice in enumerate(table.choices)}
+    yield "inline constexpr dsc_split::Choice choices[] = {"
+    for choice in table.choices:
+        kind = choice.kind.replace("-", "_")
+        yield f"    {{{choice.id}, dsc_split::Kind::{kind}, {_boolean(choice.passthrough)}, {_view_of(choice.name)}}},"
+    yield "};"
+    yield ""
+    link = table.link
+    costs = ", ".join(map(_number, (link.c0_ms, link.c1_ms_per_mb, link.rtt_ms, link.round_trips)))
+    yield "inline constexpr dsc_split::Link link{"
+    yield f"    {costs}, {_boolean(link.count_downlink)}, {_optional(link.downlink_rate_mb_s)}}};"
+    yield ""
+    for item in table.batches:
+        yield f"inline constexpr dsc_split::Row rows_{item.batch}[] = {{"
+        for row in item.rows:
+            at = position[row.choice]
+            yield f"    dsc_split::completed({{{', '.join(_row(row, at))}}}, choices[{at}], link),"
+        yield "};"
+        if len(item.rows) <= MOST_CERTAIN:
+            rows = f"{{rows_{item.batch}, {len(item.rows)}}}"
+            yield f"inline constexpr dsc_split::CertainRanges<{len(item.rows)}> certain_{item.batch}(link, {rows});"
+        yield ""
+    yield "inline constexpr dsc_split::Batch batches[] = {"
+    for item in table.batches:
+        certain = (
+            f"{{certain_{item.batch}.data, certain_{item.batch}.size}}" if len(item.rows) <= MOST_CERTAIN else "{}"
+        )
+        yield f"    {{{item.batch}, {{rows_{item.batch}, {len(item.rows)}}}, {certain}}},"
+    yield "};"
+    yield ""
+
+
+def _row(row: TableRow, position: int) -> Iterable[str]:
+    """Write the fields of ``dsc_split::Row`` up to those that follow from the others."""
+    return (
+        str(position),
+        _number(row.head_ms),
+        _number(row.tail_ms),
+        _time(row.head_p95_ms),
+        _time(row.tail_p95_ms),
+        _number(half_width(row.head_ci_ms)),
+        _number(half_width(row.tail_ci_ms)),
+        str(row.uplink_bytes),
+        str(row.downlink_bytes),
+        _boolean(row.timing_valid),
+    )
+
+
+def _view(table: LookupTable, variable: str, data: str) -> Iterator[str]:
+    texts = (
+        table.pair_id,
+        table.precision,
+        table.count,
+        table.device.target,
+        table.device.fingerprint,
+        table.server.target,
+        table.server.fingerprint,
+    )
+    yield f"inline constexpr dsc_split::TableView {variable}{{"
+    yield f"    {{{data}::choices, {len(table.choices)}}},"
+    yield f"    {{{data}::batches, {len(table.batches)}}},"
+    yield f"    {data}::link,"
+    for text in texts:
+        yield f"    {_view_of(text)},"
+    yield f"    {_boolean(table.emulated is not None)},"
+    yield "};"
+
+
+def _assertions(table: LookupTable, variable: str, data: str) -> Iterator[str]:
+    rows = sum(len(item.rows) for item in table.batches)
+    yield f'static_assert({data}::in_order({variable}), "{variable} is out of order");'
+    yield f'static_assert({data}::row_count({variable}) == {rows}, "{variable} has other rows");'
+    for batch, rate_mb_s, given in _states(table):
+        try:
+            pick = table.pick(batch, rate_mb_s, **given)
+        except UsageError:  # nothing that is finite, or no 95th percentiles: there is no pick to compare
+            continue
+        if math.inf in pick.times_ms:  # what overflows is no constant
+            continue
+        yield (
+            f"static_assert({data}::picks({variable}, {batch}, {_state(rate_mb_s, given)}, {pick.choice.id}, "
+            f'{_number(pick.latency_ms)}), "{variable} picks otherwise");'
+        )
+
+
+def _states(table: LookupTable) -> Iterator[tuple[int, float, dict[str, Any]]]:
+    """List the states that the compiler compares: batch, data rate, and what else is given."""
+    rate_mb_s = 1.0
+    for item in table.batches:
+        try:
+            segments = table.switch_rates(item.batch)
+        except UsageError:  # nothing is finite at any rate
+            continue
+        ends = [segment.below_rate_mb_s for segment in segments if segment.below_rate_mb_s is not None]
+        rate_mb_s = ends[0] / 2.0 if ends else 1.0
+        for rate in (rate_mb_s, *ends):
+            yield item.batch, rate, {}
+    last = table.batches[-1].batch
+    for batch in sorted({table.batches[0].batch, last}):
+        yield batch, rate_mb_s, _LOADED
+        yield batch, rate_mb_s, {"percentile": 95}
+    measured = {0, *(item.batch for item in table.batches)}
+    if last - 1 not in measured and len(table.choices) * len(table.batches) <= MOST_CELLS:
+        yield last - 1, rate_mb_s, {}
+
+
+# ---- C++ ---------------------------------------------------------------------------------------------------
+
+
+def _number(value: float) -> str:
+    """Write a number as its binary64 value exactly, so that nothing is left for a compiler to round."""
+    decimal = repr(float(value))
+    if Decimal(decimal) == Decimal(value):
+        return decimal
+    return re.sub(r"\.?0*p", "p", float(value).hex())
+
+
+def _time(value: float | None) -> str:
+    return "dsc_split::unknown_ms" if value is None else _number(value)
+
+
+def _optional(value: float | None) -> str:
+    return "std::nullopt" if value is None else _number(value)
+
+
+def _boolean(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _state(rate_mb_s: float, given: dict[str, Any]) -> str:
+    if not given:
+        return f"{{{_number(rate_mb_s)}}}"
+    numbers = (
+        _number(rate_mb_s),
+        _optional(given.get("downlink_rate_mb_s")),
+        _optional(given.get("rtt_ms")),
+        _number(given.get("server_load", 1.0)),
+        _number(given.get("queue_ms", 0.0)),
+    )
+    percentile = "p95" if "percentile" in given else "median"
+    return f"{{{', '.join(numbers)}, nullptr, dsc_split::Percentile::{percentile}}}"
+
+
+def _view_of(text: str) -> str:
+    """Write a ``std::string_view``; with its length, for the text may hold a NUL."""
+    return f"{{{_text(text)}, {len(text.encode())}}}"
+
+
+def _text(text: str) -> str:
+    """Write a string literal in ASCII: nothing in it ends it, or the comment that it stands in."""
+    return '"' + "".join(map(_character, text.encode())) + '"'
+
+
+def _character(byte: int) -> str:
+    if byte in b'"\\':
+        return f"\\{byte:c}"
+    # A question mark may begin a trigraph; three octal digits end by themselves.
+    return chr(byte) if 0x20 <= byte < 0x7F and byte != ord("?") else f"\\{byte:03o}"
