@@ -74,7 +74,7 @@ def bench(
     again: Annotated[bool, typer.Option("--again", help="Measure anew what is measured already.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Time every head and tail at every batch size, and write the table.
+    """Time every head and tail at every batch, and write the table.
 
     What is measured already is not measured again, and a run that was stopped goes on where it was.
     """

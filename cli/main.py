@@ -30,13 +30,16 @@ COMMANDS = {
     "cut": "Cut a bundle's model anew, into other pairs.",
     "build": "Build the engines of one side for a target.",
     "check": "Check the engines of one side against the golden samples.",
-    "bench": "Time every head and tail at every batch size, and write the table.",
+    "bench": "Time every head and tail at every batch, and write the table.",
     "table": "Write and show the split lookup table.",
     "pick": "Name the best choice for a batch size and a data rate.",
+    "replay": "Replay a varying link through a lookup table.",
+    "cmake-dir": "Print where the CMake files of the C++ headers lie.",
     "cache": "Show the built engines that are kept for later, or remove them.",
     "doctor": "Say what is installed here, and what is missing for what.",
 }
-"""Each command's line in ``--help``: how the docstring of function NAME in ``dsc_split.cli._NAME`` begins."""
+"""Each command's line in ``--help``: how the docstring of function NAME in ``dsc_split.cli._NAME`` begins, with an
+underscore for a hyphen."""
 
 EPILOG = (
     "Rates are in MB/s (1 MB = 10^6 bytes). Exit codes: 0 done, 1 any other error, 2 wrong usage, 3 no such "
@@ -112,6 +115,7 @@ def _not_asked_for() -> None:
 
 def _load(name: str) -> Callable[..., None]:
     """Import the function of a command."""
+    name = name.replace("-", "_")
     function: Callable[..., None] = getattr(importlib.import_module(f"dsc_split.cli._{name}"), name)
     return function
 

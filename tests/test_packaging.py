@@ -16,6 +16,7 @@ from dsc_split import __version__
 
 WHEEL = f"dsc_split-{__version__}-py3-none-any.whl"
 SDIST = f"dsc_split-{__version__}.tar.gz"
+CPP_FOLDERS = ("cmake", "include")  # of cpp/, that the wheel has too
 
 
 def build(project: Path, folder: Path, *targets: str) -> None:
@@ -59,6 +60,23 @@ def test_wheel_has_every_file_of_the_root_and_of_every_room(built: Path, root: P
     assert [name for name in names if "tests" in name or "__pycache__" in name] == []
 
 
+def test_wheel_has_the_cpp_headers_their_cmake_files_and_the_schemas(built: Path, root: Path) -> None:
+    content = wheel_content(built / WHEEL)
+
+    files = {
+        f"dsc_split/{folder}/{path.relative_to(root / 'cpp' / folder).as_posix()}": path.read_bytes()
+        for folder in CPP_FOLDERS
+        for path in (root / "cpp" / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {"dsc_split/include/dsc_split/lookup_table.hpp", "dsc_split/cmake/dsc_splitConfig.cmake"} <= set(files)
+    files |= {
+        f"dsc_split/schemas/{path.name}": path.read_bytes()
+        for path in (root / "src" / "dsc_split" / "schemas").glob("*.json")
+    }
+    assert {name: content.get(name) for name in files} == files
+
+
 def test_wheel_declares_the_program_and_the_licence(built: Path) -> None:
     content = wheel_content(built / WHEEL)
     info = f"dsc_split-{__version__}.dist-info"
@@ -74,8 +92,9 @@ def test_sdist_has_the_rooms_the_tests_and_nothing_generated(built: Path, rooms:
         links = [member.name for member in sdist.getmembers() if member.issym() or member.islnk()]
 
     tops = {name.partition("/")[0] for name in names}
-    assert {*rooms, "src", "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= tops
+    assert {*rooms, "cpp", "src", "tests", "pyproject.toml", "README.md", "LICENSE", "Makefile"} <= tops
     assert tops & {".venv", "demo", "dist", "build", ".git"} == set()
+    assert "cpp/CMakeLists.txt" in names
     assert [name for name in names if "__pycache__" in name] == []
     assert links == []
 
@@ -88,10 +107,13 @@ def test_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
     assert wheel_content(tmp_path / WHEEL) == wheel_content(built / WHEEL)
 
 
-def test_each_room_has_its_link_for_editable_installs(root: Path, rooms: tuple[str, ...]) -> None:
+def test_each_room_and_the_cpp_folders_have_their_links_for_editable_installs(
+    root: Path, rooms: tuple[str, ...]
+) -> None:
     links = {path.name: path.readlink() for path in (root / "src" / "dsc_split").iterdir() if path.is_symlink()}
 
-    assert links == {room: Path("..") / ".." / room for room in rooms}
+    up = Path("..") / ".."
+    assert links == {room: up / room for room in rooms} | {name: up / "cpp" / name for name in CPP_FOLDERS}
 
 
 def test_pyproject_names_every_room_wherever_rooms_are_named(root: Path, rooms: tuple[str, ...]) -> None:
@@ -101,6 +123,16 @@ def test_pyproject_names_every_room_wherever_rooms_are_named(root: Path, rooms: 
         assert f'"src/dsc_split/{room}",' in text, "the link is excluded from the builds"
         assert f'"{room}" = "dsc_split/{room}"' in text, "the wheel maps the folder"
         assert f'"{room}".msg = ' in text, "ruff bans the bare name"
+    for folder in CPP_FOLDERS:
+        assert f'"src/dsc_split/{folder}",' in text, "the link is excluded from the builds"
+        assert f'"cpp/{folder}" = "dsc_split/{folder}"' in text, "the wheel maps the folder"
+
+
+def test_headers_have_the_packages_version(root: Path) -> None:
+    text = (root / "cpp" / "include" / "dsc_split" / "result.hpp").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^#define DSC_SPLIT_VERSION_(MAJOR|MINOR|PATCH) (\d+)$", text, re.MULTILINE))
+
+    assert f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}" == __version__
 
 
 def test_no_file_of_the_repository_names_a_home_folder(root: Path) -> None:
