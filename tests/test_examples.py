@@ -1,7 +1,8 @@
 """Every command that an example's README shows is run, as a reader would: from the checkout's root, in order.
 
 A command is a fenced block of the language ``sh``. ``<!-- slow -->`` on the line above a block leaves its
-README out of ``make check``; ``<!-- not run -->`` is for a block that needs what a test has not.
+README out of ``make check``; ``<!-- not run -->`` is for a block that needs what a test has not. The first line
+``<!-- needs: ... -->`` lists what else has to be there: programs, ``nlohmann-json``, ``onnxruntime``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cpp.compiling import json_include, require
+from tests.cpp.onnxruntime import require_onnxruntime
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 READMES = sorted(EXAMPLES.glob("*/README.md"))
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>slow|not run) -->\n)?^```sh\n(?P<script>.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = re.compile(r"\A<!-- needs: (?P<names>.*) -->\n")
 TIME_LIMIT_S = 900
 
 
@@ -24,6 +28,20 @@ def scripts(readme: Path) -> list[tuple[str, bool]]:
     """List a README's commands, each with whether it is slow."""
     blocks = BLOCK.finditer(readme.read_text(encoding="utf-8"))
     return [(block["script"], block["mark"] == "slow") for block in blocks if block["mark"] != "not run"]
+
+
+def require_needs(readme: Path) -> dict[str, str]:
+    """Skip the test where something that a README needs is missing; else give the variables that say where it is."""
+    match = NEEDS.match(readme.read_text(encoding="utf-8"))
+    variables = {}
+    for name in match["names"].split() if match else ():
+        if name == "nlohmann-json":
+            variables["CMAKE_PREFIX_PATH"] = str(json_include().parent)
+        elif name == "onnxruntime":
+            variables["ONNXRUNTIME_ROOT"] = str(require_onnxruntime())
+        else:
+            require(name)
+    return variables
 
 
 def cases() -> list[object]:
@@ -49,6 +67,7 @@ def test_commands_of_the_readme_work(readme: Path, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(EXAMPLES)
     environment = {
         **os.environ,
+        **require_needs(readme),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
