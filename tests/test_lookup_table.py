@@ -370,7 +370,7 @@ def tables(draw: st.DrawFn) -> LookupTable:
     return table_of(rows, link=draw(links), local=99)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables(), st.lists(rates, max_size=8))
 def test_the_switch_rates_are_the_lower_envelope_by_brute_force(table: LookupTable, some_rates: list[float]) -> None:
     segments = table.switch_rates(1)
@@ -388,7 +388,7 @@ def test_the_switch_rates_are_the_lower_envelope_by_brute_force(table: LookupTab
     assert LookupTable.from_json(json.loads(json.dumps(table.to_json()))) == table
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(tables())
 def test_pick_changes_exactly_at_each_switch_rate(table: LookupTable) -> None:
     segments = table.switch_rates(1)

@@ -220,13 +220,13 @@ def answers_or_refuses(document: bytes) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_a_damaged_table_is_refused_or_answers(random: Random) -> None:
     answers_or_refuses(damaged_document(random))
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_are_refused_or_answer(data: bytes) -> None:
     answers_or_refuses(data)
 

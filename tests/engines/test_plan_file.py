@@ -116,7 +116,6 @@ def test_another_engine_than_the_manifest_lists_is_refused_with_both_digests(pat
         read_plan(path, sha256="f" * 64)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("garbage") / "model.plan"
@@ -135,7 +134,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(HEADER)), JSON)
 def test_any_value_of_a_key_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: object
