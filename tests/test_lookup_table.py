@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -205,6 +206,60 @@ def test_an_infinite_server_load_is_refused_with_what_to_do() -> None:
 def test_a_batch_that_is_no_batch_size_is_a_usage_error(batch: Any) -> None:
     with pytest.raises(UsageError, match="batch size"):
         golden().pick(batch, 1.0, queue_ms=0.0)
+
+
+@pytest.mark.parametrize("batch", [True, 1.0, [1], None, "1"])
+def test_what_is_no_whole_number_is_refused_also_where_its_lines_are_known(batch: Any) -> None:
+    table = golden()
+    table.pick(1, 8.0)
+
+    with pytest.raises(UsageError, match="is no batch size; a whole number from 1 was expected"):
+        table.pick(batch, 8.0)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    pick = golden().pick(np.int64(4), np.float64(16.0), percentile=np.int64(95))
+
+    assert json.loads(json.dumps(pick.to_json()))["batch"] == 4
+
+
+def test_numbers_of_thousands_of_digits_are_refused_in_short() -> None:
+    with pytest.raises(UsageError, match="data rate a number of thousands of digits is no number"):
+        golden().pick(1, 10**5000)
+    with pytest.raises(UsageError, match="batch a number of thousands of digits is larger than every measured one"):
+        golden().pick(10**5000, 1.0)
+
+
+def test_allow_may_be_used_up_and_changed_later() -> None:
+    allowed = ["no-offload"]
+
+    pick = golden().pick(1, 8.0, allow=(name for name in allowed))
+    kept = golden().pick(1, 8.0, allow=allowed)
+    allowed.clear()
+
+    assert [terms.choice.name for terms in pick.ranking] == ["no-offload"]
+    assert [terms.choice.name for terms in kept.ranking] == ["no-offload"]
+    with pytest.raises(UsageError, match="'allow' takes a collection of choices, by name or id; got 3"):
+        golden().pick(1, 8.0, allow=3)  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize("source", [None, 5, object()])
+def test_what_can_be_no_table_is_a_usage_error(source: Any) -> None:
+    with pytest.raises(UsageError, match="a path, a bundle or the bytes of a table were expected"):
+        LookupTable.load(source)
+
+
+def test_a_path_that_no_system_takes_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="no bundle and no lookup table"):
+        LookupTable.load("x" * 5000)
+    with pytest.raises(UsageError, match="no bundle and no lookup table"):
+        LookupTable.load("x\0y")
+
+
+def test_picks_can_be_told_apart_and_collected() -> None:
+    table = golden()
+
+    assert len({table.pick(1, 8.0), table.pick(1, 8.0), table.pick(1, 9.0)}) == 2
 
 
 def test_a_batch_larger_than_all_measured_is_a_usage_error_with_the_command() -> None:
@@ -439,10 +494,12 @@ def test_a_table_of_many_choices_is_read_in_reasonable_time() -> None:
 # ---- cost --------------------------------------------------------------------------------------------------
 
 
-def test_the_module_loads_no_heavy_package() -> None:
+def test_table_and_policy_need_the_standard_library_alone() -> None:
     code = (
-        "import sys, dsc_split.lookup_table\n"
-        "heavy = {'numpy', 'torch', 'onnx', 'onnxruntime', 'rich', 'typer', 'matplotlib'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import dsc_split, dsc_split.serving\n"
+        "foreign = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "assert foreign == {'dsc_split'}, foreign"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={**os.environ})

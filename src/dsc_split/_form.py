@@ -28,6 +28,7 @@ __all__ = [
     "one_of",
     "or_null",
     "positive",
+    "shown",
     "some_object",
     "text",
 ]
@@ -40,10 +41,16 @@ Check = Callable[[Any, str], None]
 
 def fail(value: Any, where: str, expected: str) -> NoReturn:
     """Say where something stands, and what was expected there."""
-    shown = repr(value)
-    if len(shown) > 60:
-        shown = shown[:57] + "..."
-    raise DamagedError(f"{where}: got {shown}; expected {expected}.")
+    raise DamagedError(f"{where}: got {shown(value)}; expected {expected}.")
+
+
+def shown(value: Any) -> str:
+    """Show a value in a message, in at most 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---- single values -----------------------------------------------------------------------------------------

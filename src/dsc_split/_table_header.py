@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import canonical_json
-from dsc_split._table_math import make_lines
+from dsc_split._table_math import make_lines, neighbour
 from dsc_split._table_types import half_width
 from dsc_split.errors import UsageError
 
@@ -181,11 +181,12 @@ def _data(table: LookupTable) -> Iterator[str]:
     yield "inline constexpr dsc_split::Link link{"
     yield f"    {costs}, {_boolean(link.count_downlink)}, {_optional(link.downlink_rate_mb_s)}}};"
     yield ""
-    for item in table.batches:
+    for at_batch, item in enumerate(table.batches):
         yield f"inline constexpr dsc_split::Row rows_{item.batch}[] = {{"
         for row in item.rows:
             at = position[row.choice]
-            yield f"    dsc_split::completed({{{', '.join(_row(row, at))}}}, choices[{at}], link),"
+            fields = ", ".join(_row(row, at, neighbour(table.batches, at_batch, row.choice)))
+            yield f"    dsc_split::completed({{{fields}}}, choices[{at}], link),"
         yield "};"
         if len(item.rows) <= MOST_CERTAIN:
             rows = f"{{rows_{item.batch}, {len(item.rows)}}}"
@@ -201,7 +202,7 @@ def _data(table: LookupTable) -> Iterator[str]:
     yield ""
 
 
-def _row(row: TableRow, position: int) -> Iterable[str]:
+def _row(row: TableRow, position: int, other: tuple[int, TableRow] | None) -> Iterable[str]:
     """Write the fields of ``dsc_split::Row`` up to those that follow from the others."""
     return (
         str(position),
@@ -214,6 +215,7 @@ def _row(row: TableRow, position: int) -> Iterable[str]:
         str(row.uplink_bytes),
         str(row.downlink_bytes),
         _boolean(row.timing_valid),
+        *([] if other is None else map(str, (other[0], other[1].uplink_bytes, other[1].downlink_bytes))),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dsc_split._form import shown
 from dsc_split._table_math import Lines, evaluate, slopes
 from dsc_split._table_types import (
     FULL_OFFLOAD,
@@ -328,10 +329,7 @@ def _read_side(document: Mapping[str, Any], key: str) -> Side:
 
 
 def _fail(where: str, got: Any, expected: str) -> NoReturn:
-    shown = repr(got)
-    if len(shown) > 60:
-        shown = shown[:57] + "..."
-    raise TableError(f"{where}: got {shown}; expected {expected}.")
+    raise TableError(f"{where}: got {shown(got)}; expected {expected}.")
 
 
 def _value(document: Mapping[str, Any], where: str, key: str) -> Any:

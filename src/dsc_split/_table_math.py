@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dsc_split._table_types import Choice, Link, Row, Segment
+from dsc_split._table_types import BatchTable, Choice, Link, Row, Segment
 
-__all__ = ["Lines", "best_index", "bytes_at", "evaluate", "make_lines", "slopes", "switch_rates"]
+__all__ = ["Lines", "best_index", "bytes_at", "evaluate", "make_lines", "neighbour", "slopes", "switch_rates"]
 
 _TINY_MB_S = 1e-290
 """Rates below this overflow."""
@@ -183,6 +183,24 @@ def _lowest_crossing(slopes_mb: list[float], intercepts_ms: list[float]) -> floa
             if 0.0 < rate < lowest:
                 lowest = rate
     return lowest
+
+
+def neighbour(batches: Sequence[BatchTable], position: int, choice: int) -> tuple[int, Row] | None:
+    """Find another row of a choice: at the nearest smaller measured batch size, or else at the nearest larger.
+
+    Args:
+        batches: The measured batch sizes, ascending.
+        position: Of the batch size whose row of the choice is at hand.
+        choice: The choice's id.
+
+    Returns:
+        The batch size and the row, or ``None``.
+    """
+    for table in (*reversed(batches[:position]), *batches[position + 1 :]):
+        for row in table.rows:
+            if row.choice == choice:
+                return table.batch, row
+    return None
 
 
 def bytes_at(batch: int, *, near: tuple[int, int], other: tuple[int, int] | None) -> int:

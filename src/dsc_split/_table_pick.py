@@ -28,13 +28,13 @@ class Pick:
     """Batch size asked."""
     rate_mb_s: float
     """Uplink data rate asked, in MB/s."""
-    table: LookupTable = field(repr=False)
+    table: LookupTable = field(repr=False, compare=False)
     """The table that answered."""
-    given: Mapping[str, Any] = field(repr=False)
+    given: Mapping[str, Any] = field(repr=False, compare=False)
     """What else was given with the question, by argument name."""
-    lines: Lines = field(repr=False)
+    lines: Lines = field(repr=False, compare=False)
     """The choices that were compared."""
-    times_ms: list[float] = field(repr=False)
+    times_ms: list[float] = field(repr=False, compare=False)
     """T in milliseconds of each of them."""
 
     def __init__(self, **fields: Any) -> None:
@@ -144,7 +144,7 @@ class Pick:
             "uncertainty_ms": finite(self.uncertainty_ms),
             "tie": self.tie,
             "timing_valid": self.timing_valid,
-            "percentile": self.given.get("percentile") or 50,
+            "percentile": int(self.given.get("percentile") or 50),
             "batch": self.batch,
             "measured_batch": self.measured_batch,
             "rate_mb_s": finite(self.rate_mb_s),

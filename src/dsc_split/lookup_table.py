@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import bisect
 import math
-import operator
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dsc_split import _table_json
 from dsc_split._files import read_json
-from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, switch_rates
+from dsc_split._form import shown
+from dsc_split._table_arguments import batch_size, finite_number, is_p95, number
+from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, neighbour, switch_rates
 from dsc_split._table_pick import Pick
 from dsc_split._table_types import BatchTable, Choice, Link, Row, Segment, Side, Terms
 from dsc_split.errors import TableError, UsageError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
 
 __all__ = ["BatchTable", "Choice", "Link", "LookupTable", "Pick", "Row", "Segment", "Side", "Terms"]
+
+_Rows: TypeAlias = tuple[tuple[Choice, Row], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +66,21 @@ class LookupTable:
     count: str = "bytes"
     """``bytes``, or ``elements`` where every element counts as one byte, as in the paper."""
     _plain: dict[int, Lines] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _rows: dict[int, tuple[tuple[Choice, Row], ...]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     # ---- reading and writing -------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes | Bundle) -> LookupTable:
+    def load(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview | Bundle) -> LookupTable:
         """Read a table from a file, from a bundle or its folder, or from the bytes themselves.
 
         Raises:
             UsageError: There is no such file, or the bundle has no table yet.
             TableError: The file is damaged, contradicts itself, or is of a newer version.
         """
-        what = source if isinstance(source, bytes) else _path_of(source)
+        what = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else _path_of(source)
         if isinstance(what, Path) and what.is_dir():
             return _load_of_bundle(what, cls)
         if isinstance(what, Path) and not what.exists():
@@ -115,7 +121,7 @@ class LookupTable:
         rtt_ms: float | None = None,
         server_load: float | None = None,
         queue_ms: float | None = None,
-        allow: Collection[str | int] | None = None,
+        allow: Iterable[str | int] | None = None,
         percentile: float | None = None,
     ) -> Pick:
         """Give the fastest choice in one state.
@@ -148,8 +154,10 @@ class LookupTable:
             and allow is None
             and percentile is None
         ):
-            lines = self._plain.get(batch)
+            if type(batch) is int:  # True and 1.0 would find the lines of 1
+                lines = self._plain.get(batch)
         else:
+            allow = None if allow is None else self._ids(allow)
             given = {
                 "downlink_rate_mb_s": downlink_rate_mb_s,
                 "rtt_ms": rtt_ms,
@@ -159,8 +167,9 @@ class LookupTable:
                 "percentile": percentile,
             }
         if lines is None:
+            batch = batch_size(batch)
             lines = self._lines(batch, **given)
-        rate = _number("data rate", "MB/s", rate_mb_s)
+        rate = number("data rate", "MB/s", rate_mb_s)
         times = evaluate(lines, rate)
         latency_ms = min(times)
         if latency_ms == math.inf:
@@ -188,7 +197,7 @@ class LookupTable:
         rtt_ms: float | None = None,
         server_load: float | None = None,
         queue_ms: float | None = None,
-        allow: Collection[str | int] | None = None,
+        allow: Iterable[str | int] | None = None,
         percentile: float | None = None,
     ) -> tuple[Terms, ...]:
         """List every allowed choice with the terms of its T, the fastest first.
@@ -204,7 +213,7 @@ class LookupTable:
             allow=allow,
             percentile=percentile,
         )
-        rate = _number("data rate", "MB/s", rate_mb_s)
+        rate = number("data rate", "MB/s", rate_mb_s)
         downlink = rate if lines.downlink_rate_mb_s is None else lines.downlink_rate_mb_s
         load = 1.0 if server_load is None else float(server_load)
         queue = 0.0 if queue_ms is None else float(queue_ms)
@@ -256,7 +265,7 @@ class LookupTable:
             allow=[choice],
             percentile=percentile,
         )
-        return evaluate(lines, _number("data rate", "MB/s", rate_mb_s))[0]
+        return evaluate(lines, number("data rate", "MB/s", rate_mb_s))[0]
 
     def switch_rates(
         self,
@@ -266,7 +275,7 @@ class LookupTable:
         rtt_ms: float | None = None,
         server_load: float | None = None,
         queue_ms: float | None = None,
-        allow: Collection[str | int] | None = None,
+        allow: Iterable[str | int] | None = None,
         percentile: float | None = None,
     ) -> tuple[Segment, ...]:
         """Give the best choice over all data rates: where it changes, to the last bit.
@@ -316,80 +325,90 @@ class LookupTable:
         rtt_ms: float | None = None,
         server_load: float | None = None,
         queue_ms: float | None = None,
-        allow: Collection[str | int] | None = None,
+        allow: Iterable[str | int] | None = None,
         percentile: float | None = None,
     ) -> Lines:
         """Prepare the lines of one state, and keep those of the plain one."""
-        batch = _batch(batch)
+        batch = batch_size(batch)
         plain = (downlink_rate_mb_s, rtt_ms, server_load, queue_ms, allow, percentile) == (None,) * 6
         if plain and batch in self._plain:
             return self._plain[batch]
-        position = bisect.bisect_left(self.batches, batch, key=lambda item: item.batch)
-        if position == len(self.batches):
-            measured = ", ".join(str(item.batch) for item in self.batches)
-            raise UsageError(
-                f"batch {batch} is larger than every measured one ({measured}). "
-                f"Measure it: dsc-split bench BUNDLE --batches {measured.replace(' ', '')},{batch}"
-            )
-        p95 = _is_p95(percentile)
-        rows = [(self.choice(row.choice), self._row_at(batch, position, row)) for row in self.batches[position].rows]
+        rows = self._rows_at(batch)
+        measured_batch = self.batches[self._position(batch)].batch
         if allow is not None:
             allowed = self._ids(allow)
             there = rows
-            rows = [item for item in rows if item[0].id in allowed]
+            rows = tuple(item for item in rows if item[0].id in allowed)
             if not rows:
-                measured_batch = self.batches[position].batch
                 raise UsageError(
                     f"none of the choices that are allowed has a row at batch {measured_batch}. "
                     f"Allow one of {_names(tuple(choice for choice, _ in there))}."
                 )
-        if p95:
-            rows = [(choice, at_p95) for choice, row in rows if (at_p95 := row.at_p95()) is not None]
+        if is_p95(percentile):
+            rows = tuple((choice, at_p95) for choice, row in rows if (at_p95 := row.at_p95()) is not None)
             if not rows:
                 raise UsageError(
-                    f"no choice that is allowed has 95th percentiles at batch {self.batches[position].batch}. "
+                    f"no choice that is allowed has 95th percentiles at batch {measured_batch}. "
                     "Ask for the medians, or measure again."
                 )
         if downlink_rate_mb_s is None:
             downlink_rate_mb_s = self.link.downlink_rate_mb_s
         else:
-            downlink_rate_mb_s = _number("downlink rate", "MB/s", downlink_rate_mb_s)
+            downlink_rate_mb_s = number("downlink rate", "MB/s", downlink_rate_mb_s)
         lines = make_lines(
             rows,
-            measured_batch=self.batches[position].batch,
+            measured_batch=measured_batch,
             link=self.link,
-            rtt_ms=self.link.rtt_ms if rtt_ms is None else _finite("round-trip time", "ms", rtt_ms),
-            server_load=1.0 if server_load is None else _finite("server load", "times", server_load),
-            queue_ms=0.0 if queue_ms is None else _finite("queue", "ms", queue_ms),
+            rtt_ms=self.link.rtt_ms if rtt_ms is None else finite_number("round-trip time", "ms", rtt_ms),
+            server_load=1.0 if server_load is None else finite_number("server load", "times", server_load),
+            queue_ms=0.0 if queue_ms is None else finite_number("queue", "ms", queue_ms),
             downlink_rate_mb_s=downlink_rate_mb_s,
         )
-        if plain:
+        if plain and len(self._plain) < _MOST_KEPT:
             self._plain[batch] = lines
         return lines
 
-    def _ids(self, allow: Collection[str | int]) -> set[int]:
+    def _ids(self, allow: Iterable[str | int]) -> frozenset[int]:
         if isinstance(allow, str):
             raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
-        return {self.choice(name).id for name in allow}
+        if not isinstance(allow, Iterable):
+            raise UsageError(f"'allow' takes a collection of choices, by name or id; got {allow!r}.")
+        return frozenset(self.choice(name).id for name in allow)
 
-    def _row_at(self, batch: int, position: int, row: Row) -> Row:
-        """Give ``row`` of the batch table at ``position`` the bytes of ``batch``."""
-        measured = self.batches[position].batch
-        if measured == batch:
-            return row
-        up = down = None
-        for table in (*reversed(self.batches[:position]), *self.batches[position + 1 :]):
-            for other in table.rows:
-                if other.choice == row.choice:
-                    up, down = (table.batch, other.uplink_bytes), (table.batch, other.downlink_bytes)
-                    break
-            if up is not None:
-                break
-        return replace(
-            row,
-            uplink_bytes=bytes_at(batch, near=(measured, row.uplink_bytes), other=up),
-            downlink_bytes=bytes_at(batch, near=(measured, row.downlink_bytes), other=down),
-        )
+    def _position(self, batch: int) -> int:
+        """Find the batch table whose times are those of ``batch``."""
+        position = bisect.bisect_left(self.batches, batch, key=lambda item: item.batch)
+        if position == len(self.batches):
+            measured = ", ".join(str(item.batch) for item in self.batches)
+            raise UsageError(
+                f"batch {shown(batch)} is larger than every measured one ({measured}). "
+                f"Measure it: dsc-split bench BUNDLE --batches {measured.replace(' ', '')},{shown(batch)}"
+            )
+        return position
+
+    def _rows_at(self, batch: int) -> _Rows:
+        """Give every choice that has a row there, with the times and the bytes of ``batch``."""
+        if batch in self._rows:
+            return self._rows[batch]
+        position = self._position(batch)
+        choices = {choice.id: choice for choice in self.choices}
+        rows = []
+        for row in self.batches[position].rows:
+            if self.batches[position].batch == batch:
+                rows.append((choices[row.choice], row))
+                continue
+            near, other = self.batches[position].batch, neighbour(self.batches, position, row.choice)
+            up = None if other is None else (other[0], other[1].uplink_bytes)
+            down = None if other is None else (other[0], other[1].downlink_bytes)
+            at_batch = replace(
+                row,
+                uplink_bytes=bytes_at(batch, near=(near, row.uplink_bytes), other=up),
+                downlink_bytes=bytes_at(batch, near=(near, row.downlink_bytes), other=down),
+            )
+            rows.append((choices[row.choice], at_batch))
+        if len(self._rows) < _MOST_KEPT:
+            self._rows[batch] = tuple(rows)
+        return tuple(rows)
 
     def _check_segments(self, position: int) -> None:
         """Refuse segments that the rows contradict by more than rounding."""
@@ -401,10 +420,20 @@ class LookupTable:
 
 
 _NOTHING_GIVEN: dict[str, Any] = {}
+_MOST_KEPT = 8192
+"""Batch sizes, measured or not, whose lines are kept."""
 
 
 def _path_of(source: str | os.PathLike[str] | Bundle) -> Path:
-    return Path(source) if isinstance(source, (str, os.PathLike)) else source.path
+    path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "path", None)
+    if path is None:
+        raise UsageError(f"{source!r} is no lookup table; a path, a bundle or the bytes of a table were expected.")
+    try:
+        Path(path).stat()
+    except (OSError, ValueError) as e:
+        if not isinstance(e, FileNotFoundError):
+            raise UsageError(f"no bundle and no lookup table {shown(str(path))}: {getattr(e, 'strerror', e)}.") from e
+    return Path(path)
 
 
 def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
@@ -422,41 +451,6 @@ def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
 
 def _names(choices: tuple[Choice, ...]) -> str:
     return ", ".join(repr(choice.name) for choice in choices)
-
-
-def _batch(batch: int) -> int:
-    try:
-        size = operator.index(batch)
-    except TypeError:
-        raise UsageError(f"batch {batch!r} is no batch size; a whole number from 1 was expected.") from None
-    if size < 1 or isinstance(batch, bool):
-        raise UsageError(f"batch {batch!r} is no batch size; a whole number from 1 was expected.")
-    return size
-
-
-def _number(what: str, unit: str, value: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{what} {value!r} is no number; {unit} from 0 were expected.") from None
-    if not number >= 0.0:
-        raise UsageError(f"{what} {number:g} is out of range; {unit} from 0 were expected.")
-    return number
-
-
-def _finite(what: str, unit: str, value: float) -> float:
-    number = _number(what, unit, value)
-    if number == math.inf:
-        raise UsageError(
-            f"{what} is infinite; {unit} from 0 were expected. To leave the server out, allow 'no-offload' alone."
-        )
-    return number
-
-
-def _is_p95(percentile: float | None) -> bool:
-    if percentile not in (None, 50, 95):
-        raise UsageError(f"percentile {percentile!r} is not in the table; 50, the median, or 95 was expected.")
-    return percentile == 95
 
 
 def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:

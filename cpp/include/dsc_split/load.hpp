@@ -324,6 +324,33 @@ class TableReader {
       ranges += batch.certain.size;
     }
     table.batches = {table.batches_.data(), table.batches_.size()};
+    find_others(table);
+  }
+
+  /// Tells every row of the nearest other batch size at which its choice has one.
+  static void find_others(LookupTable& table) {
+    struct Seen {
+      std::int64_t batch = 0;
+      Row* row = nullptr;
+    };
+    const auto tell = [](Row& row, const Seen& other) {
+      row.other_batch = other.batch;
+      row.other_uplink_bytes = other.row->uplink_bytes;
+      row.other_downlink_bytes = other.row->downlink_bytes;
+    };
+    std::vector<Seen> last(table.choices_.size());
+    Row* row = table.rows_.data();
+    for (const Batch& batch : table.batches_) {
+      for (std::size_t i = 0; i < batch.rows.size; ++i, ++row) {
+        Seen& before = last[static_cast<std::size_t>(row->choice)];
+        const Seen now{batch.batch, row};
+        if (before.row != nullptr) {
+          tell(*row, before);
+          if (before.row->other_batch == 0) tell(*before.row, now);
+        }
+        before = now;
+      }
+    }
   }
 
   /// Refuses segments that the rows contradict by more than rounding.

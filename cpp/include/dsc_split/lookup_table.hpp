@@ -76,6 +76,11 @@ struct Row {
   std::int64_t uplink_bytes = 0;          ///< Bytes up, for the whole batch.
   std::int64_t downlink_bytes = 0;        ///< Bytes back, for the whole batch.
   bool timing_valid = true;               ///< Whether the times were taken on what the table names.
+  /// The nearest smaller measured batch size at which the choice has a row, or else the nearest larger, or else 0; and
+  /// its bytes. Bytes at a batch size that was not measured are on the straight line through both.
+  std::int64_t other_batch = 0;
+  std::int64_t other_uplink_bytes = 0;    ///< Bytes up there.
+  std::int64_t other_downlink_bytes = 0;  ///< Bytes back there.
 
   // Derived by `completed`.
   bool uses_server = false;   ///< Whether the choice sends anything.
@@ -559,27 +564,14 @@ struct TableView {
     return begin < rows.size && rows[begin].choice == position ? begin : rows.size;
   }
 
-  /// Gives the bytes of a row at the batch size asked: from the nearest other batch size below, or else above.
+  /// Gives the bytes of a row at the batch size asked.
   constexpr detail::Payload payload(const Question& question, const Row& row) const noexcept {
     if (question.measured) return {row.uplink_bytes, row.downlink_bytes, row.uplink_mb, row.downlink_mb};
-    std::int64_t other_batch = 0;
-    std::int64_t other_up = 0;
-    std::int64_t other_down = 0;
-    const auto known = [&](std::size_t at) {
-      const std::size_t there = row_of(at, row.choice);
-      if (there == batches[at].rows.size) return false;
-      other_batch = batches[at].batch;
-      other_up = batches[at].rows[there].uplink_bytes;
-      other_down = batches[at].rows[there].downlink_bytes;
-      return true;
-    };
-    bool found = false;
-    for (std::size_t at = question.at; !found && at-- > 0;) found = known(at);
-    for (std::size_t at = question.at; !found && ++at < batches.size;) found = known(at);
     const std::int64_t near_batch = batches[question.at].batch;
-    const std::int64_t up = detail::bytes_at(question.batch, near_batch, row.uplink_bytes, other_batch, other_up);
-    const std::int64_t down =
-        detail::bytes_at(question.batch, near_batch, row.downlink_bytes, other_batch, other_down);
+    const std::int64_t up = detail::bytes_at(question.batch, near_batch, row.uplink_bytes, row.other_batch,
+                                             row.other_uplink_bytes);
+    const std::int64_t down = detail::bytes_at(question.batch, near_batch, row.downlink_bytes, row.other_batch,
+                                               row.other_downlink_bytes);
     return {up, down, static_cast<double>(up) / 1e6,
             link.count_downlink ? static_cast<double>(down) / 1e6 : 0.0};
   }
