@@ -10,6 +10,7 @@ import errno
 import functools
 import importlib
 import inspect
+import io
 import logging
 import os
 import sys
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: What follows the program's name; ``None`` for that of this process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _buffer_stdout()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -78,6 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         finally:
             sys.stdout.flush()
     raise SystemExit(0)
+
+
+def _buffer_stdout() -> None:
+    """Give stdout a buffer where Python runs without: the text layer drops what a full disk or pipe did not take."""
+    stream = sys.__stdout__
+    if stream is sys.stdout and isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
+        encoding, terminal = stream.encoding, stream.isatty()
+        raw: Any = stream.detach()
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, line_buffering=terminal)
 
 
 def _app(arguments: Sequence[str]) -> typer.Typer:

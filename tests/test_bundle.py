@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dsc_split._files import write_bytes
 from dsc_split.bundle import FORMAT, VERSION, Bundle
 from dsc_split.engines._options import GEMM_POLICIES
 from dsc_split.errors import BundleError, DscError
@@ -172,3 +174,19 @@ def test_bundle_may_itself_be_reached_through_a_link(tmp_path: Path) -> None:
     path = Bundle.open(tmp_path / "link").file("onnx/model.onnx")
 
     assert path == tmp_path / "link" / "onnx/model.onnx"
+
+
+def test_nothing_is_written_in_the_place_of_links_pipes_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+
+    for name in ("link", "folder", "pipe"):
+        with pytest.raises(DscError, match=r"it is there, and no regular file\. Nothing was changed"):
+            write_bytes(tmp_path / name, b"new")
+
+    assert (tmp_path / "real").read_bytes() == b"old"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "pipe").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 4

@@ -39,10 +39,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside ``path`` for writing, and rename it onto ``path`` when the block ends well.
 
     Raises:
-        DscError: The file cannot be written (no space, no permission, no such folder); nothing is left behind.
+        DscError: The file cannot be written (no space, no permission, no such folder), or a link, a device, a pipe or a
+            folder has its name; nothing is left behind.
     """
     partial = None
     try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise DscError(f"cannot write {str(path)!r}: it is there, and no regular file. Nothing was changed.")
         fd, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         with os.fdopen(fd, "wb") as file:
             yield file

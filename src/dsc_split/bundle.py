@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dsc_split._files import read_json, sha256_text, write_json
 from dsc_split._manifest import check_manifest
 from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, UsageError
@@ -300,6 +298,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         BundleBusyError: Another process holds it.
         DscError: The folder cannot be written.
     """
+    from filelock import FileLock, Timeout  # what only reads a table needs no lock
+
     lock_path = folder / ".lock"
     holder_path = folder / ".lock.holder"
     lock = FileLock(lock_path)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import errno
 import inspect
+import json
 import logging
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +179,22 @@ def test_full_disk_under_stdout_is_an_error() -> None:
 
     assert done.returncode == 1
     assert done.stderr.startswith("error: No space left on device")
+
+
+def test_output_of_an_unbuffered_python_is_whole_in_a_pipe_that_is_read_slowly(root: Path) -> None:
+    # Python's own text layer drops what one write did not take; os.pipe takes 64 KiB at once.
+    table = root / "tests" / "data" / "tables" / "golden.json"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "dsc_split.cli", "table", table, "--json", "--rates", "1"],
+        stdout=subprocess.PIPE,
+        pipesize=4096,
+    ) as running:
+        assert running.stdout is not None
+        time.sleep(1.0)
+        printed = running.stdout.read()
+
+    assert running.returncode == 0
+    assert json.loads(printed) == json.loads(table.read_text(encoding="utf-8"))
 
 
 def test_help_and_import_load_nothing_that_is_slow() -> None:
