@@ -318,6 +318,8 @@ def _margin_text(pick: Pick) -> str:
     name, share = pick.runner_up.name, pick.margin_ratio
     percent = f" ({percent_text(share).replace('%', ' %')})" if math.isfinite(share) else ""
     longer = f"takes {number_text(pick.margin_ms)} ms{percent} longer"
+    if pick.given.get("percentile") == 95:  # the confidence is that of the medians
+        return f"{name}, the next one, {longer}."
     known = f"known with 95 % confidence to {number_text(pick.uncertainty_ms)} ms"
     if pick.tie:
         return f"A tie with {name}: it {longer}, which is {known}. Either may be faster."

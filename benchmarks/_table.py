@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 COUNTS = ("bytes", "elements")
 """What is counted on the link: bytes as they are sent, or elements at one byte each, as the paper does."""
+_PER_ELEMENT = ", one byte per element"
+"""What the source of a link says where elements are counted."""
 
 
 def write_table(
@@ -37,8 +39,8 @@ def write_table(
     *,
     device: str | None = None,
     server: str | None = None,
-    link: Link | str | os.PathLike[str] = "paper",
-    count: str = "bytes",
+    link: Link | str | os.PathLike[str] | None = None,
+    count: str | None = None,
 ) -> LookupTable:
     """Make the lookup table of a bundle from its cells, and write it to ``tables/`` and ``table.json``.
 
@@ -46,12 +48,17 @@ def write_table(
         bundle: The bundle; its cells are read.
         device: The device's target; default: the one recorded last.
         server: The server's target; default: the one recorded last.
-        link: ``paper`` (no cost but the rate), a file for :func:`read_link`, or the link itself.
-        count: ``bytes`` or ``elements``.
+        link: ``paper`` (no cost but the rate), a file for :func:`read_link`, or the link itself; default: that of the
+            table that the bundle has, or else ``paper``.
+        count: ``bytes`` or ``elements``; default: that of the table that the bundle has, or else ``bytes``.
 
     Raises:
         UsageError: A side has no cells for its target, or an argument is unknown.
     """
+    if link is None or count is None:
+        kept_link, kept_count = _kept(bundle)
+        link = kept_link if link is None else link
+        count = kept_count if count is None else count
     cells = list(CellStore(bundle).all())
     table = make_table(
         bundle,
@@ -72,6 +79,16 @@ def write_table(
     write_json(bundle.path / "table.json", document)
     logger.info("table: %s", folder / name)
     return table
+
+
+def _kept(bundle: Bundle) -> tuple[Link, str]:
+    """Give link and count of the table that a bundle has, so that making it anew does not lose them."""
+    try:
+        table = LookupTable.load(bundle.path / "table.json")
+    except (TableError, UsageError):  # none, or a damaged one, which is written anew
+        return Link(), "bytes"
+    source = table.link.source.removesuffix(_PER_ELEMENT) if table.count == "elements" else table.link.source
+    return dataclasses.replace(table.link, source=source), table.count
 
 
 def make_table(
@@ -104,7 +121,7 @@ def make_table(
         raise UsageError(f"count is {count!r}; {' or '.join(map(repr, COUNTS))} was expected.")
     link = link or Link()
     if count == "elements":
-        link = dataclasses.replace(link, source=f"{link.source}, one byte per element")
+        link = dataclasses.replace(link, source=link.source + _PER_ELEMENT)
     plans = _plans(bundle, count)
     cells = list(cells)
     on_device = _side_cells(bundle, cells, "device", device, {plan.device_graph for plan in plans})

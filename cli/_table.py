@@ -13,16 +13,20 @@ from dsc_split.cli._options import number, positive_numbers
 def table(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|table.json", help="A bundle, or a table.")],
     link: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="paper|FILE",
             help="Cost of the network apart from the rate; a JSON object with any of c0_ms, c1_ms_per_mb, rtt_ms, "
-            "round_trips, count_downlink, downlink_rate_mb_s, source.",
+            "round_trips, count_downlink, downlink_rate_mb_s, source. Default: that of the table before, or else paper.",
         ),
-    ] = "paper",
+    ] = None,
     count: Annotated[
-        str, typer.Option(metavar="bytes|elements", help="Elements: one byte each, as in the paper.")
-    ] = "bytes",
+        str | None,
+        typer.Option(
+            metavar="bytes|elements",
+            help="Elements: one byte each, as in the paper. Default: as in the table before, or else bytes.",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
     server: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
     rates: Annotated[
@@ -69,18 +73,13 @@ def table(
     if name is not None and header is None:
         raise UsageError("--name names the variable of a C++ header. Give --header FILE with it.")
     if check:
-        if (
-            csv
-            or header is not None
-            or plots is not None
-            or (device, server, link, count) != (None, None, "paper", "bytes")
-        ):
+        if csv or any(option is not None for option in (header, plots, device, server, link, count)):
             raise UsageError("--check reads a table that is there and makes nothing; it goes with --json alone.")
         check_table(source, as_json=json)
         return
     if source.is_dir():
         shown = write_table(Bundle.open(source), device=device, server=server, link=link, count=count)
-    elif device is not None or server is not None or link != "paper" or count != "bytes":
+    elif any(option is not None for option in (device, server, link, count)):
         raise UsageError(
             f"--device, --server, --link and --count make a table from a bundle's measurements; "
             f"{str(source)!r} is no bundle. Give the bundle."

@@ -393,6 +393,23 @@ def test_writing_makes_a_file_named_by_both_fingerprints_and_table_json(tmp_path
     assert (bundle.path / "table.json").read_bytes() == written
 
 
+def test_making_the_table_anew_keeps_link_and_count(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    store = CellStore(bundle)
+    for item in all_cells(bundle):
+        store.put(item)
+    link = Link(rtt_ms=20.0, c0_ms=1.0, source="measured")
+
+    asked = write_table(bundle, link=link, count="elements")
+
+    assert asked.link.source == "measured, one byte per element"
+    assert write_table(bundle) == asked
+    assert write_table(bundle, count="bytes").link == link
+    assert write_table(bundle, link="paper").link == Link()
+    (bundle.path / "table.json").write_text("{")
+    assert (write_table(bundle).link, write_table(bundle).count) == (Link(), "bytes")
+
+
 def test_a_bundle_that_was_never_timed_says_how(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path / "b", targets={"device": [], "server": []})
 
