@@ -17,7 +17,7 @@ def table(
         typer.Option(
             metavar="paper|FILE",
             help="Cost of the network apart from the rate; a JSON object with any of c0_ms, c1_ms_per_mb, rtt_ms, "
-            "round_trips, count_downlink, downlink_rate_mb_s, source. Default: that of the table before, or else paper.",
+            "round_trips, count_downlink, downlink_rate_mb_s, source. Default: that of the table before, else paper.",
         ),
     ] = None,
     count: Annotated[
