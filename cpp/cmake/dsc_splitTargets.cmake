@@ -19,6 +19,8 @@ if(NOT TARGET nlohmann_json::nlohmann_json)
   find_path(dsc_split_JSON_INCLUDE_DIR nlohmann/json.hpp DOC "The folder that has nlohmann/json.hpp")
 endif()
 
+set(_dsc_split_no_json "nlohmann/json, which was not found. Install it, or name the folder that has \
+nlohmann/json.hpp with -Ddsc_split_JSON_INCLUDE_DIR=FOLDER.")
 if(NOT TARGET dsc_split::load AND (TARGET nlohmann_json::nlohmann_json OR dsc_split_JSON_INCLUDE_DIR))
   add_library(dsc_split::load INTERFACE IMPORTED GLOBAL)
   target_link_libraries(dsc_split::load INTERFACE dsc_split::dsc_split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +104,11 @@ def expected() -> str:
     return LookupTable.load(GOLDEN).pick(BATCH, RATE_MB_S).choice.name
 
 
+def projects(root: Path) -> list[str]:
+    """List what docs/cpp.md shows as CMakeLists.txt."""
+    return re.findall(r"^```cmake\n(.*?)^```$", (root / "docs" / "cpp.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
 def found(wanted: str = "0.1 CONFIG REQUIRED") -> str:
     return f"find_package(dsc_split {wanted})"
 
@@ -138,12 +144,8 @@ def unpack_wheel(root: Path, folder: Path) -> Way:
 
 
 def fetch(root: Path, folder: Path) -> Way:
-    """Take the checkout in place of what FetchContent would fetch."""
-    lines = (
-        "include(FetchContent)\n"
-        "FetchContent_Declare(dsc_split GIT_REPOSITORY nowhere SOURCE_SUBDIR cpp)\n"
-        "FetchContent_MakeAvailable(dsc_split)"
-    )
+    """Take the checkout in place of what FetchContent would fetch, with the lines that the page shows."""
+    lines = projects(root)[1].partition("\n\n")[2].partition("\n\n")[0]
     return Way(lines=lines, definition=f"-DFETCHCONTENT_SOURCE_DIR_DSC_SPLIT={root}")
 
 
@@ -255,10 +257,9 @@ def test_headers_stay_out_of_what_the_project_that_fetches_them_installs(root: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["wheel"], indirect=True)
-def test_project_of_the_page_builds(way: Way, root: Path, tmp_path: Path) -> None:
-    page = (root / "docs" / "cpp.md").read_text(encoding="utf-8")
-    project = page.partition("```cmake\n")[2].partition("```")[0]
+@pytest.mark.parametrize(("way", "position"), [("wheel", 0), ("FetchContent", 1)], indirect=["way"])
+def test_project_of_the_page_builds(way: Way, position: int, root: Path, tmp_path: Path) -> None:
+    project = projects(root)[position]
     (tmp_path / "CMakeLists.txt").write_text(project, encoding="utf-8")
     (tmp_path / "server.cpp").write_text(LOADING, encoding="utf-8")
     named = f"-Ddsc_split_JSON_INCLUDE_DIR={json_include()}"
@@ -268,6 +269,34 @@ def test_project_of_the_page_builds(way: Way, root: Path, tmp_path: Path) -> Non
     built = cmake("--build", tmp_path / "build")
     assert built.returncode == 0, built.stderr
     assert run([str(tmp_path / "build" / "server"), str(GOLDEN)]).stdout == expected()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["FetchContent"], indirect=True)
+def test_fetching_without_json_says_why_there_is_no_loader(way: Way, tmp_path: Path) -> None:
+    complaint = configure(tmp_path, way, source=LOADING)
+    again = " ".join(cmake("-S", tmp_path, "-B", tmp_path / "build").stdout.split())
+
+    assert "dsc_split::load" in complaint
+    assert "dsc_split: there is no target dsc_split::load: it needs nlohmann/json, which was not found" in again
+    assert "-Ddsc_split_JSON_INCLUDE_DIR=FOLDER" in again
+
+
+@pytest.mark.slow
+def test_example_names_the_variable_where_onnx_runtime_is_not_found(root: Path, installed: Way, tmp_path: Path) -> None:
+    example = root / "examples" / "cpp_head_tail"
+    (tmp_path / "after_project.cmake").write_text(NOTHING_OF_THE_SYSTEM, encoding="utf-8")
+    definitions = [
+        installed.definition,
+        f"-Ddsc_split_JSON_INCLUDE_DIR={json_include()}",
+        f"-DCMAKE_PROJECT_INCLUDE={tmp_path / 'after_project.cmake'}",
+        f"-DONNXRUNTIME_ROOT={tmp_path}",
+    ]
+
+    done = cmake("-S", example, "-B", tmp_path / "build", *definitions)
+
+    assert done.returncode != 0
+    assert f"ONNX Runtime for C++ was not found; ONNXRUNTIME_ROOT is '{tmp_path}'" in " ".join(done.stderr.split())
 
 
 def test_command_prints_the_folders_that_exist(dsc: Callable[..., Any]) -> None:

@@ -92,6 +92,11 @@ def write_sources(folder: Path, sources: Sequence[str]) -> list[Path]:
     return paths
 
 
+def first_error(printed: str) -> str:
+    """Give the first line that says what is wrong."""
+    return next(line for line in printed.splitlines() if "error" in line)
+
+
 def test_every_header_is_looked_at() -> None:
     assert {"arithmetic.hpp", "load.hpp", "lookup_table.hpp", "policy.hpp", "result.hpp"} <= set(HEADERS)
 
@@ -140,6 +145,35 @@ def test_flags_that_change_arithmetic_are_refused(compiler: str, flags: list[str
     done = run([*command, *flags, *empty])
     assert done.returncode != 0
     assert "dsc_split: -ffast-math and its parts" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(HEADERS) - {"result.hpp"}))
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_older_standards_are_refused_in_the_first_line(compiler: str, name: str) -> None:
+    command = [require(compiler), "-std=c++14", "-Wfatal-errors", "-fsyntax-only", f"-I{INCLUDE}"]
+
+    done = run([*command, "-isystem", str(json_include()), "-include", f"dsc_split/{name}", "-x", "c++", "/dev/null"])
+
+    assert done.returncode != 0
+    assert "dsc_split needs C++17: compile with -std=c++17" in first_error(done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_older_json_is_refused_with_its_version(tmp_path: Path, compiler: str) -> None:
+    (tmp_path / "nlohmann").mkdir()
+    minor = "NLOHMANN_JSON_VERSION_MINOR"
+    (tmp_path / "nlohmann" / "json.hpp").write_text(
+        f"#include_next <nlohmann/json.hpp>\n#undef {minor}\n#define {minor} 10\n", encoding="utf-8"
+    )
+    command = [require(compiler), "-std=c++17", "-Wfatal-errors", "-fsyntax-only", f"-I{INCLUDE}"]
+    folders = ["-isystem", str(tmp_path), "-isystem", str(json_include())]
+
+    done = run([*command, *folders, "-include", "dsc_split/load.hpp", "-x", "c++", "/dev/null"])
+
+    assert done.returncode != 0
+    assert "dsc_split/load.hpp needs nlohmann/json 3.11 or later; found 3.10" in first_error(done.stderr)
 
 
 @pytest.mark.slow

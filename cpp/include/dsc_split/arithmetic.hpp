@@ -6,6 +6,10 @@
 /// goes through `rounded`. Options that change the meaning of arithmetic itself are refused.
 #pragma once
 
+#if __cplusplus < 201703L && (!defined(_MSVC_LANG) || _MSVC_LANG < 201703L)
+#error "dsc_split needs C++17: compile with -std=c++17 (/std:c++17) or later."
+#endif
+
 #include <cfloat>
 
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \

@@ -17,7 +17,16 @@
 #include <utility>
 #include <vector>
 
+#include "dsc_split/arithmetic.hpp"  // says where C++17 is missing, before anything here does
 #include "dsc_split/result.hpp"
+
+#define DSC_SPLIT_TEXT(number) #number
+#define DSC_SPLIT_VERSION_TEXT(major, minor) DSC_SPLIT_TEXT(major) "." DSC_SPLIT_TEXT(minor)
+static_assert(NLOHMANN_JSON_VERSION_MAJOR * 1000 + NLOHMANN_JSON_VERSION_MINOR >= 3011,
+              "dsc_split/load.hpp needs nlohmann/json 3.11 or later; found " DSC_SPLIT_VERSION_TEXT(
+                  NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR));
+#undef DSC_SPLIT_VERSION_TEXT
+#undef DSC_SPLIT_TEXT
 
 namespace dsc_split {
 inline namespace v0 {
