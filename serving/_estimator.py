@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsc_split.serving._decay import decay
-from dsc_split.serving._numbers import MAX_MS, milliseconds, moment, number, whole
+from dsc_split.serving._numbers import checked, milliseconds, moment, number, whole
 
 __all__ = ["EstimatorParameters", "RateEstimate", "RateEstimator", "Sample"]
 
@@ -52,14 +52,14 @@ class EstimatorParameters:
         Raises:
             UsageError: A number is out of range.
         """
-        number("half_life_s", self.half_life_s, least=1e-3, most=1e9, unit="s")
-        whole("min_bytes", self.min_bytes)
-        number("min_transfer_ms", self.min_transfer_ms, most=MAX_MS, unit="ms")
-        number("idle_restart_s", self.idle_restart_s, unit="s")
-        whole("initial_window_bytes", self.initial_window_bytes, least=1)
-        number("surprise_sigmas", self.surprise_sigmas)
-        number("surprise_change", self.surprise_change)
-        number("stale_after_s", self.stale_after_s, unit="s")
+        checked(self, "half_life_s", number, least=1e-3, most=1e9, unit="s")
+        checked(self, "min_bytes", whole)
+        checked(self, "min_transfer_ms", milliseconds)
+        checked(self, "idle_restart_s", number, unit="s")
+        checked(self, "initial_window_bytes", whole, least=1)
+        checked(self, "surprise_sigmas", number)
+        checked(self, "surprise_change", number)
+        checked(self, "stale_after_s", number, unit="s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +146,13 @@ class RateEstimator:
         Returns:
             ``taken``: part of the mean now. ``surprise``: so too, and if the next one is as far off on the same
             side, the link has changed. ``reset``: the mean was made anew, from the two of them, or from this one
-            after a long time. ``too-small``: ignored. ``window-limited``: ignored, as the link is at least as fast
-            as the estimate says.
+            after a long time. ``too-small``: ignored. ``window-limited``: ignored, as the link may be as fast as
+            the estimate says.
 
         Raises:
             UsageError: A number is out of range; nothing was changed.
         """
-        asked_s = moment(time_s)
+        asked_s = moment("time_s", time_s)
         size = whole("size_bytes", size_bytes)
         transfer = milliseconds("transfer_ms", transfer_ms, above_zero=True)
         rtt = 0.0 if rtt_ms is None else milliseconds("rtt_ms", rtt_ms)
@@ -164,14 +164,18 @@ class RateEstimator:
         if size == 0 or (size < own.min_bytes and transfer < own.min_transfer_ms):
             return "too-small"
         size_mb = size / 1e6
-        sample = min(max(transfer / 1000.0 / size_mb, _LEAST_S_PER_MB), _MOST_S_PER_MB)
+        sample = _seconds_per_mb(transfer, size_mb)
         if self._mean is None or self._is_stale(now_s):
             first = self._taken_s == -math.inf
             self._start(now_s, sample, size_mb)
             return "taken" if first else "reset"
-        limited = window_limited or (idle_s > own.idle_restart_s and self._opens_window(size, transfer, rtt))
-        if limited and sample >= self._mean:
-            return "window-limited"
+        if sample >= self._mean:
+            if window_limited:
+                return "window-limited"
+            if idle_s > own.idle_restart_s and self._opening_ms(size, sample, rtt) >= 0.5 * transfer:
+                sample = _seconds_per_mb(transfer - self._opening_ms(size, self._mean, rtt), size_mb)
+                if sample <= self._mean:
+                    return "window-limited"
 
         before, self._surprise = self._surprise, None
         if before is not None:
@@ -197,7 +201,7 @@ class RateEstimator:
         Raises:
             UsageError: The time is out of range.
         """
-        now_s = max(self._now_s, moment(time_s))
+        now_s = max(self._now_s, moment("time_s", time_s))
         if self._mean is None:
             return None
         return RateEstimate(
@@ -242,16 +246,20 @@ class RateEstimator:
         change = sample - mean
         return (change > limit) - (change < -limit)
 
-    def _opens_window(self, size: int, transfer_ms: float, rtt_ms: float) -> bool:
-        """Say whether at least half of the transfer went by while TCP was opening its window.
+    def _opening_ms(self, size: int, seconds_per_mb: float, rtt_ms: float) -> float:
+        """Give how many milliseconds of a transfer go by at a rate while TCP opens its window.
 
         The window doubles every round trip, and waits for the acknowledgements as long as it is smaller than what
-        the link carries in a round trip, here at the rate that was seen.
+        the link carries in a round trip.
         """
         window = self._parameters.initial_window_bytes
         sent = rounds = 0
-        while sent + window < size and window * transfer_ms < size * rtt_ms:
+        while sent + window < size and window * seconds_per_mb < 1000.0 * rtt_ms:
             sent += window
             window *= 2
             rounds += 1
-        return rounds * rtt_ms >= 0.5 * transfer_ms
+        return rounds * rtt_ms
+
+
+def _seconds_per_mb(transfer_ms: float, size_mb: float) -> float:
+    return min(max(transfer_ms / 1000.0 / size_mb, _LEAST_S_PER_MB), _MOST_S_PER_MB)

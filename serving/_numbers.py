@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
+from collections.abc import Callable
+from typing import Any
 
 from dsc_split.errors import UsageError
 
-__all__ = ["MAX_BYTES", "MAX_MS", "milliseconds", "moment", "number", "whole"]
+__all__ = ["MAX_BYTES", "MAX_MS", "checked", "milliseconds", "moment", "number", "whole"]
 
 MAX_MS = 1e9
 """The longest duration in milliseconds that is believed: eleven days."""
 MAX_BYTES = 2**42
 """The most bytes of one transfer, as in the lookup table."""
+
+
+def checked(record: object, name: str, check: Callable[..., object], **limits: Any) -> None:
+    """Check a field of a frozen record, and store what the check gives: plain Python numbers.
+
+    Raises:
+        UsageError: The field is not what the check wants.
+    """
+    object.__setattr__(record, name, check(name, getattr(record, name), **limits))
 
 
 def number(what: str, value: float, *, least: float = 0.0, most: float = math.inf, unit: str = "") -> float:
@@ -22,10 +34,12 @@ def number(what: str, value: float, *, least: float = 0.0, most: float = math.in
         UsageError: It is no number, or out of range.
     """
     wanted = f"a number from {least:g} to {most:g}{unit and ' '}{unit} was expected."
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UsageError(f"{what} {value!r} is no number; {wanted}")
     try:
         taken = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{what} {value!r} is no number; {wanted}") from None
+    except OverflowError:
+        taken = math.inf if value > 0 else -math.inf
     if not least <= taken <= most:
         raise UsageError(f"{what} {taken:g} is out of range; {wanted}")
     return taken
@@ -39,19 +53,19 @@ def milliseconds(what: str, value: float, *, above_zero: bool = False) -> float:
     """
     taken = number(what, value, most=MAX_MS, unit="ms")
     if above_zero and taken == 0.0:
-        raise UsageError(f"{what} is 0 ms; something that was sent took more.")
+        raise UsageError(f"{what} is 0 ms; more was expected.")
     return taken
 
 
-def moment(value: float) -> float:
+def moment(what: str, value: float) -> float:
     """Give a reading of the caller's clock in seconds.
 
     Raises:
         UsageError: It is no number, negative or infinite.
     """
-    taken = number("time_s", value, unit="s")
+    taken = number(what, value, unit="s")
     if taken == math.inf:
-        raise UsageError("time_s is infinite; the seconds of a monotonic clock were expected.")
+        raise UsageError(f"{what} is infinite; the seconds of a monotonic clock were expected.")
     return taken
 
 
@@ -65,7 +79,9 @@ def whole(what: str, value: int, *, least: int = 0, most: int = MAX_BYTES, unit:
     try:
         taken = operator.index(value)
     except TypeError:
-        raise UsageError(f"{what} {value!r} is no whole number; {wanted}") from None
+        taken = None
+    if taken is None or isinstance(value, bool):
+        raise UsageError(f"{what} {value!r} is no whole number; {wanted}")
     if not least <= taken <= most:
         raise UsageError(f"{what} {taken} is out of range; {wanted}")
     return taken

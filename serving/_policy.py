@@ -77,12 +77,12 @@ class SwitchPolicy:
         self._reported_s = -math.inf  # when the server last said what it took
 
         self._news_s = -math.inf  # when something was last sent that tells the rate
-        self._requests_since_news = 0
         self._probe_doublings = 0
         self._probe_bytes = self._parameters.probe_bytes
+        self._probe_sent_s: float | None = None  # of the probe that is out
 
         self._down = False
-        self._retry_s = self._parameters.retry_s
+        self._retry_s = self._parameters.retry_s  # how long the next failure keeps from the server
         self._retry_at_s = 0.0
         self._back_s = -math.inf  # when the server last came back
 
@@ -107,7 +107,7 @@ class SwitchPolicy:
         Raises:
             UsageError: The time is out of range.
         """
-        return self._server(max(self._now_s, moment(time_s)))[0]
+        return self._server(max(self._now_s, moment("time_s", time_s)))[0]
 
     def queue_ms(self, time_s: float) -> float:
         """Give how many milliseconds a request is thought to wait on the server at ``time_s``.
@@ -115,7 +115,7 @@ class SwitchPolicy:
         Raises:
             UsageError: The time is out of range.
         """
-        return self._server(max(self._now_s, moment(time_s)))[1]
+        return self._server(max(self._now_s, moment("time_s", time_s)))[1]
 
     def decide(self, time_s: float, batch: int) -> Decision:
         """Decide what to do with a request that is there now.
@@ -124,7 +124,7 @@ class SwitchPolicy:
             UsageError: The time is out of range, the batch was not measured or is larger than all that were, or
                 nothing that is allowed can answer.
         """
-        now_s = max(self._now_s, moment(time_s))
+        now_s = max(self._now_s, moment("time_s", time_s))
         own = self._parameters
         estimate = self._estimator.estimate(now_s)
         ranking = self._ranking(now_s, batch, _UNKNOWN_RATE_MB_S if estimate is None else estimate.rate_mb_s)
@@ -136,6 +136,8 @@ class SwitchPolicy:
         local = _local(ranking)
 
         self._now_s = now_s
+        if self._probe_sent_s is not None and now_s - self._probe_sent_s >= own.probe_timeout_s:
+            self._fail_probe(self._probe_sent_s + own.probe_timeout_s, self._probe_sent_s)
         if self._down and own.probe_bytes == 0 and now_s >= self._retry_at_s:
             self._come_back(now_s)
         chosen, reason = self._choose(ranking, local, batch, known=estimate is not None)
@@ -164,9 +166,9 @@ class SwitchPolicy:
         Raises:
             UsageError: A number is out of range, or the table has no such choice at this batch size.
         """
-        now_s = max(self._now_s, moment(observation.time_s))
+        now_s = max(self._now_s, observation.time_s)
         choice = self._choice(observation.choice)
-        rtt_ms = self._rtt_ms if observation.rtt_ms is None else float(observation.rtt_ms)
+        rtt_ms = self._rtt_ms if observation.rtt_ms is None else observation.rtt_ms
         [terms] = self._table.ranking(observation.batch, math.inf, rtt_ms=rtt_ms, allow=[choice.id])
         if not choice.uses_server:
             self._now_s = now_s
@@ -174,33 +176,41 @@ class SwitchPolicy:
         call_ms = observation.call_ms
         if call_ms <= 0.0:
             raise UsageError(f"rpc_ms of {choice.name!r} is {call_ms:g}; a call to the server took more than 0 ms.")
-        late = self._is_late(now_s, observation, choice)
+        patience_ms = self._patience_ms(now_s, observation.batch, choice)
 
         self._now_s = now_s
         self._rtt_ms = rtt_ms
         load, queue_ms = self._server(now_s)
         server_ms = terms.tail_ms * load + queue_ms
         if observation.server_ms is not None:
-            server_ms = float(observation.server_ms)
-            self._learn(now_s, terms.tail_ms, server_ms, observation.queue_ms)
-        if late:
-            self._fail(now_s)
-        elif self._down:
+            server_ms = observation.server_ms
+            self._learn(now_s, terms.tail_ms, server_ms, observation.queue_ms, most_ms=patience_ms)
+        if observation.latency_ms > patience_ms:
+            self._fail(now_s, observation.time_s - observation.latency_ms / 1000.0)
+            return
+        if self._down:
             self._come_back(now_s)
+        self._retry_s = self._parameters.retry_s
         self._take(now_s, terms, call_ms, server_ms, observation.window_limited)
 
-    def failed(self, time_s: float, choice: Choice | str | int) -> None:
+    def failed(self, time_s: float, choice: Choice | str | int, *, started_s: float | None = None) -> None:
         """Learn that a request was given up: a missed deadline, a refused connection, ``UNAVAILABLE``.
+
+        Args:
+            time_s: When it was given up.
+            choice: The choice that ran it.
+            started_s: When it was started: one from before the server came back says nothing; default: since then.
 
         Raises:
             UsageError: The time is out of range, the table has no such choice, or it does not use the server.
         """
-        now_s = max(self._now_s, moment(time_s))
+        now_s = max(self._now_s, moment("time_s", time_s))
+        began_s = now_s if started_s is None else moment("started_s", started_s)
         found = self._choice(choice)
         if not found.uses_server:
             raise UsageError(f"{found.name!r} does not use the server; only choices that do can fail for it.")
         self._now_s = now_s
-        self._fail(now_s)
+        self._fail(now_s, began_s)
 
     def probed(
         self,
@@ -213,16 +223,21 @@ class SwitchPolicy:
     ) -> Sample:
         """Learn from a probe that the server answered; arguments and result as of :meth:`RateEstimator.add`.
 
+        Where no probe is out, it is a sample of the rate and nothing else.
+
         Raises:
             UsageError: A number is out of range.
         """
-        now_s = max(self._now_s, moment(time_s))
+        now_s = max(self._now_s, moment("time_s", time_s))
         rtt = self._rtt_ms if rtt_ms is None else milliseconds("rtt_ms", rtt_ms)
         known_rtt = self._table.link.rtt_ms if rtt is None else rtt
         sample = self._estimator.add(
             now_s, size_bytes, transfer_ms, rtt_ms=min(known_rtt, MAX_MS), window_limited=window_limited
         )
         self._now_s = now_s
+        if self._probe_sent_s is None:
+            return sample
+        self._probe_sent_s = None
         self._rtt_ms = rtt
         if sample in ("too-small", "window-limited"):
             self._probe_bytes = min(2 * self._probe_bytes, max(self._parameters.max_probe_bytes, self._probe_bytes))
@@ -235,18 +250,14 @@ class SwitchPolicy:
         return sample
 
     def probe_failed(self, time_s: float) -> None:
-        """Learn that a probe was not answered.
+        """Learn that a probe was not answered; where none is out, nothing.
 
         Raises:
             UsageError: The time is out of range.
         """
-        now_s = max(self._now_s, moment(time_s))
-        self._now_s = now_s
-        if self._down:
-            self._retry_s = min(2.0 * self._retry_s, self._parameters.max_retry_s)
-            self._retry_at_s = now_s + self._retry_s
-        else:
-            self._fail(now_s)
+        self._now_s = max(self._now_s, moment("time_s", time_s))
+        if self._probe_sent_s is not None:
+            self._fail_probe(self._now_s, self._probe_sent_s)
 
     # ---- deciding ------------------------------------------------------------------------------------------
 
@@ -282,29 +293,24 @@ class SwitchPolicy:
 
     def _timeout_ms(self, predicted_ms: float, local_ms: float) -> float:
         own = self._parameters
-        if own.deadline_ms is not None:
-            return float(own.deadline_ms)
+        if own.deadline_ms is not None and predicted_ms <= own.deadline_ms:
+            return own.deadline_ms
         return max(own.deadline_factor * predicted_ms, local_ms)
 
     # ---- probing -------------------------------------------------------------------------------------------
 
     def _probe(self, now_s: float, chosen: Terms) -> int:
         """Give the size of the probe that is due now; 0 where none is."""
-        self._requests_since_news += 1
-        own = self._parameters
         if self._down:
-            if now_s < self._retry_at_s:
-                return 0
-            self._retry_at_s = now_s + self._retry_s
+            due = now_s >= self._retry_at_s
+        elif chosen.uplink_bytes >= self._estimator.parameters.min_bytes:
+            self._probe_doublings = 0
+            due = False
         else:
-            if chosen.uplink_bytes >= self._estimator.parameters.min_bytes:
-                self._probe_doublings = 0
-                return 0
-            requests = own.probe_interval_requests * 2**self._probe_doublings
-            if self._requests_since_news < requests and now_s - self._news_s < self._probe_interval_s():
-                return 0
-        self._news_s = now_s
-        self._requests_since_news = 0
+            due = now_s - self._news_s >= self._probe_interval_s()
+        if not due or self._probe_sent_s is not None:
+            return 0
+        self._news_s = self._probe_sent_s = now_s
         return self._probe_bytes
 
     def _probe_interval_s(self) -> float:
@@ -322,59 +328,74 @@ class SwitchPolicy:
         left = decay((now_s - self._reported_s) / self._parameters.server_half_life_s)
         return 1.0 + (self._load - 1.0) * left, self._queue_ms * left
 
-    def _learn(self, now_s: float, tail_ms: float, server_ms: float, queue_ms: float | None) -> None:
-        """Take in what the server reported. Time in the queue adds to any tail; the rest is in proportion to it."""
-        own = self._parameters
-        load, _ = self._server(now_s)
-        left = decay((now_s - self._reported_s) / own.server_half_life_s)
-        share = 1.0 - (1.0 - own.server_weight) * left
-        if queue_ms is None:
-            queue_ms = max(0.0, server_ms - tail_ms * load)
-        elif tail_ms > 0.0:
-            seen = min((server_ms - queue_ms) / tail_ms, _MOST_LOAD)
-            self._load += share * (seen - self._load)
-        self._queue_ms += share * (queue_ms - self._queue_ms)
+    def _learn(self, now_s: float, tail_ms: float, server_ms: float, queue_ms: float | None, *, most_ms: float) -> None:
+        """Take in what the server reported, of tail and queue ``most_ms`` each.
+
+        Time in the queue adds to any tail; the rest is in proportion to it.
+        """
+        weight = self._parameters.server_weight
+        self._load, self._queue_ms = self._server(now_s)
         self._reported_s = now_s
+        if queue_ms is None:
+            queue_ms = max(0.0, server_ms - tail_ms * self._load)
+        elif tail_ms > 0.0:
+            seen = min(min(server_ms - queue_ms, most_ms) / tail_ms, _MOST_LOAD)
+            self._load += weight * (seen - self._load)
+        self._queue_ms += weight * (min(queue_ms, most_ms) - self._queue_ms)
 
     def _take(self, now_s: float, terms: Terms, call_ms: float, server_ms: float, window_limited: bool) -> None:
         """Give the estimator what of a call was the transfer."""
         link = self._table.link
         size_bytes = terms.uplink_bytes
         if link.count_downlink and link.downlink_rate_mb_s is None:
-            size_bytes = min(size_bytes + terms.downlink_bytes, MAX_BYTES)
+            size_bytes += terms.downlink_bytes
         transfer_ms = call_ms - server_ms - terms.network_ms - terms.downlink_ms
         transfer_ms = max(transfer_ms, _LEAST_TRANSFER * call_ms, _LEAST_TRANSFER_MS)
         rtt_ms = link.rtt_ms if self._rtt_ms is None else self._rtt_ms
         sample = self._estimator.add(
-            now_s, size_bytes, transfer_ms, rtt_ms=min(rtt_ms, MAX_MS), window_limited=window_limited
+            now_s,
+            min(size_bytes, MAX_BYTES),
+            transfer_ms,
+            rtt_ms=min(rtt_ms, MAX_MS),
+            window_limited=window_limited,
         )
         if sample in ("taken", "surprise", "reset"):
             self._news_s = now_s
-            self._requests_since_news = 0
 
-    def _is_late(self, now_s: float, observation: Observation, choice: Choice) -> bool:
-        """Say whether a request took longer than it would have been waited for."""
+    def _patience_ms(self, now_s: float, batch: int, choice: Choice) -> float:
+        """Give how long a request would be waited for now; infinite where there is nothing to fall back on."""
         estimate = self._estimator.estimate(now_s)
         if estimate is None:
-            return False
-        ranking = self._ranking(now_s, observation.batch, estimate.rate_mb_s)
+            return math.inf
+        ranking = self._ranking(now_s, batch, estimate.rate_mb_s)
         local = _local(ranking)
         terms = next((terms for terms in ranking if terms.choice.id == choice.id), None)
         if terms is None or local is None:
-            return False
-        return observation.latency_ms > self._timeout_ms(terms.latency_ms, local.latency_ms)
+            return math.inf
+        return self._timeout_ms(terms.latency_ms, local.latency_ms)
 
-    def _fail(self, now_s: float) -> None:
-        """Leave the server alone for a while; longer if it had come back only just now."""
-        if self._down:
+    # ---- failing and coming back ---------------------------------------------------------------------------
+
+    def _fail(self, time_s: float, started_s: float) -> None:
+        """Leave the server alone; what was sent before it came back says nothing about it."""
+        if self._down or started_s < self._back_s:
             return
-        own = self._parameters
-        lasted_s = now_s - self._back_s
-        self._retry_s = own.retry_s if lasted_s > self._retry_s else min(2.0 * self._retry_s, own.max_retry_s)
-        self._retry_at_s = now_s + self._retry_s
         self._down = True
-        self._probe_bytes = own.probe_bytes
+        self._probe_bytes = self._parameters.probe_bytes
         self._estimator.restart()
+        self._wait(time_s)
+
+    def _fail_probe(self, time_s: float, sent_s: float) -> None:
+        self._probe_sent_s = None
+        if self._down:
+            self._wait(time_s)
+        else:
+            self._fail(time_s, sent_s)
+
+    def _wait(self, time_s: float) -> None:
+        """Put off the next try, and the one after it for twice as long."""
+        self._retry_at_s = time_s + self._retry_s
+        self._retry_s = min(2.0 * self._retry_s, self._parameters.max_retry_s)
 
     def _come_back(self, now_s: float) -> None:
         self._down = False

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice
-from dsc_split.serving._numbers import MAX_MS, milliseconds, number, whole
+from dsc_split.serving._numbers import checked, milliseconds, moment, number, whole
 
 __all__ = ["Decision", "Observation", "PolicyParameters", "Reason"]
 
@@ -30,23 +30,24 @@ class PolicyParameters:
     link came back."""
     max_probe_bytes: int = 1048576
     """A probe that could not tell the rate is doubled up to this: on long links TCP opens its window slowly."""
-    probe_interval_requests: int = 10
-    """Requests without a sample after which a probe is due, ..."""
     probe_interval_s: float = 2.0
-    """... or seconds, whichever is first: half a minute on the wrong choice costs more than a few probes."""
+    """Seconds without a sample after which a probe is due: longer on the wrong choice costs more than a few probes."""
     max_probe_interval_s: float = 10.0
-    """Both intervals double with every probe that brings nothing new, up to these seconds."""
+    """The interval doubles with every probe that brings nothing new, up to these seconds."""
+    probe_timeout_s: float = 5.0
+    """Seconds after which a probe that was not reported has failed; until then no other one is due."""
     deadline_factor: float = 3.0
     """A request that takes so many times what was predicted, and longer than the device alone, has missed its
     deadline. By then another run on the device costs no more than waiting already has."""
     deadline_ms: float | None = None
-    """The deadline in milliseconds instead; ``None``: the factor."""
+    """The deadline in milliseconds instead, above 0; ``None``: the factor, which holds too where the prediction is
+    later than the deadline."""
     retry_s: float = 1.0
     """Seconds after a failure until the server is probed again."""
     max_retry_s: float = 30.0
-    """These seconds double with every further failure, up to this."""
+    """These seconds double with every further failure, up to this, until a request is answered in time."""
     server_weight: float = 0.3
-    """Weight of the newest report in load and queue: three requests make two thirds."""
+    """Weight of the newest report in load and queue, the first one too: three requests make two thirds."""
     server_half_life_s: float = 30.0
     """Seconds after which half of the load and queue is forgotten while the server is not used: to try it again."""
     percentile: float | None = None
@@ -58,23 +59,30 @@ class PolicyParameters:
         Raises:
             UsageError: A number is out of range.
         """
-        number("hysteresis", self.hysteresis, most=1.0)
-        milliseconds("switch_cost_ms", self.switch_cost_ms)
-        for name in ("dwell_requests", "probe_interval_requests"):
-            whole(name, getattr(self, name), most=2**30, unit="requests")
-        whole("probe_bytes", self.probe_bytes)
-        whole("max_probe_bytes", self.max_probe_bytes)
-        number("probe_interval_s", self.probe_interval_s, unit="s")
-        number("max_probe_interval_s", self.max_probe_interval_s, unit="s")
-        number("deadline_factor", self.deadline_factor, least=1.0, most=1e6)
+        checked(self, "hysteresis", number, most=1.0)
+        checked(self, "switch_cost_ms", milliseconds)
+        checked(self, "dwell_requests", whole, most=2**30, unit="requests")
+        for name in ("probe_bytes", "max_probe_bytes"):
+            checked(self, name, whole)
+        for name in ("probe_interval_s", "max_probe_interval_s"):
+            checked(self, name, number, unit="s")
+        checked(self, "probe_timeout_s", number, least=1e-3, most=1e9, unit="s")
+        checked(self, "deadline_factor", number, least=1.0, most=1e6)
         if self.deadline_ms is not None:
-            number("deadline_ms", self.deadline_ms, most=MAX_MS, unit="ms")
-        number("retry_s", self.retry_s, most=1e9, unit="s")
-        number("max_retry_s", self.max_retry_s, most=1e9, unit="s")
-        number("server_weight", self.server_weight, most=1.0)
-        number("server_half_life_s", self.server_half_life_s, least=1e-3, most=1e9, unit="s")
-        if self.percentile not in (None, 50, 95):
-            raise UsageError(f"percentile {self.percentile!r} is not in the table; None, 50 or 95 was expected.")
+            checked(self, "deadline_ms", milliseconds, above_zero=True)
+        for name in ("retry_s", "max_retry_s"):
+            checked(self, name, number, most=1e9, unit="s")
+        checked(self, "server_weight", number, most=1.0)
+        checked(self, "server_half_life_s", number, least=1e-3, most=1e9, unit="s")
+        if self.percentile is not None:
+            checked(self, "percentile", _percentile)
+
+
+def _percentile(what: str, value: float) -> int:
+    taken = number(what, value)
+    if taken not in (50.0, 95.0):
+        raise UsageError(f"{what} {taken:g} is not in the table; None, 50 or 95 was expected.")
+    return int(taken)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +135,13 @@ class Observation:
         Raises:
             UsageError: A number is out of range.
         """
-        milliseconds("latency_ms", self.latency_ms)
-        milliseconds("head_ms", self.head_ms)
+        checked(self, "time_s", moment)
+        checked(self, "batch", whole, least=1, most=2**20, unit="batch sizes")
+        for name in ("latency_ms", "head_ms"):
+            checked(self, name, milliseconds)
         for name in ("rpc_ms", "server_ms", "queue_ms", "rtt_ms"):
-            value = getattr(self, name)
-            if value is not None:
-                milliseconds(name, value)
+            if getattr(self, name) is not None:
+                checked(self, name, milliseconds)
         if self.queue_ms is not None and not (self.server_ms is not None and self.queue_ms <= self.server_ms):
             raise UsageError(
                 f"queue_ms {self.queue_ms:g} is no part of server_ms {self.server_ms}; give both, or server_ms alone."

@@ -36,9 +36,9 @@ void each_of_policy(Parameters& own, Each each) {
   each(own.dwell_requests);
   each(own.probe_bytes);
   each(own.max_probe_bytes);
-  each(own.probe_interval_requests);
   each(own.probe_interval_s);
   each(own.max_probe_interval_s);
+  each(own.probe_timeout_s);
   each(own.deadline_factor);
   each(own.deadline_ms);
   each(own.retry_s);
@@ -120,8 +120,25 @@ struct Table {
       batch.rows = {some.data(), some.size()};
       batches.push_back(batch);
     }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      for (std::size_t j = i; j-- > 0;) tell_others(i, j);
+      for (std::size_t j = i + 1; j < rows.size(); ++j) tell_others(i, j);
+    }
     view.choices = {choices.data(), choices.size()};
     view.batches = {batches.data(), batches.size()};
+  }
+
+ private:
+  /// Tells the rows at one batch size of those at another, where they know no nearer one.
+  void tell_others(std::size_t at, std::size_t other_at) {
+    for (dsc_split::Row& row : rows[at]) {
+      for (const dsc_split::Row& other : rows[other_at]) {
+        if (row.choice != other.choice || row.other_batch != 0) continue;
+        row.other_batch = batches[other_at].batch;
+        row.other_uplink_bytes = other.uplink_bytes;
+        row.other_downlink_bytes = other.downlink_bytes;
+      }
+    }
   }
 };
 
@@ -187,7 +204,8 @@ std::string played(dsc_split::SwitchPolicy& policy, const std::string& event, Wo
     out << ok_or_error(called([&] { return policy.observe(seen); }));
   } else if (event == "failed") {
     const auto position = static_cast<std::int32_t>(words.whole());
-    out << ok_or_error(called([&] { return policy.failed(time_s, position); }));
+    const std::optional<double> started_s = words.maybe();
+    out << ok_or_error(called([&] { return policy.failed(time_s, position, started_s); }));
   } else if (event == "probed") {
     const std::int64_t size_bytes = words.whole();
     const double transfer_ms = words.number();

@@ -153,7 +153,7 @@ class Player:
         if event == "observe":
             policy.observe(self._observation(time_s, words))
         elif event == "failed":
-            policy.failed(time_s, self._id(words[0]))
+            policy.failed(time_s, self._id(words[0]), started_s=number(words[1]))
         elif event == "probed":
             size, transfer, rtt, limited = words
             return policy.probed(
@@ -269,7 +269,8 @@ def _consequences(numbers: random.Random, world: World, player: Player, time_s: 
     latency_ms = world.noisy(terms.latency_ms)
     if latency_ms > decision.timeout_ms or latency_ms > 1e8:
         if numbers.random() < 0.7:
-            yield f"failed {bits(time_s + min(decision.timeout_ms, 5e3) / 1e3)} {position}"
+            started_s = numbers.choice([None, time_s, time_s, max(time_s - 2.0, 0.0), -1.0])
+            yield f"failed {bits(time_s + min(decision.timeout_ms, 5e3) / 1e3)} {position} {bits(started_s)}"
             return
         latency_ms = min(latency_ms, 1e8)
     server_ms = queue_ms = rpc_ms = None
@@ -297,11 +298,11 @@ def _random_parameters(numbers: random.Random) -> PolicyParameters:
         dwell_requests=pick([0, 1, 3, 10]),
         probe_bytes=pick([0, 1000, 131072, 131072]),
         max_probe_bytes=pick([0, 500_000, 1048576]),
-        probe_interval_requests=pick([0, 1, 5, 10]),
         probe_interval_s=pick([0.0, 1.0, math.inf]),
         max_probe_interval_s=pick([0.5, 10.0, math.inf]),
+        probe_timeout_s=pick([0.5, 5.0, 1e9]),
         deadline_factor=pick([1.0, 1.3, 3.0]),
-        deadline_ms=pick([None, None, None, 0.0, 100.0]),
+        deadline_ms=pick([None, None, None, 30.0, 100.0]),
         retry_s=pick([0.0, 0.3, 1.0]),
         max_retry_s=pick([0.0, 2.0, 30.0]),
         server_weight=pick([0.0, 0.3, 0.77, 1.0]),

@@ -3,6 +3,8 @@
 import math
 import random
 from decimal import Decimal, localcontext
+from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -122,6 +124,17 @@ def test_a_link_that_fell_is_seen_although_every_request_begins_with_a_small_win
         assert sample != "window-limited"
 
     assert estimate(estimator, 5.0).rate_mb_s == pytest.approx(4.0, rel=0.2)
+
+
+def test_a_link_that_fell_is_seen_on_a_long_way_although_slow_start_fills_most_of_every_transfer() -> None:
+    estimator = estimator_at(10.0)
+    slow_ms = slow_start_ms(577_600, rate_mb_s=1.5, rtt_ms=200.0)
+    assert 0.9 * slow_ms < 5 * 200.0
+
+    assert estimator.add(4.0, 577_600, slow_ms, rtt_ms=200.0) == "surprise"
+    assert estimator.add(7.0, 577_600, slow_ms, rtt_ms=200.0) == "reset"
+    assert estimate(estimator, 7.0).rate_mb_s == pytest.approx(577.6 / (slow_ms - 5 * 200.0))
+    assert estimator.add(10.0, 577_600, slow_ms, rtt_ms=200.0, window_limited=True) == "window-limited"
 
 
 def test_a_window_limited_sample_can_still_raise_the_estimate_or_be_the_first() -> None:
@@ -257,16 +270,26 @@ def test_bad_numbers_are_usage_errors_that_change_nothing(arguments: tuple[float
     [
         ("half_life_s", 0.0),
         ("half_life_s", math.nan),
+        ("half_life_s", "1"),
+        ("surprise_change", Decimal("0.3")),
+        ("stale_after_s", True),
         ("min_bytes", -1),
+        ("min_bytes", True),
         ("min_transfer_ms", math.inf),
         ("initial_window_bytes", 0),
         ("surprise_sigmas", -1.0),
         ("stale_after_s", -1.0),
     ],
 )
-def test_parameters_out_of_range_are_usage_errors_that_name_them(name: str, value: float) -> None:
+def test_parameters_out_of_range_or_of_another_type_are_usage_errors_that_name_them(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name):
-        EstimatorParameters(**{name: value})  # type: ignore[arg-type]  # what is tested
+        EstimatorParameters(**{name: value})
+
+
+def test_parameters_are_stored_as_plain_numbers() -> None:
+    half_life_s = EstimatorParameters(half_life_s=Fraction(1, 2)).half_life_s  # type: ignore[arg-type]  # tested
+
+    assert (type(half_life_s), half_life_s) == (float, 0.5)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.nan, math.inf])

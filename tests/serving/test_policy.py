@@ -143,11 +143,43 @@ def test_probes_back_off_while_they_bring_nothing_new_and_are_quick_again_after_
     assert [b - a for a, b in itertools.pairwise(changed)][:4] == [2, 2, 4, 8]
 
 
-def test_a_probe_is_due_after_so_many_requests_where_they_come_fast() -> None:
+@pytest.mark.parametrize("period_s", [0.002, 0.1, 1.0])
+def test_a_device_that_stays_alone_sends_as_many_probes_whatever_its_request_rate(period_s: float) -> None:
     policy = policy_at(1.0)
-    probes = [i for i in range(100) if policy.decide(i / 1000, 1).probe_bytes]
+    times = []
+    for i in range(round(60.0 / period_s)):
+        if size := policy.decide(i * period_s, 1).probe_bytes:
+            times.append(i * period_s)
+            policy.probed(i * period_s, size, size / 1e3)
 
-    assert probes[:3] == [0, 10, 20]
+    assert times == pytest.approx([0.0, 4.0, 12.0, 22.0, 32.0, 42.0, 52.0], abs=0.02)
+
+
+def test_one_probe_is_out_at_a_time_and_one_that_nobody_reports_fails_after_its_timeout() -> None:
+    policy = policy_at(1.0)
+    decisions = {i / 10: policy.decide(i / 10, 1) for i in range(70)}
+
+    assert [time_s for time_s, made in decisions.items() if made.probe_bytes] == [0.0, 6.0]
+    assert min(time_s for time_s, made in decisions.items() if made.reason == "server-down") == 5.0
+    policy.probe_failed(7.0)
+    assert not any(policy.decide(7.0 + i / 10, 1).probe_bytes for i in range(20))
+    assert policy.decide(9.0, 1).probe_bytes == PROBE
+
+
+def test_what_is_said_of_a_probe_that_is_not_out_is_a_sample_at_most() -> None:
+    policy = policy_at(60.0)
+    policy.probe_failed(1.0)
+    assert policy.decide(1.0, 1).reason == "best"
+    policy.failed(1.0, "full-offload")
+    for _ in range(5):
+        policy.probe_failed(1.5)
+    assert policy.probed(1.6, PROBE, PROBE / 1e3 / 2.0, rtt_ms=500.0) == "reset"
+
+    assert policy.decide(1.9, 1).reason == "server-down"
+    assert policy.decide(2.0, 1).probe_bytes == PROBE
+    policy.probed(2.1, PROBE, PROBE / 1e3 / 60.0)
+    policy.probed(2.2, PROBE, PROBE / 1e3 / 60.0)
+    assert policy.decide(2.2, 1).predicted_ms == pytest.approx(TABLE.pick(1, 60.0).latency_ms)
 
 
 def test_requests_that_tell_the_rate_themselves_need_no_probes() -> None:
@@ -214,15 +246,68 @@ def test_the_wait_for_a_dead_server_doubles_up_to_its_limit() -> None:
 
 def test_a_server_that_fails_again_right_after_its_return_waits_longer_and_one_that_held_does_not() -> None:
     policy = policy_at(60.0)
-    for fails_at_s, waits in ((1.0, 1.0), (2.5, 2.0), (5.5, 4.0), (60.0, 1.0)):
+    for fails_at_s, waits in ((1.0, 1.0), (2.5, 2.0), (15.5, 4.0), (60.0, 8.0)):
         policy.failed(fails_at_s, "full-offload")
         [only] = probe_times(policy, fails_at_s, fails_at_s + waits + 0.2, answered=True)[:1]
         assert only == pytest.approx(10 * waits, abs=1)
+    answer(policy, 70.0, policy.decide(70.0, 1), 1, 60.0)
+    policy.failed(71.0, "full-offload")
+    assert probe_times(policy, 71.0, 73.0, answered=True) == pytest.approx([10], abs=1)
+
+
+def test_a_server_whose_probes_alone_are_answered_is_tried_ever_more_rarely() -> None:
+    policy = policy_at(60.0)
+    in_vain = []
+    for i in range(1200):
+        time_s = i / 10
+        made = policy.decide(time_s, 1)
+        if made.probe_bytes:
+            policy.probed(time_s + 0.002, made.probe_bytes, made.probe_bytes / 1e3 / 60.0)
+        if made.choice.uses_server:
+            in_vain.append(time_s)
+            policy.failed(time_s + 0.06, made.choice, started_s=time_s)
+
+    assert len(in_vain) <= 8
+    assert in_vain[-1] - in_vain[-2] == pytest.approx(30.0, abs=0.5)
+
+
+def test_a_failure_of_what_was_sent_before_the_server_came_back_does_not_put_it_down() -> None:
+    policy = policy_at(60.0)
+    policy.failed(1.0, "full-offload", started_s=0.9)
+    assert policy.decide(2.0, 1).probe_bytes
+    policy.probed(2.1, PROBE, PROBE / 1e3 / 60.0)
+    policy.failed(2.2, "full-offload", started_s=0.95)
+    policy.observe(Observation(time_s=2.3, choice="full-offload", batch=1, latency_ms=1380.0, head_ms=0.0))
+
+    assert policy.decide(2.3, 1).choice.name == "full-offload"
+    policy.failed(2.4, "full-offload", started_s=2.3)
+    assert policy.decide(2.4, 1).reason == "server-down"
+
+
+def test_a_probe_that_was_sent_before_the_server_came_back_does_not_put_it_down() -> None:
+    policy = policy_at(60.0)
+    made = policy.decide(0.99, 1)
+    policy.failed(1.0, made.choice)
+    assert policy.decide(2.0, 1).probe_bytes
+    answer(policy, 2.5, made, 1, 60.0)
+    policy.probe_failed(3.0)
+
+    assert policy.decide(3.0, 1).choice.name == "full-offload"
+
+
+def test_what_a_late_answer_took_is_no_sample_of_the_rate() -> None:
+    policy = policy_at(60.0)
+    policy.observe(Observation(time_s=6.0, choice="full-offload", batch=1, latency_ms=6000.0, head_ms=0.0))
+    assert policy.decide(7.0, 1).probe_bytes
+    policy.probed(7.1, PROBE, PROBE / 1e3 / 60.0)
+
+    assert policy.decide(7.1, 1).choice.name == "full-offload"
 
 
 def test_requests_that_fail_together_count_as_one_failure() -> None:
     policy = policy_at(60.0)
     policy.failed(1.0, "full-offload")
+    assert policy.decide(2.0, 1).probe_bytes
     policy.probed(2.0, PROBE, PROBE / 1e3 / 60.0)
     for i in range(5):
         policy.failed(2.5 + i / 100, "full-offload")
@@ -249,7 +334,10 @@ def test_without_probes_the_server_is_simply_tried_again() -> None:
 
 
 def test_a_probe_that_fails_keeps_the_server_out_although_the_last_rate_was_good() -> None:
-    policy = policy_at(60.0)
+    policy = policy_at(1.0)
+    assert policy.decide(0.0, 1).probe_bytes
+    policy.estimator.restart()
+    policy.estimator.add(0.5, 100_000_000, 1e5 / 60.0)
     policy.probe_failed(1.0)
 
     assert policy.decide(1.0, 1).reason == "server-down"
@@ -269,6 +357,17 @@ def test_the_timeout_is_a_multiple_of_the_prediction_but_not_less_than_the_devic
     assert policy_at(10.0).decide(0.0, 1).timeout_ms == pytest.approx(3 * 43.0)
     assert policy_at(10.0, PolicyParameters(deadline_ms=50.0)).decide(0.0, 1).timeout_ms == 50.0
     assert policy_at(2.0).decide(0.0, 1).timeout_ms == math.inf
+
+
+def test_where_every_choice_misses_the_deadline_the_factor_holds_and_a_miss_is_no_failure() -> None:
+    policy = policy_at(10.0, PolicyParameters(deadline_ms=40.0))
+    made = policy.decide(0.0, 1)
+
+    assert made.choice.name == SPLIT
+    assert made.predicted_ms == pytest.approx(43.0)
+    assert made.timeout_ms == pytest.approx(3 * 43.0)
+    policy.observe(Observation(time_s=0.05, choice=SPLIT, batch=1, latency_ms=50.0, head_ms=20.0, server_ms=8.0))
+    assert policy.decide(0.1, 1).reason != "server-down"
 
 
 def test_an_answer_that_comes_late_sends_the_next_request_to_the_device() -> None:

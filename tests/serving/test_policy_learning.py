@@ -3,6 +3,9 @@
 import dataclasses
 import math
 import random
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +14,7 @@ from tests.serving.driving import PROBE, QUICK, SPLIT, TABLE, answer, drive, nam
 from tests.serving.events import sequence
 
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import Link
+from dsc_split.lookup_table import BatchTable, Link, Row
 from dsc_split.serving import Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
 
@@ -20,10 +23,10 @@ def test_a_busy_server_moves_the_work_to_the_device_and_an_idle_one_gets_it_back
     policy = policy_at(60.0)
     busy = drive(policy, [60.0] * 20, load=1.0, queue=70.0, reports=reports)
     assert names(busy)[0] == "full-offload"
-    assert names(busy)[-1] == "no-offload"
+    assert names(busy)[6:18] == ["no-offload"] * 12
 
     idle = drive(policy, [60.0] * 60, start_s=20.0, reports=reports)
-    assert names(idle)[-1] == "full-offload"
+    assert names(idle)[-40:] == ["full-offload"] * 40
     assert policy.queue_ms(80.0) == pytest.approx(0.0, abs=1.0)
 
 
@@ -32,7 +35,7 @@ def test_what_the_server_reports_is_told_apart_into_load_and_queue() -> None:
     drive(policy, [60.0] * 30, load=1.8, queue=5.0, reports="queue")
 
     assert policy.server_load(30.0) == pytest.approx(1.8, rel=0.05)
-    assert policy.queue_ms(30.0) == pytest.approx(5.0, rel=0.05)
+    assert policy.queue_ms(30.0) == pytest.approx(5.0, rel=0.1)
     assert policy.decide(30.0, 1).predicted_ms == pytest.approx(10.0 * 1.8 + 5.0 + 10.0, rel=0.05)
 
 
@@ -61,22 +64,48 @@ def test_load_and_queue_are_forgotten_by_halves_while_the_server_is_not_used() -
     assert (policy.server_load(15.0), policy.queue_ms(15.0)) == (2.0, 7.5)
 
 
-def test_after_a_long_silence_a_report_counts_in_full() -> None:
+def test_a_report_has_the_same_weight_whenever_it_comes() -> None:
     policy = policy_at(60.0)
-    for time_s, queue_ms in ((1.0, 15.0), (2.0, 15.0), (1000.0, 5.0)):
+    for time_s in (1.0, 1000.0):
         policy.observe(
             Observation(
                 time_s=time_s,
                 choice="full-offload",
                 batch=1,
-                latency_ms=25.0 + queue_ms,
+                latency_ms=40.0,
                 head_ms=0.0,
-                server_ms=10.0 + queue_ms,
-                queue_ms=queue_ms,
+                server_ms=30.0,
+                queue_ms=10.0,
             )
         )
+        assert policy.queue_ms(time_s) == pytest.approx(0.3 * 10.0)
+        assert policy.server_load(time_s) == pytest.approx(1.0 + 0.3 * 1.0)
 
-    assert policy.queue_ms(1000.0) == pytest.approx(5.0)
+
+@pytest.mark.parametrize("cold_ms", [500.0, 10_000.0, 60_000.0])
+@pytest.mark.parametrize("reports", ["server", "load", "queue"])
+def test_one_cold_start_of_the_server_keeps_the_device_away_for_seconds_only(cold_ms: float, reports: str) -> None:
+    policy = policy_at(60.0)
+    made = policy.decide(0.0, 1)
+    policy.failed(0.06, made.choice, started_s=0.0)
+    taken = [policy.decide(1.5, 1)]
+    policy.probed(1.6, taken[0].probe_bytes, PROBE / 1e3 / 60.0)
+    policy.observe(
+        Observation(
+            time_s=cold_ms / 1e3,
+            choice=made.choice,
+            batch=1,
+            latency_ms=10.0 + cold_ms,
+            head_ms=0.0,
+            server_ms=cold_ms,
+            queue_ms={"server": None, "load": 0.0, "queue": cold_ms - 10.0}[reports],
+        )
+    )
+    assert (policy.server_load(cold_ms / 1e3) == 1.0) == (reports != "load")
+    taken += [policy.decide(cold_ms / 1e3 + i, 1) for i in range(10)]
+
+    assert taken[0].reason == "server-down"
+    assert names(taken)[-5:] == ["full-offload"] * 5
 
 
 def test_the_round_trip_time_that_was_seen_last_is_predicted_with() -> None:
@@ -108,6 +137,33 @@ def test_of_a_call_the_fixed_costs_and_the_way_back_are_not_the_transfer() -> No
     assert rate_seen(Link(count_downlink=True, downlink_rate_mb_s=1.0)) == pytest.approx(12.5)
 
 
+def test_bytes_beyond_all_bounds_at_a_batch_that_was_not_measured_are_still_a_sample() -> None:
+    rows = [
+        Row(
+            choice=0,
+            head_ms=0.0,
+            head_ci_ms=None,
+            head_p95_ms=None,
+            tail_ms=1.0,
+            tail_ci_ms=None,
+            tail_p95_ms=None,
+            uplink_bytes=size_bytes,
+            downlink_bytes=size_bytes,
+        )
+        for size_bytes in (2**42, 0)
+    ]
+    batches = tuple(
+        BatchTable(batch=batch, rows=(row,), segments=()) for batch, row in zip((2**20 - 1, 2**20), rows, strict=True)
+    )
+    for link in (Link(), Link(count_downlink=True), Link(count_downlink=True, downlink_rate_mb_s=5.0)):
+        policy = SwitchPolicy(dataclasses.replace(TABLE, link=link, choices=TABLE.choices[:1], batches=batches))
+        assert policy.table.pick(1, 10.0).ranking[0].uplink_bytes > 2**42
+        policy.observe(Observation(time_s=1.0, choice=0, batch=1, latency_ms=100.0, head_ms=0.0, server_ms=50.0))
+
+        assert policy.queue_ms(1.0) == pytest.approx(0.3 * 49.0)
+        assert policy.estimator.estimate(1.0) is not None
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------
 
 
@@ -122,6 +178,8 @@ def test_errors_of_the_table_pass_through_and_change_nothing() -> None:
         policy.failed(500.0, "nowhere")
     with pytest.raises(UsageError, match="does not use the server"):
         policy.failed(500.0, "no-offload")
+    with pytest.raises(UsageError, match="started_s"):
+        policy.failed(500.0, SPLIT, started_s=math.nan)
     with pytest.raises(UsageError, match="rpc_ms"):
         policy.observe(Observation(time_s=500.0, choice=SPLIT, batch=1, latency_ms=50.0, head_ms=50.0))
     for call in (policy.probe_failed, lambda time_s: policy.probed(time_s, PROBE, 10.0)):
@@ -136,13 +194,33 @@ def test_errors_of_the_table_pass_through_and_change_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("latency_ms", math.nan), ("head_ms", -1.0), ("rpc_ms", math.inf), ("rtt_ms", 1e10), ("queue_ms", 5.0)],
+    [
+        ("time_s", math.inf),
+        ("batch", True),
+        ("latency_ms", math.nan),
+        ("latency_ms", "50"),
+        ("head_ms", -1.0),
+        ("rpc_ms", math.inf),
+        ("server_ms", Decimal(5)),
+        ("rtt_ms", 1e10),
+        ("queue_ms", 5.0),
+    ],
 )
-def test_an_observation_with_a_number_out_of_range_names_it(name: str, value: float) -> None:
+def test_an_observation_with_a_value_out_of_range_or_of_another_type_names_it(name: str, value: Any) -> None:
     good = Observation(time_s=0.0, choice=SPLIT, batch=1, latency_ms=50.0, head_ms=1.0)
 
     with pytest.raises(UsageError, match=name):
-        dataclasses.replace(good, **{name: value})  # type: ignore[arg-type]  # what is tested
+        dataclasses.replace(good, **{name: value})
+
+
+def test_observations_and_parameters_are_stored_as_plain_numbers() -> None:
+    half: Any = Fraction(1, 2)
+    seen = Observation(time_s=half, choice=SPLIT, batch=1, latency_ms=50, head_ms=half, rtt_ms=half)
+    parameters = PolicyParameters(hysteresis=half, deadline_ms=half, percentile=95.0)
+
+    assert {type(value) for value in (seen.time_s, seen.latency_ms, seen.head_ms, seen.rtt_ms)} == {float}
+    assert {type(value) for value in (parameters.hysteresis, parameters.deadline_ms)} == {float}
+    assert type(parameters.percentile) is int
 
 
 @pytest.mark.parametrize(
@@ -154,14 +232,21 @@ def test_an_observation_with_a_number_out_of_range_names_it(name: str, value: fl
         ("probe_bytes", -1),
         ("deadline_factor", 0.5),
         ("deadline_ms", math.nan),
+        ("deadline_ms", 0.0),
+        ("probe_timeout_s", 0.0),
+        ("hysteresis", "0.1"),
+        ("retry_s", Decimal(1)),
+        ("server_weight", True),
+        ("probe_bytes", True),
         ("server_weight", 2.0),
         ("server_half_life_s", 0.0),
         ("percentile", 99),
+        ("percentile", Decimal(95)),
     ],
 )
-def test_a_parameter_out_of_range_is_a_usage_error_that_names_it(name: str, value: float) -> None:
+def test_a_parameter_out_of_range_or_of_another_type_is_a_usage_error_that_names_it(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name):
-        PolicyParameters(**{name: value})  # type: ignore[arg-type]  # what is tested
+        PolicyParameters(**{name: value})
 
 
 def test_allowing_a_text_or_an_unknown_choice_is_a_usage_error() -> None:

@@ -34,22 +34,23 @@ struct PolicyParameters {
   std::int64_t probe_bytes = 131072;
   /// A probe that could not tell the rate is doubled up to this: on long links TCP opens its window slowly.
   std::int64_t max_probe_bytes = 1048576;
-  /// Requests without a sample after which a probe is due, ...
-  std::int64_t probe_interval_requests = 10;
-  /// ... or seconds, whichever is first: half a minute on the wrong choice costs more than a few probes.
+  /// Seconds without a sample after which a probe is due: longer on the wrong choice costs more than a few probes.
   double probe_interval_s = 2.0;
-  /// Both intervals double with every probe that brings nothing new, up to these seconds.
+  /// The interval doubles with every probe that brings nothing new, up to these seconds.
   double max_probe_interval_s = 10.0;
+  /// Seconds after which a probe that was not reported has failed; until then no other one is due.
+  double probe_timeout_s = 5.0;
   /// A request that takes so many times what was predicted, and longer than the device alone, has missed its deadline.
   /// By then another run on the device costs no more than waiting already has.
   double deadline_factor = 3.0;
-  /// The deadline in milliseconds instead; none: the factor.
+  /// The deadline in milliseconds instead, above 0; none: the factor, which holds too where the prediction is later
+  /// than the deadline.
   std::optional<double> deadline_ms = {};
   /// Seconds after a failure until the server is probed again.
   double retry_s = 1.0;
-  /// These seconds double with every further failure, up to this.
+  /// These seconds double with every further failure, up to this, until a request is answered in time.
   double max_retry_s = 30.0;
-  /// Weight of the newest report in load and queue: three requests make two thirds.
+  /// Weight of the newest report in load and queue, the first one too: three requests make two thirds.
   double server_weight = 0.3;
   /// Seconds after which half of the load and queue is forgotten while the server is not used: to try it again.
   double server_half_life_s = 30.0;
@@ -64,9 +65,9 @@ struct PolicyParameters {
       detail::is_within(own.hysteresis, 0.0, 1.0) && detail::is_duration(own.switch_cost_ms) &&
       detail::is_within(own.dwell_requests, 0, most_requests) && detail::is_within(own.probe_bytes, 0, max_bytes) &&
       detail::is_within(own.max_probe_bytes, 0, max_bytes) &&
-      detail::is_within(own.probe_interval_requests, 0, most_requests) && own.probe_interval_s >= 0.0 &&
-      own.max_probe_interval_s >= 0.0 && detail::is_within(own.deadline_factor, 1.0, 1e6) &&
-      detail::is_duration(own.deadline_ms) && detail::is_within(own.retry_s, 0.0, 1e9) &&
+      own.probe_interval_s >= 0.0 && own.max_probe_interval_s >= 0.0 &&
+      detail::is_within(own.probe_timeout_s, 1e-3, 1e9) && detail::is_within(own.deadline_factor, 1.0, 1e6) &&
+      detail::is_duration(own.deadline_ms) && own.deadline_ms != 0.0 && detail::is_within(own.retry_s, 0.0, 1e9) &&
       detail::is_within(own.max_retry_s, 0.0, 1e9) && detail::is_within(own.server_weight, 0.0, 1.0) &&
       detail::is_within(own.server_half_life_s, 1e-3, 1e9);
   if (!good) return Errc::bad_number;
@@ -172,6 +173,9 @@ class SwitchPolicy {
     const Around around = look_around(batch, state);
 
     now_s_ = now_s;
+    if (probe_sent_s_ && now_s - *probe_sent_s_ >= parameters_.probe_timeout_s) {
+      fail_probe(*probe_sent_s_ + parameters_.probe_timeout_s, *probe_sent_s_);
+    }
     if (down_ && parameters_.probe_bytes == 0 && now_s >= retry_at_s_) come_back();
     const Chosen chosen = choose(best, around.local, batch, state, estimate.has_value());
     const bool keep = chosen.reason == Reason::best || chosen.reason == Reason::hysteresis ||
@@ -220,7 +224,7 @@ class SwitchPolicy {
     }
     const double call_ms = seen.rpc_ms ? *seen.rpc_ms : seen.latency_ms - seen.head_ms;
     if (!(call_ms > 0.0)) return Errc::bad_number;
-    const bool late = is_late(now_s, seen);
+    const double patience = patience_ms(now_s, seen);
 
     now_s_ = now_s;
     rtt_ms_ = rtt_ms;
@@ -228,32 +232,36 @@ class SwitchPolicy {
     double server_ms = detail::rounded(terms->tail_ms * expected.load) + expected.queue_ms;
     if (seen.server_ms) {
       server_ms = *seen.server_ms;
-      learn(terms->tail_ms, server_ms, seen.queue_ms);
+      learn(terms->tail_ms, server_ms, seen.queue_ms, patience);
     }
-    if (late) {
-      fail();
-    } else if (down_) {
-      come_back();
+    if (seen.latency_ms > patience) {
+      fail(now_s, seen.time_s - seen.latency_ms / 1000.0);
+      return Errc::ok;
     }
+    if (down_) come_back();
+    retry_s_ = parameters_.retry_s;
     return take(*terms, call_ms, server_ms, seen.window_limited);
   }
 
   /// Learns that a request was given up: a missed deadline, a refused connection, `UNAVAILABLE`.
   ///
-  /// Errors: bad_number; unknown_choice where the table has none at `position`, or one that does not use the server.
-  [[nodiscard]] Errc failed(double time_s, std::int32_t position) noexcept {
+  /// `started_s`: when it was started; one from before the server came back says nothing. Default: since then. Errors:
+  /// bad_number; unknown_choice where the table has none at `position`, or one that does not use the server.
+  [[nodiscard]] Errc failed(double time_s, std::int32_t position,
+                            std::optional<double> started_s = std::nullopt) noexcept {
     if (error_ != Errc::ok) return error_;
-    if (!detail::is_finite(time_s)) return Errc::bad_number;
+    if (!detail::is_finite(time_s) || (started_s && !detail::is_finite(*started_s))) return Errc::bad_number;
     if (position < 0 || static_cast<std::size_t>(position) >= table_.choices.size ||
         !table_.choices[static_cast<std::size_t>(position)].uses_server()) {
       return Errc::unknown_choice;
     }
     now_s_ = std::max(now_s_, time_s);
-    fail();
+    fail(now_s_, started_s.value_or(now_s_));
     return Errc::ok;
   }
 
-  /// Learns from a probe that the server answered; arguments and result as of `RateEstimator::add`.
+  /// Learns from a probe that the server answered; arguments and result as of `RateEstimator::add`. Where no probe is
+  /// out, it is a sample of the rate and nothing else.
   [[nodiscard]] Result<Sample> probed(double time_s, std::int64_t size_bytes, double transfer_ms,
                                       std::optional<double> rtt_ms = std::nullopt,
                                       bool window_limited = false) noexcept {
@@ -266,6 +274,8 @@ class SwitchPolicy {
                        window_limited);
     if (!sample) return sample;
     now_s_ = now_s;
+    if (!probe_sent_s_) return sample;
+    probe_sent_s_.reset();
     rtt_ms_ = rtt;
     if (*sample == Sample::too_small || *sample == Sample::window_limited) {
       probe_bytes_ = std::min(2 * probe_bytes_, std::max(parameters_.max_probe_bytes, probe_bytes_));
@@ -280,17 +290,12 @@ class SwitchPolicy {
     return sample;
   }
 
-  /// Learns that a probe was not answered. Errors: bad_number.
+  /// Learns that a probe was not answered; where none is out, nothing. Errors: bad_number.
   [[nodiscard]] Errc probe_failed(double time_s) noexcept {
     if (error_ != Errc::ok) return error_;
     if (!detail::is_finite(time_s)) return Errc::bad_number;
     now_s_ = std::max(now_s_, time_s);
-    if (down_) {
-      retry_s_ = std::min(2.0 * retry_s_, parameters_.max_retry_s);
-      retry_at_s_ = now_s_ + retry_s_;
-    } else {
-      fail();
-    }
+    if (probe_sent_s_) fail_probe(now_s_, *probe_sent_s_);
     return Errc::ok;
   }
 
@@ -378,7 +383,7 @@ class SwitchPolicy {
   }
 
   double timeout_ms(double predicted_ms, double local_ms) const noexcept {
-    if (parameters_.deadline_ms) return *parameters_.deadline_ms;
+    if (parameters_.deadline_ms && predicted_ms <= *parameters_.deadline_ms) return *parameters_.deadline_ms;
     return std::max(parameters_.deadline_factor * predicted_ms, local_ms);
   }
 
@@ -386,20 +391,17 @@ class SwitchPolicy {
 
   /// Gives the size of the probe that is due now; 0 where none is.
   std::int64_t probe(std::int64_t uplink_bytes) noexcept {
-    ++requests_since_news_;
+    bool due = false;
     if (down_) {
-      if (now_s_ < retry_at_s_) return 0;
-      retry_at_s_ = now_s_ + retry_s_;
+      due = now_s_ >= retry_at_s_;
+    } else if (uplink_bytes >= estimator_.parameters().min_bytes) {
+      probe_doublings_ = 0;
     } else {
-      if (uplink_bytes >= estimator_.parameters().min_bytes) {
-        probe_doublings_ = 0;
-        return 0;
-      }
-      const std::int64_t requests = parameters_.probe_interval_requests << probe_doublings_;
-      if (requests_since_news_ < requests && now_s_ - news_s_ < probe_interval_s()) return 0;
+      due = now_s_ - news_s_ >= probe_interval_s();
     }
+    if (!due || probe_sent_s_) return 0;
     news_s_ = now_s_;
-    requests_since_news_ = 0;
+    probe_sent_s_ = now_s_;
     return probe_bytes_;
   }
 
@@ -416,58 +418,71 @@ class SwitchPolicy {
     return {1.0 + detail::rounded((load_ - 1.0) * left), detail::rounded(queue_ms_ * left)};
   }
 
-  /// Takes in what the server reported. Time in the queue adds to any tail; the rest is in proportion to it.
-  void learn(double tail_ms, double server_ms, std::optional<double> queue_ms) noexcept {
-    const double load = server(now_s_).load;
-    const double left = detail::decay((now_s_ - reported_s_) / parameters_.server_half_life_s);
-    const double share = 1.0 - detail::rounded((1.0 - parameters_.server_weight) * left);
-    if (!queue_ms) {
-      queue_ms = std::max(0.0, server_ms - detail::rounded(tail_ms * load));
-    } else if (tail_ms > 0.0) {
-      const double seen = std::min((server_ms - *queue_ms) / tail_ms, most_load_);
-      load_ += detail::rounded(share * (seen - load_));
-    }
-    queue_ms_ += detail::rounded(share * (*queue_ms - queue_ms_));
+  /// Takes in what the server reported, of tail and queue `most_ms` each. Time in the queue adds to any tail; the rest
+  /// is in proportion to it.
+  void learn(double tail_ms, double server_ms, std::optional<double> queue_ms, double most_ms) noexcept {
+    const Server expected = server(now_s_);
+    load_ = expected.load;
+    queue_ms_ = expected.queue_ms;
     reported_s_ = now_s_;
+    if (!queue_ms) {
+      queue_ms = std::max(0.0, server_ms - detail::rounded(tail_ms * load_));
+    } else if (tail_ms > 0.0) {
+      const double seen = std::min(std::min(server_ms - *queue_ms, most_ms) / tail_ms, most_load_);
+      load_ += detail::rounded(parameters_.server_weight * (seen - load_));
+    }
+    queue_ms_ += detail::rounded(parameters_.server_weight * (std::min(*queue_ms, most_ms) - queue_ms_));
   }
 
   /// Gives the estimator what of a call was the transfer.
   Errc take(const Terms& terms, double call_ms, double server_ms, bool window_limited) noexcept {
-    std::int64_t size_bytes = terms.uplink_bytes;
+    std::int64_t size_bytes = std::min(terms.uplink_bytes, max_bytes);
     if (table_.link.count_downlink && !table_.link.downlink_rate_mb_s) {
-      size_bytes = std::min(size_bytes + terms.downlink_bytes, max_bytes);
+      size_bytes = std::min(size_bytes + std::min(terms.downlink_bytes, max_bytes), max_bytes);
     }
     double transfer_ms = call_ms - server_ms - terms.network_ms - detail::rounded(terms.downlink_ms);
     transfer_ms = std::max({transfer_ms, least_transfer_ * call_ms, least_transfer_ms_});
     const double rtt_ms = std::min(rtt_ms_.value_or(table_.link.rtt_ms), max_duration_ms);
     const auto sample = estimator_.add(now_s_, size_bytes, transfer_ms, rtt_ms, window_limited);
     if (!sample) return sample.error().code;
-    if (*sample == Sample::taken || *sample == Sample::surprise || *sample == Sample::reset) {
-      news_s_ = now_s_;
-      requests_since_news_ = 0;
-    }
+    if (*sample == Sample::taken || *sample == Sample::surprise || *sample == Sample::reset) news_s_ = now_s_;
     return Errc::ok;
   }
 
-  /// Says whether a request took longer than it would have been waited for.
-  bool is_late(double now_s, const Observation& seen) const noexcept {
+  /// Gives how long a request would be waited for now; infinite where there is nothing to fall back on.
+  double patience_ms(double now_s, const Observation& seen) const noexcept {
     const std::optional<RateEstimate> estimate = estimator_.estimate(now_s);
-    if (!estimate || !is_allowed(seen.position)) return false;
+    if (!estimate || !is_allowed(seen.position)) return infinity;
     const State state = state_at(now_s, estimate->rate_mb_s);
     const std::optional<Candidate> local = look_around(seen.batch, state).local;
     const auto time = table_.latency_ms(seen.position, seen.batch, state);
-    return local && time && seen.latency_ms > timeout_ms(*time, local->latency_ms);
+    return local && time ? timeout_ms(*time, local->latency_ms) : infinity;
   }
 
-  /// Leaves the server alone for a while; longer if it had come back only just now.
-  void fail() noexcept {
-    if (down_) return;
-    const double lasted_s = now_s_ - back_s_;
-    retry_s_ = lasted_s > retry_s_ ? parameters_.retry_s : std::min(2.0 * retry_s_, parameters_.max_retry_s);
-    retry_at_s_ = now_s_ + retry_s_;
+  // ---- failing and coming back ----
+
+  /// Leaves the server alone; what was sent before it came back says nothing about it.
+  void fail(double time_s, double started_s) noexcept {
+    if (down_ || started_s < back_s_) return;
     down_ = true;
     probe_bytes_ = parameters_.probe_bytes;
     estimator_.restart();
+    wait(time_s);
+  }
+
+  void fail_probe(double time_s, double sent_s) noexcept {
+    probe_sent_s_.reset();
+    if (down_) {
+      wait(time_s);
+    } else {
+      fail(time_s, sent_s);
+    }
+  }
+
+  /// Puts off the next try, and the one after it for twice as long.
+  void wait(double time_s) noexcept {
+    retry_at_s_ = time_s + retry_s_;
+    retry_s_ = std::min(2.0 * retry_s_, parameters_.max_retry_s);
   }
 
   void come_back() noexcept {
@@ -493,12 +508,12 @@ class SwitchPolicy {
   double reported_s_ = -infinity;  // when the server last said what it took
 
   double news_s_ = -infinity;  // when something was last sent that tells the rate
-  std::int64_t requests_since_news_ = 0;
   int probe_doublings_ = 0;
   std::int64_t probe_bytes_;
+  std::optional<double> probe_sent_s_ = {};  // of the probe that is out
 
   bool down_ = false;
-  double retry_s_;
+  double retry_s_;  // how long the next failure keeps from the server
   double retry_at_s_ = 0.0;
   double back_s_ = -infinity;  // when the server last came back
 };

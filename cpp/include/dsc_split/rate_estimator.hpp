@@ -88,7 +88,7 @@ constexpr bool is_duration(const std::optional<double>& value_ms) noexcept {
 enum class Sample : std::uint8_t {
   taken,           ///< Part of the mean now.
   too_small,       ///< Ignored: too few bytes in too short a time.
-  window_limited,  ///< Ignored: TCP was opening its window, and the link is at least as fast as the estimate says.
+  window_limited,  ///< Ignored: TCP was opening its window, and the link may be as fast as the estimate says.
   surprise,        ///< Part of the mean now; if the next one is as far off on the same side, the link has changed.
   reset,           ///< The mean was made anew: from two surprises, or from this one after a long time.
 };
@@ -155,15 +155,20 @@ class RateEstimator {
       return Sample::too_small;
     }
     const double size_mb = static_cast<double>(size_bytes) / 1e6;
-    const double sample = std::min(std::max(transfer_ms / 1000.0 / size_mb, least_), most_);
+    double sample = seconds_per_mb(transfer_ms, size_mb);
     if (!mean_ || is_stale(now_s_)) {
       const bool first = taken_s_ == -infinity;
       start(sample, size_mb);
       return first ? Sample::taken : Sample::reset;
     }
-    const bool limited = window_limited || (idle_s > parameters_.idle_restart_s &&
-                                            opens_window(size_bytes, transfer_ms, rtt_ms.value_or(0.0)));
-    if (limited && sample >= *mean_) return Sample::window_limited;
+    if (sample >= *mean_) {
+      if (window_limited) return Sample::window_limited;
+      const double rtt = rtt_ms.value_or(0.0);
+      if (idle_s > parameters_.idle_restart_s && opening_ms(size_bytes, sample, rtt) >= 0.5 * transfer_ms) {
+        sample = seconds_per_mb(transfer_ms - opening_ms(size_bytes, *mean_, rtt), size_mb);
+        if (sample <= *mean_) return Sample::window_limited;
+      }
+    }
 
     const std::optional<Surprise> before = surprise_;
     surprise_.reset();
@@ -205,6 +210,10 @@ class RateEstimator {
   static constexpr double least_ = 1e-9;
   static constexpr double most_ = 1e9;
 
+  static double seconds_per_mb(double transfer_ms, double size_mb) noexcept {
+    return std::min(std::max(transfer_ms / 1000.0 / size_mb, least_), most_);
+  }
+
   bool is_stale(double now_s) const noexcept { return afresh_ || now_s - taken_s_ > parameters_.stale_after_s; }
 
   void start(double sample, double size_mb) noexcept {
@@ -236,21 +245,20 @@ class RateEstimator {
     return change > limit ? 1 : change < -limit ? -1 : 0;
   }
 
-  /// Says whether at least half of the transfer went by while TCP was opening its window.
+  /// Gives how many milliseconds of a transfer go by at a rate while TCP opens its window.
   ///
   /// The window doubles every round trip, and waits for the acknowledgements as long as it is smaller than what the
-  /// link carries in a round trip, here at the rate that was seen.
-  bool opens_window(std::int64_t size_bytes, double transfer_ms, double rtt_ms) const noexcept {
-    const double per_round = static_cast<double>(size_bytes) * rtt_ms;
+  /// link carries in a round trip.
+  double opening_ms(std::int64_t size_bytes, double seconds_per_mb, double rtt_ms) const noexcept {
     std::int64_t window = parameters_.initial_window_bytes;
     std::int64_t sent = 0;
     int rounds = 0;
-    while (sent + window < size_bytes && static_cast<double>(window) * transfer_ms < per_round) {
+    while (sent + window < size_bytes && static_cast<double>(window) * seconds_per_mb < 1000.0 * rtt_ms) {
       sent += window;
       window *= 2;
       ++rounds;
     }
-    return rounds * rtt_ms >= 0.5 * transfer_ms;
+    return detail::rounded(rounds * rtt_ms);
   }
 
   EstimatorParameters parameters_;
