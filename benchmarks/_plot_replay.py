@@ -5,25 +5,49 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import statistics
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsc_split._optional import require
 from dsc_split.benchmarks._plots import add_legend, choice_names, choice_styles, new_figure, plain_ticks, save_figure
+from dsc_split.benchmarks._replay_stats import mean
 from dsc_split.benchmarks._words import number_text
+from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
     from dsc_split.benchmarks._replay import Replay
     from dsc_split.benchmarks._replay_stats import Method
 
-__all__ = ["draw_replay"]
+__all__ = ["check_picture", "draw_replay"]
 
 _NOTHING = {"facecolor": "white", "hatch": "////", "edgecolor": "#B00000"}
 """Where nothing that is allowed can answer."""
 _MOST_RANGE = 1000.0
 """Highest rate over the lowest one that is shown."""
 _GRID = {"visible": True, "color": "#E6E6E6", "linewidth": 0.6}
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be drawn, before there is anything to draw.
+
+    Raises:
+        BackendUnavailable: matplotlib is not installed.
+        UsageError: The suffix is not PNG's or SVG's, the path is a folder, or nothing can be written beside it.
+    """
+    require("matplotlib", extra="plots", purpose="draw a picture of the replay")
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"picture {str(path)!r} has suffix {path.suffix!r}; .png or .svg was expected.")
+    if path.is_dir():
+        raise UsageError(f"picture {str(path)!r} is a folder; a file was expected.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as e:
+        raise UsageError(
+            f"picture {str(path)!r} cannot be written: {e.strerror or e}. Give a folder that is there, and writable."
+        ) from e
 
 
 def draw_replay(replay: Replay, path: str | os.PathLike[str]) -> Path:
@@ -146,7 +170,7 @@ def _draw_latency(axes: Any, replay: Replay) -> None:
 
 def _mean_ms(method: Method) -> float:
     """Give the mean latency; infinite where the choice cannot take every request."""
-    mean_ms = statistics.fmean(method.latencies_ms)
+    mean_ms = mean(method.latencies_ms)
     return math.inf if math.isnan(mean_ms) else mean_ms
 
 

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.text import Text
 
 from dsc_split.benchmarks._render import choice_style, columns, fact_lines
-from dsc_split.benchmarks._replay_stats import Summary, excess, finite, gain, summarise_method
+from dsc_split.benchmarks._replay_stats import Summary, excess, finite, gain, mean, summarise_method
 from dsc_split.benchmarks._words import number_text
 
 if TYPE_CHECKING:
@@ -166,16 +166,24 @@ def _method_json(replay: Replay, method: Method, deadline_ms: float | None) -> d
 def _headline(replay: Replay, statics: Sequence[Method]) -> list[Text]:
     """Say in one line what switching is worth: over the static choice of the least mean, or over the one asked."""
     known = [static for static in statics if not any(map(math.isnan, static.latencies_ms))] or list(statics)
-    best = min(known, key=lambda static: statistics.fmean(static.latencies_ms))
+    best = min(known, key=lambda static: mean(static.latencies_ms))
     parts = [f"ideal {_percent(gain(replay.ideal, best))}"]
     if replay.policy is not None:
         parts.append(f"policy {_percent(gain(replay.policy, best))}")
     role = "the static choice" if len(statics) == 1 else "the best static choice"
     lines = [Text(f"Gain over {role}, {best.name}: {', '.join(parts)}.", style="bold")]
     if replay.policy is not None:
-        over = excess(replay.policy, replay.ideal)
-        lines.append(Text(f"The policy's mean latency is {_percent(over.of_mean)} above the ideal's.", style="bold"))
+        lines.append(Text(_over_ideal(excess(replay.policy, replay.ideal).of_mean), style="bold"))
     return lines
+
+
+def _over_ideal(of_mean: float) -> str:
+    """Say in a sentence what the policy took more than the ideal."""
+    if math.isnan(of_mean):
+        return "Nothing that is allowed could answer any of the requests."
+    if math.isinf(of_mean):
+        return "The policy's mean latency is infinitely longer than the ideal's."
+    return f"The policy's mean latency is {_percent(of_mean)} above the ideal's."
 
 
 def _state_facts(replay: Replay) -> list[list[Text]]:
@@ -285,4 +293,6 @@ def _percent(ratio: float) -> str:
         return "-"
     if math.isinf(ratio):
         return number_text(ratio)
+    if abs(ratio) >= 1e5:
+        return f"{number_text(100 * ratio)} %"
     return f"{100 * ratio:.1f} %" if abs(ratio) < 10 else f"{100 * ratio:.0f} %"

@@ -94,13 +94,13 @@ def plan_requests(scenario: Scenario, period_ms: float | None = None) -> tuple[R
     if not 0.0 < period_ms < math.inf:
         raise UsageError(f"period {period_ms:g} ms is out of range; a number of milliseconds above 0 was expected.")
     start_s = states[0].time_s
-    count = math.ceil((scenario.end_s - start_s) * 1000 / period_ms - 1e-9)
-    if count > MAX_REQUESTS:
+    periods = (scenario.end_s - start_s) * 1000 / period_ms - 1e-9
+    if periods > MAX_REQUESTS:
         raise UsageError(
-            f"a request every {period_ms:g} ms makes {count} requests in {scenario.end_s - start_s:g} s; at most "
+            f"a request every {period_ms:g} ms makes too many in {scenario.end_s - start_s:g} s; at most "
             f"{MAX_REQUESTS} are replayed. Take a longer period, or a part of the scenario."
         )
-    times_s = [start_s + i * period_ms / 1000 for i in range(max(1, count))]
+    times_s = [start_s + i * period_ms / 1000 for i in range(max(1, math.ceil(periods)))]
     requests = []
     position = 0
     for time_s, next_s in itertools.pairwise([*times_s, scenario.end_s]):
@@ -144,7 +144,8 @@ def replay(
     requests = plan_requests(scenario, period_ms)
     allowed = {table.choice(item).id for item in (allow if allow is not None else [c.id for c in table.choices])}
     choices = [choice for choice in table.choices if choice.id in allowed]
-    asked = {"allow": None if allow is None else sorted(allowed), "percentile": percentile}
+    masked = {"allow": None if allow is None else sorted(allowed)}
+    asked = {**masked, "percentile": percentile}
     late = DelayedIdeal(table, asked)
     devices = []
     if policy is not None:
@@ -155,7 +156,9 @@ def replay(
     ideal_choices: list[Choice | None] = []
     ideal_ms: list[float] = []
     static_ms: dict[int, list[float]] = {choice.id: [] for choice in choices}
-    for count, (request, ranking) in enumerate(_rankings(table, requests, asked)):
+    judged = _rankings(table, requests, asked)
+    measured = _rankings(table, requests, masked) if devices and percentile is not None else itertools.repeat(None)
+    for count, (request, ranking, medians) in enumerate(zip(requests, judged, measured, strict=False)):
         if count % _REQUESTS_PER_STEP == 0:
             progress(
                 Progress(stage="replay", label=f"{request.time_s:g} s", done=count, total=len(requests)),
@@ -168,7 +171,7 @@ def replay(
             static_ms[choice.id].append(math.nan if terms is None else terms.latency_ms)
         late.begin(request.state, tuple(ranking.values()))
         for device in devices:
-            device.run(request.time_s, request.state, ranking)
+            device.run(request.time_s, request.state, ranking, medians or ranking)
     progress(Progress(stage="replay", label="done", done=len(requests), total=len(requests)))
     return Replay(
         scenario=scenario,
@@ -187,10 +190,8 @@ def replay(
     )
 
 
-def _rankings(
-    table: LookupTable, requests: Sequence[Request], asked: Mapping[str, Any]
-) -> Iterator[tuple[Request, dict[int, Terms]]]:
-    """Give every request with the terms of every choice in its state by id, the best one first."""
+def _rankings(table: LookupTable, requests: Sequence[Request], asked: Mapping[str, Any]) -> Iterator[dict[int, Terms]]:
+    """Give for every request the terms of every choice in its state by id, the best one first."""
     state: State | None = None
     ranking: dict[int, Terms] = {}
     for request in requests:
@@ -200,4 +201,4 @@ def _rankings(
                 ranking = {terms.choice.id: terms for terms in table.ranking(**state.question(), **asked)}
             except UsageError as e:
                 raise UsageError(f"the state at {state.time_s:g} s: {e}") from e
-        yield request, ranking
+        yield ranking

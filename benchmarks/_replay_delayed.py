@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsc_split.benchmarks._replay_device import PolicyUnderTest
@@ -55,7 +55,9 @@ class DelayedIdeal:
         """Give the best choice for the newest state that is known."""
         known, ranking = self._known
         if known.batch != batch:
-            ranking = self._table.ranking(**{**known.question(), "batch": batch}, **self._asked)
+            known = replace(known, batch=batch)
+            ranking = self._table.ranking(**known.question(), **self._asked)
+            self._known = (known, ranking)
         best = ranking[0]
         local_ms = min((terms.latency_ms for terms in ranking if not terms.choice.uses_server), default=math.inf)
         timeout_ms = max(PATIENCE * best.latency_ms, local_ms) if best.choice.uses_server else math.inf
@@ -69,7 +71,7 @@ class DelayedIdeal:
         """Learn the state of a request that is over."""
         self._known = observation
 
-    def failed(self, time_s: float, choice: Choice) -> None:
+    def failed(self, time_s: float, choice: Choice, *, started_s: float | None = None) -> None:
         """Learn the state of a request that was given up."""
         self._known = self._given_up[time_s]
 

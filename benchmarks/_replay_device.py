@@ -1,7 +1,8 @@
 """The simulated device of a replay: it asks a policy before every request, and tells it what a device would see.
 
 An answer, a missed timeout and a probe reach the policy when they are over, never before. All times are those of the
-table in the state at the request's start; what the policy measures of them may be noisy.
+table in the state at the request's start. A request is judged by the percentile that was asked for; what the policy
+measures are medians, as most measurements are near them, and may be noisy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ __all__ = ["PROBE_LIMIT_MS", "Device", "Policy", "PolicyDecision", "PolicyUnderT
 PROBE_LIMIT_MS = 5000.0
 """A probe that takes longer has failed."""
 _TIMER_MS = 1e-6
-"""No clock sees a shorter transfer."""
+"""No clock sees a shorter transfer or call."""
+_LONGEST_MS = 1e9
+"""Nobody waits longer (eleven days): such an answer is never seen."""
 
 
 class PolicyDecision(Protocol):
@@ -55,7 +58,7 @@ class Policy(Protocol):
     def observe(self, observation: Any) -> None:
         """Learn from an answer."""
 
-    def failed(self, time_s: float, choice: Choice) -> None:
+    def failed(self, time_s: float, choice: Choice, *, started_s: float | None = None) -> None:
         """Learn that an answer did not come in time."""
 
     def probed(self, time_s: float, size_bytes: int, transfer_ms: float, *, rtt_ms: float | None = None) -> Any:
@@ -97,8 +100,17 @@ class Device:
         self._probes = 0
         self._probe_bytes = 0
 
-    def run(self, time_s: float, state: State, terms_by_id: Mapping[int, Terms]) -> None:
-        """Run one request in a state whose terms, by choice, only the simulation knows."""
+    def run(
+        self, time_s: float, state: State, terms_by_id: Mapping[int, Terms], median_by_id: Mapping[int, Terms]
+    ) -> None:
+        """Run one request in a state that only the simulation knows.
+
+        Args:
+            time_s: When it starts, in seconds.
+            state: What holds then.
+            terms_by_id: The terms that it is judged by, by choice.
+            median_by_id: The terms that can be measured, by choice.
+        """
         while self._events and self._events[0][0] <= time_s:
             heapq.heappop(self._events)[2]()
         decision = self._policy.decide(time_s, state.batch)
@@ -113,12 +125,12 @@ class Device:
         in_time = terms.latency_ms <= decision.timeout_ms
         if in_time:
             latency_ms = terms.latency_ms
-            self._answer(time_s, state, terms)
+            self._answer(time_s, state, median_by_id[terms.choice.id])
         else:
             local_ms = [item.latency_ms for item in terms_by_id.values() if not item.choice.uses_server]
             latency_ms = decision.timeout_ms + (local_ms[0] if local_ms else math.inf)
             late_s = time_s + decision.timeout_ms / 1000
-            self._at(late_s, lambda: self._policy.failed(late_s, terms.choice))
+            self._at(late_s, lambda: self._policy.failed(late_s, terms.choice, started_s=time_s))
         self._choices.append(terms.choice)
         self._latencies_ms.append(latency_ms)
         self._reasons.append(decision.reason)
@@ -138,7 +150,7 @@ class Device:
 
     def _answer(self, time_s: float, state: State, terms: Terms) -> None:
         """Let the policy see an answer when it is there; one that never comes is never seen."""
-        if terms.latency_ms == math.inf:
+        if terms.latency_ms > _LONGEST_MS:
             return
         end_s = time_s + terms.latency_ms / 1000
         head_ms = terms.head_ms * self._factor()
@@ -146,7 +158,9 @@ class Device:
         queue_ms = terms.queue_ms * self._factor()
         server_ms = queue_ms + terms.tail_ms * self._factor()
         remote = terms.choice.uses_server
-        rpc_ms = link_ms + server_ms if remote else 0.0
+        rpc_ms = max(_TIMER_MS, link_ms + server_ms) if remote else 0.0
+        if head_ms + rpc_ms > _LONGEST_MS:
+            return
         observation = self._observation(
             time_s=end_s,
             choice=terms.choice,
@@ -156,7 +170,7 @@ class Device:
             rpc_ms=rpc_ms,
             server_ms=server_ms if remote else None,
             queue_ms=queue_ms if remote else None,
-            rtt_ms=self._rtt_ms(state) if remote else None,
+            rtt_ms=min(self._rtt_ms(state), _LONGEST_MS) if remote else None,
         )
         self._at(end_s, lambda: self._policy.observe(observation))
 
@@ -172,7 +186,7 @@ class Device:
             self._at(late_s, lambda: self._policy.probe_failed(late_s))
             return
         end_s = time_s + wait_ms / 1000
-        measured_ms = max(_TIMER_MS, transfer_ms * self._factor())
+        measured_ms = min(max(_TIMER_MS, transfer_ms * self._factor()), _LONGEST_MS)
         self._at(end_s, lambda: self._policy.probed(end_s, size_bytes, measured_ms, rtt_ms=rtt_ms))
 
     def _rtt_ms(self, state: State) -> float:

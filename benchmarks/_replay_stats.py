@@ -12,7 +12,7 @@ from typing import Any
 from dsc_split.benchmarks._stats import percentile
 from dsc_split.lookup_table import Choice
 
-__all__ = ["Excess", "Method", "Summary", "excess", "finite", "gain", "summarise_method"]
+__all__ = ["Excess", "Method", "Summary", "excess", "finite", "gain", "mean", "summarise_method"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,16 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def mean(values: Sequence[float]) -> float:
+    """Average numbers whose sum may be beyond binary64; NaN of none."""
+    if not values:
+        return math.nan
+    try:
+        return statistics.fmean(values)
+    except OverflowError:
+        return 2.0 * math.fsum(value / (2 * len(values)) for value in values)
+
+
 def summarise_method(method: Method, lasting_s: Sequence[float], deadline_ms: float | None = None) -> Summary:
     """Summarise a method.
 
@@ -109,7 +119,7 @@ def summarise_method(method: Method, lasting_s: Sequence[float], deadline_ms: fl
     total_s = math.fsum(lasting_s)
     return Summary(
         answerable=len(known),
-        mean_ms=statistics.fmean(known) if known else math.nan,
+        mean_ms=mean(known),
         p50_ms=_percentile(known, 0.50),
         p95_ms=_percentile(known, 0.95),
         p99_ms=_percentile(known, 0.99),
@@ -139,7 +149,7 @@ def gain(method: Method, static: Method) -> float:
         for latency_ms, static_ms in zip(method.latencies_ms, static.latencies_ms, strict=True)
         if not math.isnan(static_ms)
     ]
-    return statistics.fmean(terms) if terms else math.nan
+    return mean(terms)
 
 
 def excess(method: Method, ideal: Method) -> Excess:
@@ -151,10 +161,10 @@ def excess(method: Method, ideal: Method) -> Excess:
     ]
     if not pairs:
         return Excess(of_mean=math.nan, mean=math.nan)
-    method_ms, all_ideal_ms = (math.fsum(times_ms) for times_ms in zip(*pairs, strict=True))
+    method_ms, all_ideal_ms = (mean(times_ms) for times_ms in zip(*pairs, strict=True))
     return Excess(
         of_mean=0.0 - _saved(method_ms, all_ideal_ms),
-        mean=0.0 - statistics.fmean(_saved(latency_ms, ideal_ms) for latency_ms, ideal_ms in pairs),
+        mean=0.0 - mean([_saved(latency_ms, ideal_ms) for latency_ms, ideal_ms in pairs]),
     )
 
 
@@ -171,5 +181,6 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
     """Interpolate between sorted values of which the last ones may be infinite; NaN of none."""
     if not ordered:
         return math.nan
-    reached = ordered[math.ceil(share * (len(ordered) - 1))]
-    return percentile(ordered, share) if reached < math.inf else reached
+    position = share * (len(ordered) - 1)
+    reached = ordered[math.ceil(position)]
+    return reached if position.is_integer() or reached == math.inf else percentile(ordered, share)

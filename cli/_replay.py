@@ -90,7 +90,7 @@ def replay(
     request. The policy sees what a device would see: how long its own requests and probes took, once they are over.
     """
     from dsc_split._progress import silent
-    from dsc_split.benchmarks._plot_replay import draw_replay
+    from dsc_split.benchmarks._plot_replay import check_picture, draw_replay
     from dsc_split.benchmarks._render_replay import render_replay, replay_csv, replay_json
     from dsc_split.benchmarks._replay import replay as run
     from dsc_split.benchmarks._scenario import read_scenario
@@ -102,6 +102,8 @@ def replay(
         raise UsageError("--json and --csv exclude each other: stdout takes one document.")
     if no_policy and policy is not None:
         raise UsageError("--policy and --no-policy exclude each other.")
+    if plot is not None:
+        check_picture(plot)
     table = LookupTable.load(source)
     allow = table.without_inputs_sent() if no_full_offload else None
     name = None if against is None else _static_name(table, against, allow)
@@ -149,11 +151,14 @@ def _policy_under_test(
 ) -> PolicyUnderTest:
     """Make the policy, with the parameters of a file, for the choices and times that are replayed."""
     from dsc_split.benchmarks._replay_device import PolicyUnderTest
+    from dsc_split.errors import UsageError
     from dsc_split.serving import EstimatorParameters, Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
     given = (
         {} if path is None else _read_parameters(path, {"policy": PolicyParameters, "estimator": EstimatorParameters})
     )
+    if "percentile" in given.get("policy", {}):
+        raise UsageError(f"policy {str(path)!r} gives 'percentile', which holds for every method; use --percentile.")
     of_policy = {**({} if percentile is None else {"percentile": percentile}), **given.get("policy", {})}
     estimator = RateEstimator(EstimatorParameters(**given.get("estimator", {})))
     switching = SwitchPolicy(table, parameters=PolicyParameters(**of_policy), estimator=estimator, allow=allow)

@@ -1,100 +1,19 @@
 import csv
-import functools
 import io
 import math
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
 import pytest
-from rich.console import Console
+from tests.benchmarks.replaying import Scripted, at_rates, by_name, fading, golden, text_of, under_test
 
 from dsc_split._progress import Progress
-from dsc_split.benchmarks._render_replay import render_replay, replay_csv, replay_json
-from dsc_split.benchmarks._replay import MAX_REQUESTS, Replay, plan_requests, replay
-from dsc_split.benchmarks._replay_device import PROBE_LIMIT_MS, PolicyUnderTest
+from dsc_split.benchmarks._render_replay import replay_csv, replay_json
+from dsc_split.benchmarks._replay import MAX_REQUESTS, plan_requests, replay
+from dsc_split.benchmarks._replay_device import PROBE_LIMIT_MS
 from dsc_split.benchmarks._replay_stats import Method, excess, gain, summarise_method
 from dsc_split.benchmarks._scenario import Scenario, State
 from dsc_split.errors import DscError, UsageError
-from dsc_split.lookup_table import Choice, Link, LookupTable
-
-GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"
-# At batch 1: full-offload 10 + 600/rate, features.4.0 28 + 150/rate, no-offload 60; batch 8 lacks no-offload.
-
-
-@functools.cache
-def golden() -> LookupTable:
-    return LookupTable.load(GOLDEN)
-
-
-def at_rates(*rates_mb_s: float, every_s: float = 1.0, **state: Any) -> Scenario:
-    return Scenario.of([State(time_s=i * every_s, rate_mb_s=rate, **state) for i, rate in enumerate(rates_mb_s)])
-
-
-def fading() -> Scenario:
-    """A link that fades, is gone, steps up and then wanders, with everything else varying too."""
-    chance = random.Random(3)
-    log_rate, states = 0.0, []
-    for i in range(300):
-        log_rate = 0.9 * log_rate + 0.5 * chance.gauss(0.0, 1.0)
-        rate = 8.0 * math.exp(log_rate) if i % 50 else 0.0
-        states.append(
-            State(
-                time_s=i * 0.5,
-                rate_mb_s=20.0 * 0.8**i if i < 40 else rate,
-                batch=chance.choice([1, 3, 4]),
-                rtt_ms=chance.uniform(1.0, 30.0),
-                server_load=chance.uniform(0.5, 4.0),
-                queue_ms=chance.choice([None, 5.0]),
-            )
-        )
-    return Scenario.of(states)
-
-
-@dataclass
-class Scripted:
-    """A policy that takes what a function says, and writes down all it is told."""
-
-    says: Callable[[float, int], str]
-    timeout_ms: float = math.inf
-    probe_bytes: int = 0
-    told: list[tuple[Any, ...]] = field(default_factory=list)
-
-    def decide(self, time_s: float, batch: int) -> Any:
-        self.told.append(("decide", time_s))
-        choice = golden().choice(self.says(time_s, batch))
-        timeout_ms = self.timeout_ms if choice.uses_server else math.inf
-        return SimpleNamespace(choice=choice, reason="best", timeout_ms=timeout_ms, probe_bytes=self.probe_bytes)
-
-    def observe(self, observation: Any) -> None:
-        self.told.append(("observe", observation["time_s"], observation))
-
-    def failed(self, time_s: float, choice: Choice) -> None:
-        self.told.append(("failed", time_s, choice.name))
-
-    def probed(self, time_s: float, size_bytes: int, transfer_ms: float, *, rtt_ms: float | None = None) -> None:
-        self.told.append(("probed", time_s, size_bytes, transfer_ms, rtt_ms))
-
-    def probe_failed(self, time_s: float) -> None:
-        self.told.append(("probe_failed", time_s))
-
-
-def under_test(policy: Scripted) -> PolicyUnderTest:
-    return PolicyUnderTest(policy=policy, observation=dict)
-
-
-def by_name(result: Replay) -> dict[str, Method]:
-    return {method.name: method for method in result.methods}
-
-
-def text_of(result: Replay, *, width: int = 80, **options: Any) -> str:
-    console = Console(width=width, record=True, file=io.StringIO(), markup=False, highlight=False)
-    console.print(render_replay(result, **options))
-    return console.export_text()
-
+from dsc_split.lookup_table import Link
 
 # ---- requests ----------------------------------------------------------------------------------------------
 
@@ -118,8 +37,9 @@ def test_with_a_period_a_state_holds_until_the_next_one_begins() -> None:
 
 
 def test_a_period_that_is_none_or_makes_too_many_requests_is_refused() -> None:
-    with pytest.raises(UsageError, match=f"makes 2000000 requests in 2 s; at most {MAX_REQUESTS}"):
-        plan_requests(at_rates(1, 2), period_ms=0.001)
+    for period_ms in (0.001, 1e-320):
+        with pytest.raises(UsageError, match=f"makes too many in 2 s; at most {MAX_REQUESTS} are replayed"):
+            plan_requests(at_rates(1, 2), period_ms=period_ms)
     for period_ms in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match="is out of range"):
             plan_requests(at_rates(1), period_ms=period_ms)
@@ -212,6 +132,7 @@ def test_percentiles_next_to_answers_that_never_come_are_no_nan() -> None:
     summary = summarise_method(method, [1.0] * 101)
 
     assert (summary.p50_ms, summary.p95_ms, summary.p99_ms) == (1.0, math.inf, math.inf)
+    assert summarise_method(Method.of("x", [None] * 3, [1.0, 2.0, math.inf]), [1.0] * 3).p50_ms == 2.0
 
 
 # ---- the policy --------------------------------------------------------------------------------------------
@@ -307,7 +228,7 @@ def test_a_missed_timeout_costs_the_wait_and_a_run_on_the_device() -> None:
 
     assert result.policy.latencies_ms == (160.0, 25.0, 160.0)
     assert result.policy.fallbacks == (True, False, True)
-    assert policy.told[1] == ("failed", 0.1, "full-offload")
+    assert [item for item in policy.told if item[0] == "failed"] == [("failed", 0.1, "full-offload", 0.0)]
     assert [item[0] for item in policy.told] == ["decide", "failed", "decide", "observe", "decide"]
     assert "2 of the policy's requests missed their timeout" in text_of(result)
 
@@ -393,6 +314,16 @@ def test_the_text_fits_a_terminal_and_names_every_number() -> None:
     assert "features.4.0 25.0 %" in text
     assert "The policy sent 4 probes, 0.004 MB in all." in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_text_says_in_words_that_nothing_could_answer() -> None:
+    policy = under_test(Scripted(lambda *_: "full-offload"))
+    gone = replay(golden(), at_rates(0, 0), allow=["full-offload"], policy=policy)
+    assert text_of(gone).splitlines()[1] == "Nothing that is allowed could answer any of the requests."
+
+    policy = under_test(Scripted(lambda *_: "full-offload"))
+    waiting = text_of(replay(golden(), at_rates(0, 1), policy=policy))
+    assert waiting.splitlines()[1] == "The policy's mean latency is infinitely longer than the ideal's."
 
 
 def test_against_one_choice_no_other_static_one_is_shown() -> None:

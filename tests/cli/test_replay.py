@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import os
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -145,9 +146,9 @@ def test_the_picture_of_a_link_that_nothing_can_use_is_drawn_all_the_same(dsc: D
         (["--batch", "9"], 2, "the state at 0 s: batch 9 is larger than every measured one"),
         (["--period", "0"], 2, "'0' is out of range"),
         (["--period", "0.001"], 2, "at most 1000000 are replayed"),
+        (["--period", "1e-320"], 2, "at most 1000000 are replayed"),
         (["--noise", "nan"], 2, "'nan' is out of range"),
         (["--percentile", "90"], 2, "90"),
-        (["--plot", "replay.pdf"], 2, ".png or .svg was expected"),
     ],
 )
 def test_bad_options_exit_as_the_design_says(
@@ -159,6 +160,41 @@ def test_bad_options_exit_as_the_design_says(
     assert (done.exit_code, done.stdout) == (exit_code, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        ("replay.pdf", ".png or .svg was expected"),
+        ("folder.png", "is a folder; a file was expected"),
+        ("missing/replay.png", "cannot be written: No such file or directory"),
+        ("link.csv/replay.png", "cannot be written: Not a directory"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_read(
+    dsc: Dsc, tmp_path: Path, picture: str, says: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "link.csv").write_text("time_s,rate_mb_s\n0,fast\n")
+    (tmp_path / "folder.png").mkdir()
+    done = dsc("replay", GOLDEN, "--scenario", tmp_path / "link.csv", "--plot", tmp_path / picture)
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert says in done.stderr
+
+
+def test_a_picture_in_a_folder_that_may_not_be_written_is_refused_before_anything_is_read(
+    dsc: Dsc, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    done = dsc("replay", GOLDEN, "--scenario", tmp_path / "nothing.csv", "--plot", folder / "replay.png")
+
+    assert done.exit_code == 2
+    assert "cannot be written: Permission denied" in done.stderr
 
 
 def test_a_damaged_scenario_exits_as_a_damaged_file(dsc: Dsc, tmp_path: Path) -> None:
@@ -179,6 +215,7 @@ def test_a_damaged_scenario_exits_as_a_damaged_file(dsc: Dsc, tmp_path: Path) ->
         ('{"policy": 3}', "got 'policy'"),
         ('{"policy": {"patience": 3}}', "policy has no parameter 'patience'. It has hysteresis, "),
         ('{"policy": {"hysteresis": -1}}', "hysteresis"),
+        ('{"policy": {"percentile": 50}}', "use --percentile"),
         ('{"estimator": {"half_life_s": "2"}}', "half_life_s of estimator is '2'; a number or null was expected"),
     ],
 )
