@@ -18,7 +18,7 @@ from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice, LookupTable, Terms
 from dsc_split.serving._decay import decay
 from dsc_split.serving._estimator import RateEstimator, Sample
-from dsc_split.serving._numbers import MAX_BYTES, MAX_MS, milliseconds, moment
+from dsc_split.serving._numbers import MAX_BYTES, MAX_MS, milliseconds, moment, number
 from dsc_split.serving._records import Decision, Observation, PolicyParameters, Reason
 
 __all__ = ["SwitchPolicy"]
@@ -223,12 +223,14 @@ class SwitchPolicy:
     ) -> Sample:
         """Learn from a probe that the server answered; arguments and result as of :meth:`RateEstimator.add`.
 
-        Where no probe is out, it is a sample of the rate and nothing else.
+        Where no probe is out, it is a sample of the rate and nothing else. Where the round trip that was taken off
+        leaves nothing, the transfer is taken to have lasted a nanosecond.
 
         Raises:
             UsageError: A number is out of range.
         """
         now_s = max(self._now_s, moment("time_s", time_s))
+        transfer_ms = max(number("transfer_ms", transfer_ms, least=-MAX_MS, most=MAX_MS, unit="ms"), _LEAST_TRANSFER_MS)
         rtt = self._rtt_ms if rtt_ms is None else milliseconds("rtt_ms", rtt_ms)
         known_rtt = self._table.link.rtt_ms if rtt is None else rtt
         sample = self._estimator.add(
@@ -258,6 +260,19 @@ class SwitchPolicy:
         self._now_s = max(self._now_s, moment("time_s", time_s))
         if self._probe_sent_s is not None:
             self._fail_probe(self._now_s, self._probe_sent_s)
+
+    def restart(self) -> None:
+        """Forget what is known about the way to the server: the device has joined another network.
+
+        Until the first sample the old rate goes on deciding; a probe is due with the next decision.
+        """
+        self._estimator.restart()
+        self._rtt_ms = None
+        self._news_s = -math.inf
+        self._probe_doublings = 0
+        self._probe_sent_s = None
+        self._retry_at_s = 0.0
+        self._retry_s = self._parameters.retry_s
 
     # ---- deciding ------------------------------------------------------------------------------------------
 

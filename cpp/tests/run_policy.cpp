@@ -213,6 +213,9 @@ std::string played(dsc_split::SwitchPolicy& policy, const std::string& event, Wo
     const bool window_limited = words.flag();
     out << sample_or_error(
         called([&] { return policy.probed(time_s, size_bytes, transfer_ms, rtt_ms, window_limited); }));
+  } else if (event == "restart") {
+    policy.restart();
+    out << "ok";
   } else {
     out << ok_or_error(called([&] { return policy.probe_failed(time_s); }));
   }

@@ -159,6 +159,8 @@ class Player:
             return policy.probed(
                 time_s, int(size), _number(transfer), rtt_ms=number(rtt), window_limited=limited == "1"
             )
+        elif event == "restart":
+            policy.restart()
         else:
             policy.probe_failed(time_s)
         return "ok"
@@ -240,6 +242,9 @@ def sequence(numbers: random.Random, *, events: int = EVENTS) -> Iterator[tuple[
         batch = numbers.choice(sizes) if numbers.random() < 0.2 else sizes[0]
         if numbers.random() < 0.03:
             batch = numbers.choice([0, -1, 1, 5, max(sizes) + 1])
+        if numbers.random() < 0.01:
+            line = f"restart {bits(time_s)}"
+            yield line, player.play(line)
         asked_s = numbers.choice([math.nan, -1.0, math.inf, time_s - 3.0]) if numbers.random() < 0.02 else time_s
         line = f"decide {bits(asked_s)} {batch}"
         yield line, player.play(line)
@@ -257,7 +262,9 @@ def _consequences(numbers: random.Random, world: World, player: Player, time_s: 
     if decision.probe_bytes:
         probe_ms = world.noisy(decision.probe_bytes / 1e3 / rate) if rate > 0.0 else math.inf
         if probe_ms < 5000.0:
-            yield f"probed {bits(time_s + probe_ms / 1e3)} {decision.probe_bytes} {bits(probe_ms)} {rtt} {limited}"
+            if numbers.random() < 0.05:
+                probe_ms = numbers.choice([0.0, -0.5])
+            yield f"probed {bits(time_s + abs(probe_ms) / 1e3)} {decision.probe_bytes} {bits(probe_ms)} {rtt} {limited}"
         else:
             yield f"probe-failed {bits(time_s + 5.0)}"
     position = player.table.choices.index(decision.choice)

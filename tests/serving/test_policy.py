@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from tests.serving.driving import NO_PROBES, PROBE, QUICK, SPLIT, TABLE, answer, drive, names, policy_at
 
+from dsc_split.errors import UsageError
 from dsc_split.lookup_table import BatchTable
 from dsc_split.serving import Decision, Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
@@ -424,3 +425,31 @@ def regret(parameters: PolicyParameters | None, *, seed: int) -> float:
 def test_on_a_link_that_wanders_the_policy_is_within_a_few_percent_of_the_best_choices() -> None:
     assert regret(None, seed=1) < 0.03
     assert regret(NO_PROBES, seed=1) > 0.3
+
+
+def test_another_network_is_probed_at_once_and_known_from_its_first_sample() -> None:
+    policy = SwitchPolicy(TABLE)
+    probe = policy.decide(0.0, 1).probe_bytes
+    policy.probed(0.5, probe, 0.4 * probe / 1e3)
+    for i in range(30):
+        policy.decide(1.0 + i / 10, 1)
+
+    policy.restart()
+    due = policy.decide(4.0, 1).probe_bytes
+    policy.probed(4.1, due, 10.0 * due / 1e3)
+    estimate = policy.estimator.estimate(4.1)
+
+    assert due > 0
+    assert estimate is not None
+    assert estimate.rate_mb_s == pytest.approx(0.1)
+
+
+def test_a_probe_shorter_than_its_round_trip_is_a_fast_link_and_brings_the_server_back() -> None:
+    policy = SwitchPolicy(TABLE)
+    probe = policy.decide(0.0, 1).probe_bytes
+
+    policy.probed(0.1, probe, -0.2)
+
+    assert policy.decide(0.2, 1).choice.uses_server
+    with pytest.raises(UsageError, match="transfer_ms"):
+        policy.probed(0.3, probe, math.nan)

@@ -186,7 +186,7 @@ def test_errors_of_the_table_pass_through_and_change_nothing() -> None:
         with pytest.raises(UsageError, match="time_s"):
             call(math.nan)
     with pytest.raises(UsageError, match="transfer_ms"):
-        policy.probed(500.0, PROBE, -1.0)
+        policy.probed(500.0, PROBE, math.inf)
 
     assert policy.decide(0.0, 1) == untouched.decide(0.0, 1)
     assert vars(policy.estimator) == vars(untouched.estimator)

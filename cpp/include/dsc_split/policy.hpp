@@ -261,17 +261,20 @@ class SwitchPolicy {
   }
 
   /// Learns from a probe that the server answered; arguments and result as of `RateEstimator::add`. Where no probe is
-  /// out, it is a sample of the rate and nothing else.
+  /// out, it is a sample of the rate and nothing else. Where the round trip that was taken off leaves nothing, the
+  /// transfer is taken to have lasted a nanosecond.
   [[nodiscard]] Result<Sample> probed(double time_s, std::int64_t size_bytes, double transfer_ms,
                                       std::optional<double> rtt_ms = std::nullopt,
                                       bool window_limited = false) noexcept {
     if (error_ != Errc::ok) return Error{error_};
-    if (!detail::is_finite(time_s) || !detail::is_duration(rtt_ms)) return Error{Errc::bad_number};
+    if (!detail::is_finite(time_s) || !detail::is_duration(rtt_ms) ||
+        !detail::is_within(transfer_ms, -max_duration_ms, max_duration_ms)) {
+      return Error{Errc::bad_number};
+    }
     const double now_s = std::max(now_s_, time_s);
     const std::optional<double> rtt = rtt_ms ? rtt_ms : rtt_ms_;
-    const auto sample =
-        estimator_.add(now_s, size_bytes, transfer_ms, std::min(rtt.value_or(table_.link.rtt_ms), max_duration_ms),
-                       window_limited);
+    const auto sample = estimator_.add(now_s, size_bytes, std::max(transfer_ms, least_transfer_ms_),
+                                       std::min(rtt.value_or(table_.link.rtt_ms), max_duration_ms), window_limited);
     if (!sample) return sample;
     now_s_ = now_s;
     if (!probe_sent_s_) return sample;
@@ -288,6 +291,19 @@ class SwitchPolicy {
       probe_doublings_ = std::min(probe_doublings_ + 1, most_doublings_);
     }
     return sample;
+  }
+
+  /// Forgets what is known about the way to the server: the device has joined another network.
+  ///
+  /// Until the first sample the old rate goes on deciding; a probe is due with the next decision.
+  void restart() noexcept {
+    estimator_.restart();
+    rtt_ms_.reset();
+    news_s_ = -infinity;
+    probe_doublings_ = 0;
+    probe_sent_s_.reset();
+    retry_at_s_ = 0.0;
+    retry_s_ = parameters_.retry_s;
   }
 
   /// Learns that a probe was not answered; where none is out, nothing. Errors: bad_number.
