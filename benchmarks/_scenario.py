@@ -198,7 +198,8 @@ def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
 def _check_header(fields: list[str], path: Path, line: int) -> list[str]:
     unknown = [name for name in fields if name not in COLUMNS]
     if unknown:
-        _fail(path, line, f"unknown columns {_quoted(unknown)}; known are {_quoted(COLUMNS)}")
+        hint = "" if set(fields) & set(COLUMNS) else " The first line names the columns, separated by commas."
+        _fail(path, line, f"unknown columns {_quoted(unknown)}; known are {_quoted(COLUMNS)}.{hint}")
     missing = [name for name in COLUMNS[:2] if name not in fields]
     if missing:
         _fail(path, line, f"the header lacks {_quoted(missing)}")

@@ -57,8 +57,10 @@ class SwitchPolicy:
             allow: Names or ids of the choices that may be taken; default: all.
 
         Raises:
-            UsageError: The table has no such choice.
+            UsageError: The table has no such choice, or is none.
         """
+        if not isinstance(table, LookupTable):
+            raise UsageError(f"{table!r} is no lookup table. Load it: LookupTable.load(...)")
         if isinstance(allow, str):
             raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
         self._table = table

@@ -45,7 +45,10 @@ _Rows: TypeAlias = tuple[tuple[Choice, Row], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class LookupTable:
-    """The terms of every choice at every measured batch size, on one device and one server."""
+    """The terms of every choice at every measured batch size, on one device and one server.
+
+    It does not change, and any number of threads may ask it.
+    """
 
     pair_id: str
     """Identity of the pairs that were measured: ``sha256:...``."""

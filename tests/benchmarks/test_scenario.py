@@ -55,6 +55,8 @@ def test_a_scenario_of_one_state_lasts_a_second(tmp_path: Path) -> None:
         ("time_s,rate_mb_s\n", "line 1: no states"),
         ("time_s,rate_mb_s,speed,\n0,1,2,\n", "line 1: unknown columns 'speed', ''; known are 'time_s', "),
         ("time_s;rate_mb_s\n0;1\n", "line 1: unknown columns 'time_s;rate_mb_s'"),
+        ("time_s;rate_mb_s\n0;1\n", "The first line names the columns, separated by commas."),
+        ("0.0,8\n3,7\n", "The first line names the columns, separated by commas."),
         ("time_s,batch\n0,1\n", "line 1: the header lacks 'rate_mb_s'"),
         ("time_s,rate_mb_s,time_s\n0,1,2\n", "line 1: columns 'time_s' stand twice"),
         ("time_s,rate_mb_s\n0,1\n1\n", "line 3: 1 fields; 2 were expected"),

@@ -453,3 +453,8 @@ def test_a_probe_shorter_than_its_round_trip_is_a_fast_link_and_brings_the_serve
     assert policy.decide(0.2, 1).choice.uses_server
     with pytest.raises(UsageError, match="transfer_ms"):
         policy.probed(0.3, probe, math.nan)
+
+
+def test_what_is_no_table_is_refused_at_once() -> None:
+    with pytest.raises(UsageError, match="is no lookup table"):
+        SwitchPolicy("table.json")  # type: ignore[arg-type]  # what is tested
