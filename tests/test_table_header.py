@@ -188,7 +188,7 @@ def test_header_holds_every_number_and_text_of_the_table_exactly(compiler: str, 
     [
         (r"completed\(\{1, 20\.0,", "completed({1, 20.5,", "b4 picks otherwise"),
         (r"150000, 4000, true", "150001, 4000, true", "b4 picks otherwise"),
-        (r"\{4, \{rows_4, 3\}\}", "{4, {rows_4, 2}}", "b4 has other rows"),
+        (r"\{4, \{rows_4, 3\}, ", "{4, {rows_4, 2}, ", "b4 has other rows"),
         (r"\{4, \{rows_4", "{8, {rows_4", "b4 is out of order"),
         (r"\{1, dsc_split::Kind::split", "{2, dsc_split::Kind::split", "b4 is out of order"),
         (r"completed\(\{2, 60\.0", "completed({3, 60.0", "b4 is out of order"),
