@@ -242,8 +242,8 @@ inline double from_bits(std::uint64_t bits) noexcept {
   return row;
 }
 
-/// Finds the data rates at which no rounding can change which row is the best, ascending; gives how many ranges there
-/// are, at most one per row.
+/// Finds the data rates at which no rounding can change which row is the best, ascending; gives how many ranges it wrote,
+/// at most one per row.
 ///
 /// T of a row is a + b / rate, rounded a few times. One row is the best for certain where its line is below every other
 /// one by more than `slack` of both, which is far more than all that rounding does.
@@ -282,6 +282,8 @@ constexpr std::size_t find_certain(const Link& link, Array<Row> rows, CertainRan
     for (; at > 0 && ranges[at - 1].from_mb_s > found.from_mb_s; --at) ranges[at] = ranges[at - 1];
     ranges[at] = found;
   }
+  // Ranges that never begin, so that most batch sizes have as many: how often a loop runs can be foretold then.
+  for (; size % 8 != 0 && size < rows.size; ++size) ranges[size].from_mb_s = std::numeric_limits<double>::quiet_NaN();
   return size;
 }
 
@@ -324,13 +326,15 @@ struct TableView {
     const Batch& measured = batches[at];
     std::size_t begun = 0;
     for (const CertainRange& range : measured.certain) begun += range.from_mb_s <= rate_mb_s ? 1 : 0;
-    Found found;
     if (begun > 0 && rate_mb_s <= measured.certain[begun - 1].to_mb_s) {
+      // What stays on the device adds zeros: no branch asks for it.
       const Row& row = *measured.certain[begun - 1].row;
-      found.take(row, own_ms(row, rate_mb_s), row.uplink_bytes);
-    } else {
-      for (const Row& row : measured.rows) found.take(row, own_ms(row, rate_mb_s), row.uplink_bytes);
+      const double time_ms = detail::sent_ms(row.head_ms, row.fixed_ms, row.uplink_mb, row.downlink_mb, rate_mb_s,
+                                             link.downlink_rate_mb_s ? *link.downlink_rate_mb_s : rate_mb_s);
+      return Pick{&choices[index(row.choice)], row.choice, time_ms, batch, row.timing_valid};
     }
+    Found found;
+    for (const Row& row : measured.rows) found.take(row, own_ms(row, rate_mb_s), row.uplink_bytes);
     return pick_of(found, at);
   }
 
