@@ -242,8 +242,8 @@ inline double from_bits(std::uint64_t bits) noexcept {
   return row;
 }
 
-/// Finds the data rates at which no rounding can change which row is the best, ascending; gives how many ranges it wrote,
-/// at most one per row.
+/// Finds the data rates at which no rounding can change which row is the best, ascending; gives how many it wrote, at
+/// most one per row.
 ///
 /// T of a row is a + b / rate, rounded a few times. One row is the best for certain where its line is below every other
 /// one by more than `slack` of both, which is far more than all that rounding does.
