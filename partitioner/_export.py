@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dsc_split._files import sha256_file
 from dsc_split._optional import require
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
@@ -315,6 +316,9 @@ def _manifest(
     return {
         "format": FORMAT,
         "version": VERSION,
+        "revision": 0,
+        "sealed": False,
+        "side": None,
         "pair_id": "",
         "model": {
             "name": loaded.name,
@@ -336,9 +340,22 @@ def _manifest(
         "targets": {"device": [], "server": []},
         "samples": {},
         "files": files,
+        "left_out": {},
         "notes": notes,
-        "provenance": {"command": " ".join(map(_without_folder, options.command)), "versions": _versions()},
+        "provenance": {
+            "command": " ".join(map(_without_folder, options.command)),
+            "versions": _versions(),
+            "source": {"name": _without_folder(source), "sha256": _source_digest(source)},
+            "model_sha256": stored.sha256,
+            "weights_sha256": None if weights is None else weights.sha256,
+        },
     }
+
+
+def _source_digest(source: str) -> str | None:
+    """Hash the file that a source is, or is in; ``None`` where it is a name of a library's."""
+    path = next((path for path in (Path(source), Path(source.rpartition(":")[0])) if path.is_file()), None)
+    return None if path is None else sha256_file(path)
 
 
 def _without_folder(source: str) -> str:

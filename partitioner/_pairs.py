@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsc_split._files import sha256_file, sha256_text, write_json
+from dsc_split._files import sha256_file, write_bytes
+from dsc_split._manifest import ENVELOPE
 from dsc_split._optional import require
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, Split, TensorInfo
@@ -321,7 +322,7 @@ def _finish(
             stored = store_bytes(data, aside / path)
             files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": roles[path]}
         _list_files(bundle, splits, failed, files)
-        write_json(aside / "manifest.json", manifest)
+        write_bytes(aside / "manifest.json", bundle.encode())
         for path in [*contents, "manifest.json"]:
             (bundle.path / path).parent.mkdir(exist_ok=True)
             (aside / path).replace(bundle.path / path)
@@ -329,6 +330,7 @@ def _finish(
         raise DscError(f"cannot write {str(bundle.path)!r}: {e.strerror or e}.") from e
     finally:
         discard(aside)
+    (bundle.path / ENVELOPE).unlink(missing_ok=True)
     for path in before - set(manifest["files"]):
         bundle.file(path).unlink(missing_ok=True)
     if manifest["pair_id"] != pair_id:  # a table of other pairs would send requests to graphs that are gone
@@ -348,12 +350,4 @@ def _list_files(
         entry.pop("check", None)
         if "engines" in entry:  # they go with their files; those of graphs that came back wait in the cache
             entry["engines"], entry["failed"] = [], []
-    manifest["pair_id"] = _pair_id(bundle)
-
-
-def _pair_id(bundle: Bundle) -> str:
-    manifest = bundle.manifest
-    parts = [bundle.graph_digest(manifest["model"]["path"]), manifest["precision"]]
-    for entry in sorted(manifest["splits"], key=lambda entry: str(entry["name"])):
-        parts += [entry["name"], bundle.graph_digest(entry["head"]), bundle.graph_digest(entry["tail"])]
-    return f"sha256:{sha256_text('dsc-split/pair', *parts)}"
+    manifest["pair_id"] = bundle.compute_pair_id()

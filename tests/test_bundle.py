@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from typing import Any
 import pytest
 
 from dsc_split._files import write_bytes
+from dsc_split._manifest import ENVELOPE, encode_manifest
+from dsc_split._storage import is_plain_name
 from dsc_split.bundle import FORMAT, VERSION, Bundle
 from dsc_split.engines._options import GEMM_POLICIES
 from dsc_split.errors import BundleError, DscError
@@ -36,6 +41,10 @@ SPLIT = {
 MANIFEST: dict[str, Any] = {
     "format": FORMAT,
     "version": VERSION,
+    "revision": 7,
+    "sealed": False,
+    "side": None,
+    "left_out": {"onnx/a.tail.onnx": {"sha256": 64 * "1", "size": 1, "role": "tail"}},
     "pair_id": "sha256:0",
     "model": {"path": "onnx/model.onnx", "name": "tiny", "opset": {"": 18}, "weights": WEIGHTS},
     "precision": "fp32",
@@ -48,7 +57,7 @@ MANIFEST: dict[str, Any] = {
     "failed_splits": [{}],
     "samples": {"batch": 2, "files": {"model": "samples/model.npz"}},
     "targets": {"device": [TARGET], "server": [TARGET]},
-    "files": {"onnx/model.onnx": {"sha256": "0", "size": 1}},
+    "files": {"onnx/model.onnx": {"sha256": 64 * "0", "size": 1, "role": "model"}},
     "notes": ["a note"],
 }
 
@@ -190,3 +199,125 @@ def test_nothing_is_written_in_the_place_of_links_pipes_and_folders(tmp_path: Pa
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "pipe").is_fifo()
     assert len(list(tmp_path.iterdir())) == 4
+
+
+# ---- versions and digests ----------------------------------------------------------------------------------
+
+
+def version_1() -> dict[str, Any]:
+    new = ("revision", "sealed", "side", "left_out")
+    return {**{key: value for key, value in MANIFEST.items() if key not in new}, "version": 1}
+
+
+def test_manifest_of_version_1_is_brought_to_the_newest_and_written_so(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, version_1())
+
+    assert (bundle.manifest["version"], bundle.manifest["revision"], bundle.manifest["sealed"]) == (VERSION, 0, False)
+    before = time.time()
+    bundle.save()
+    again = Bundle.open(tmp_path)
+    assert json.loads((tmp_path / "manifest.json").read_text())["version"] == VERSION
+    assert again.manifest == bundle.manifest
+    assert again.manifest["revision"] >= int(before)
+
+
+def test_revision_grows_with_every_save_though_the_clock_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    bundle = open_with(tmp_path, MANIFEST)
+
+    found = []
+    for _ in range(3):
+        bundle.save()
+        found.append(bundle.manifest["revision"])
+
+    assert found == [1000, 1001, 1002]
+
+
+def test_manifest_is_written_in_one_form_whatever_the_order_of_its_keys() -> None:
+    turned = dict(reversed(list(MANIFEST.items())))
+
+    assert encode_manifest(turned) == encode_manifest(MANIFEST)
+
+
+def test_any_byte_of_a_saved_manifest_that_is_changed_is_found(tmp_path: Path) -> None:
+    open_with(tmp_path, MANIFEST).save()
+    data = (tmp_path / "manifest.json").read_bytes()
+    values = random.Random(0)
+
+    unseen = 0
+    for _ in range(500):
+        place = values.randrange(len(data))
+        damaged = data[:place] + bytes([data[place] ^ (1 << values.randrange(8))]) + data[place + 1 :]
+        (tmp_path / "manifest.json").write_bytes(damaged)
+        try:
+            bundle = Bundle.open(tmp_path)
+        except BundleError:
+            continue
+        unseen += encode_manifest(bundle.manifest) == damaged
+    assert unseen == 0
+
+
+def test_saving_opens_a_sealed_bundle_and_removes_its_signatures(tmp_path: Path) -> None:
+    cell = {"cells/a.json": {"sha256": 64 * "2", "size": 1, "role": "cell"}}
+    sealed = {**MANIFEST, "sealed": True, "files": {**MANIFEST["files"], **cell}}
+    bundle = open_with(tmp_path, sealed)
+    (tmp_path / ENVELOPE).write_text("{}")
+
+    bundle.unseal()
+
+    assert not Bundle.open(tmp_path).manifest["sealed"]
+    assert Bundle.open(tmp_path).manifest["files"] == MANIFEST["files"]
+    assert not (tmp_path / ENVELOPE).exists()
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def with_file(folder: Path, name: str, data: bytes) -> Bundle:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "role": "model"}
+    return open_with(folder, {**MANIFEST, "files": {name: entry}})
+
+
+def test_what_is_read_is_what_the_manifest_lists(tmp_path: Path) -> None:
+    bundle = with_file(tmp_path, "onnx/model.onnx", b"graph")
+
+    assert bundle.has("onnx/model.onnx")
+    assert bundle.read("onnx/model.onnx") == b"graph"
+    for damaged in (b"Graph", b"grap", b"graph!", b""):
+        (tmp_path / "onnx/model.onnx").write_bytes(damaged)
+        with pytest.raises(BundleError, match=r"onnx/model\.onnx"):
+            bundle.read("onnx/model.onnx")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pipe"])
+def test_a_link_or_a_pipe_is_not_read_as_a_file(tmp_path: Path, kind: str) -> None:
+    bundle = with_file(tmp_path / "bundle", "onnx/model.onnx", b"graph")
+    path = tmp_path / "bundle/onnx/model.onnx"
+    if kind == "folder":
+        (tmp_path / "bundle/onnx").rename(tmp_path / "elsewhere")
+        (tmp_path / "bundle/onnx").symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        os.mkfifo(path)
+
+    assert not bundle.has("onnx/model.onnx")
+    with pytest.raises(BundleError, match=r"onnx/model\.onnx"):
+        bundle.read("onnx/model.onnx")
+
+
+@pytest.mark.parametrize(
+    "name", ["../a", "/a", "a/../b", "./a", "a//b", "a\\b", "c:/a", "a/", "", ".", "a\nb", "a" * 401, "a/./b"]
+)
+def test_a_path_that_is_not_plain_is_refused(name: str) -> None:
+    assert not is_plain_name(name)
+
+
+def test_plain_paths_are_taken() -> None:
+    assert all(map(is_plain_name, ["manifest.json", "onnx/features.4.0.head.onnx", "engines/ä-1/a b.plan"]))

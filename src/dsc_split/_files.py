@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 from dsc_split.errors import DamagedError, DscError
 
 __all__ = [
+    "body_digest",
     "canonical_json",
     "new_file",
     "read_json",
@@ -92,6 +93,11 @@ def write_json(path: Path, document: Any) -> None:
 def canonical_json(document: Any) -> bytes:
     """Encode ``document`` in the one way that digests are taken of: sorted keys, no blanks, no NaN."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def body_digest(body: Any) -> str:
+    """Hash a document without its own digest, as that digest says; 64 hexadecimal digits."""
+    return sha256_text(canonical_json(body))
 
 
 def read_json(

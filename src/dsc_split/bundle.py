@@ -1,4 +1,4 @@
-"""The bundle: the folder that holds a model's graphs, cells, tables and manifest.
+"""The bundle: the folder, or the one file, that holds a model's graphs, cells, tables and manifest.
 
 This module knows where things lie, reads and writes the manifest, and keeps two writers apart. What is in a
 graph or a cell is the business of the rooms.
@@ -7,22 +7,25 @@ graph or a cell is the business of the rooms.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import read_json, sha256_text, write_json
-from dsc_split._manifest import check_manifest
-from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, UsageError
+from dsc_split._files import sha256_text, write_bytes
+from dsc_split._manifest import ENVELOPE, FORMAT, MANIFEST, SEALED_ROLES, VERSION, encode_manifest, parse_manifest
+from dsc_split._storage import Folder, Storage, open_storage
+from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
+
+if TYPE_CHECKING:
+    from dsc_split._signature import Trust
 
 __all__ = ["FORMAT", "VERSION", "Bundle", "Split", "TensorInfo"]
-
-FORMAT = "dsc-split/bundle"
-VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,44 +133,57 @@ class Split:
 
 
 class Bundle:
-    """A bundle folder, opened for reading; writers take :meth:`lock` first.
+    """A bundle, opened for reading; writers take :meth:`lock` first.
 
     Attributes:
-        path: The folder.
+        path: The folder, or the packed file.
         manifest: The manifest, as read; :meth:`save` writes it.
+        storage: Where its files lie.
+        trusted: Whether its engines may be loaded: those of a folder are this machine's own, those of a packed file
+            come from elsewhere, and are trusted where a key that is trusted signed them.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, manifest: dict[str, Any], *, storage: Storage | None = None, trusted: bool = True
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self.storage = Folder(path) if storage is None else storage
+        self.trusted = trusted
 
     # ---- opening -------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Open the bundle in folder ``path``.
+    def open(cls, path: str | os.PathLike[str], *, trust: Trust | None = None) -> Bundle:
+        """Open a bundle: a folder, or a packed file, which is read in place.
+
+        Args:
+            path: The folder, or ``NAME.dscb``.
+            trust: Whose signature is asked for; ``None``: nobody's. Engines of a packed file are then not loaded.
 
         Raises:
-            UsageError: There is no such folder, or it is no bundle.
-            BundleError: The manifest is damaged, or of a newer format.
+            UsageError: There is no such folder or file, or it is no bundle.
+            BundleError: The manifest or the packed file is damaged, hostile, or of a newer format.
+            SignatureError: ``trust`` names keys, and none of them signed the bundle.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            raise UsageError(
-                f"no bundle {str(folder)!r}: there is no such folder. "
-                f"Make one: dsc-split export SOURCE --output {folder}"
-            )
-        if not cls.is_bundle(folder):
-            raise UsageError(
-                f"{str(folder)!r} is no bundle: it has no manifest.json. "
-                "Make one: dsc-split export SOURCE --output BUNDLE"
-            )
-        return cls(folder, _read_manifest(folder))
+        storage = open_storage(Path(path))
+        data = storage.read(MANIFEST)
+        manifest = parse_manifest(data, _manifest_name(path))
+        trusted = isinstance(storage, Folder)
+        if trust is not None:
+            signature = storage.read(ENVELOPE) if ENVELOPE in storage.names() else None
+            trusted = bool(trust.check(data, signature, f"bundle {str(path)!r}")) or trust.allow_unsigned or trusted
+        return cls(Path(path), manifest, storage=storage, trusted=trusted)
 
     @staticmethod
     def is_bundle(path: Path) -> bool:
         """Tell whether the folder ``path`` holds a manifest."""
-        return (path / "manifest.json").is_file()
+        return (path / MANIFEST).is_file()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is one file, which is read and never written."""
+        return not isinstance(self.storage, Folder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -175,14 +191,78 @@ class Bundle:
 
         Raises:
             BundleBusyError: Another process holds it. Nothing waits: a benchmark beside another one is worthless.
+            UsageError: It is packed.
         """
+        self._refuse_packed()
         with lock_folder(self.path):
-            self.manifest = _read_manifest(self.path)
+            self.manifest = parse_manifest(self.storage.read(MANIFEST), _manifest_name(self.path))
             yield
 
     def save(self) -> None:
-        """Write the manifest, all or nothing. Hold :meth:`lock` around reading, changing and saving."""
-        write_json(self.path / "manifest.json", self.manifest)
+        """Write the manifest, all or nothing. Hold :meth:`lock` around reading, changing and saving.
+
+        What :func:`dsc_split.packing.pack_bundle` sealed is open again: cells and tables are no longer listed, and
+        signatures, which no longer fit, are removed.
+        """
+        write_bytes(self.path / MANIFEST, self.encode())
+        (self.path / ENVELOPE).unlink(missing_ok=True)
+
+    def encode(self) -> bytes:
+        """Give the file form of the manifest as it is now, open and with a new revision."""
+        manifest = self.manifest
+        listed = manifest["files"]
+        manifest["files"] = {path: item for path, item in listed.items() if item.get("role") not in SEALED_ROLES}
+        manifest["sealed"] = False
+        manifest["revision"] = max(manifest["revision"] + 1, int(time.time()))
+        return encode_manifest(manifest)
+
+    def unseal(self) -> None:
+        """Open a sealed bundle before something in it is written; hold :meth:`lock` around this."""
+        if self.manifest["sealed"]:
+            self.save()
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def has(self, relative: str) -> bool:
+        """Tell whether a file is there."""
+        return self.storage.size_bytes(relative) is not None
+
+    def read(self, relative: str) -> bytes:
+        """Read a file that the manifest lists, whole; what is returned is what was checked.
+
+        Raises:
+            BundleError: The manifest does not list it, it is not there, or is not what the manifest says.
+        """
+        listed = self.manifest["files"].get(relative)
+        if listed is None:
+            raise BundleError(f"the manifest of {str(self.path)!r} does not list {relative!r}. Export it again.")
+        data = self.storage.read(relative, max_bytes=listed["size"])
+        found = hashlib.sha256(data).hexdigest()
+        if found != listed["sha256"]:
+            raise BundleError(
+                f"{relative!r} in {str(self.path)!r} has SHA-256 {found[:12]}...; the manifest says "
+                f"{listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
+            )
+        return data
+
+    def require_trust(self, what: str) -> None:
+        """Refuse to hand native code to a library that is not trusted.
+
+        Raises:
+            SignatureError: The bundle is packed, and neither signed by a trusted key nor admitted without.
+        """
+        if not self.trusted:
+            raise SignatureError(
+                f"{what} in {str(self.path)!r} is native code from a packed bundle, which is loaded only when a key "
+                "that you trust signed it: give --trust PUBLIC_KEY, or --allow-unsigned to load it all the same."
+            )
+
+    def _refuse_packed(self) -> None:
+        if self.is_packed:
+            raise UsageError(
+                f"{str(self.path)!r} is packed, and is read only. "
+                f"Unpack it: dsc-split unpack {self.path} --output FOLDER"
+            )
 
     # ---- the model -----------------------------------------------------------------------------------------
 
@@ -257,7 +337,9 @@ class Bundle:
 
         Raises:
             BundleError: The path is absolute, leaves the folder, is or goes through a link, or is no path.
+            UsageError: The bundle is packed.
         """
+        self._refuse_packed()
         path = self.path / relative
         plain = not Path(relative).is_absolute() and ".." not in Path(relative).parts
         try:
@@ -277,7 +359,7 @@ class Bundle:
         Raises:
             BundleError: The manifest does not list the graph.
         """
-        files = self.manifest["files"]
+        files = {**self.manifest["left_out"], **self.manifest["files"]}
         weights = self.manifest["model"]["weights"]["path"]
         try:
             parts = [files[relative]["sha256"]] + ([files[weights]["sha256"]] if weights else [])
@@ -285,9 +367,24 @@ class Bundle:
             raise BundleError(f"manifest of {str(self.path)!r} does not list {e.args[0]!r}. Export it again.") from e
         return sha256_text("dsc-split/graph", *parts)
 
+    def compute_pair_id(self) -> str:
+        """Compute what heads and tails of one export have in common: a digest over all graphs, weights and precision.
+
+        Raises:
+            BundleError: The manifest does not list a graph.
+        """
+        parts = [self.graph_digest(self.manifest["model"]["path"]), self.manifest["precision"]]
+        for entry in sorted(self.manifest["splits"], key=lambda entry: str(entry["name"])):
+            parts += [entry["name"], self.graph_digest(entry["head"]), self.graph_digest(entry["tail"])]
+        return f"sha256:{sha256_text('dsc-split/pair', *parts)}"
+
     def targets(self, side: str) -> tuple[str, ...]:
         """List the targets recorded for ``side``, the one asked for last at the end."""
         return tuple(item["target"] for item in self.manifest["targets"][side])
+
+
+def _manifest_name(path: str | os.PathLike[str]) -> str:
+    return f"manifest {str(Path(path) / MANIFEST)!r}"
 
 
 @contextlib.contextmanager
@@ -326,22 +423,3 @@ def _holder(path: Path) -> str:
         return f"process {int(json.loads(path.read_text())['pid'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return "process unknown"
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    manifest = read_json(path, "manifest", BundleError)
-    if manifest.get("format") != FORMAT:
-        raise BundleError(f"manifest {str(path)!r} has format {manifest.get('format')!r}; {FORMAT!r} was expected.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise BundleError(f"manifest {str(path)!r} has version {version!r}; a whole number from 1 was expected.")
-    if version > VERSION:
-        raise BundleError(
-            f"manifest {str(path)!r} has version {version}; this dsc-split reads up to {VERSION}. Update dsc-split."
-        )
-    try:
-        check_manifest(manifest)
-    except DamagedError as e:
-        raise BundleError(f"manifest {str(path)!r}: {e} Export it again.") from e
-    return manifest

@@ -13,6 +13,7 @@
      `- DamagedError             exit 6   a file is damaged, hostile, or does not fit
          |- ModelFileError
          |- BundleError
+         |   `- SignatureError           ... is not signed by a key that is trusted
          |- TableError
          `- EngineFileError
              `- EngineMismatch           ... an engine was built for another library, version or GPU
@@ -43,6 +44,7 @@ __all__ = [
     "ExportError",
     "ModelFileError",
     "OutOfMemoryError",
+    "SignatureError",
     "TableError",
     "UsageError",
 ]
@@ -103,6 +105,10 @@ class ModelFileError(DamagedError):
 
 class BundleError(DamagedError):
     """A bundle is damaged, incomplete, or of a newer format."""
+
+
+class SignatureError(BundleError):
+    """A bundle is not signed by a key that is trusted, or its signature is not of what is there."""
 
 
 class TableError(DamagedError):

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dsc_split import _table_json
 from dsc_split._files import read_json
 from dsc_split._form import shown
+from dsc_split._storage import SUFFIX
 from dsc_split._table_arguments import batch_size, finite_number, is_p95, number
 from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, neighbour, switch_rates
 from dsc_split._table_pick import Pick
@@ -84,7 +85,7 @@ class LookupTable:
             TableError: The file is damaged, contradicts itself, or is of a newer version.
         """
         what = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else _path_of(source)
-        if isinstance(what, Path) and what.is_dir():
+        if isinstance(what, Path) and (what.is_dir() or (what.suffix == SUFFIX and what.exists())):
             return _load_of_bundle(what, cls)
         if isinstance(what, Path) and not what.exists():
             raise UsageError(f"no bundle and no lookup table {str(what)!r}: there is no such file or folder.")
@@ -444,10 +445,16 @@ def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
     from dsc_split.bundle import Bundle
 
     again = f"Make it: dsc-split bench {folder}"
-    if not (folder / "table.json").exists():
+    if folder.is_dir() and not (folder / "table.json").exists():
         raise UsageError(f"{str(folder)!r} has no table.json. {again}")
-    table = cls.load(folder / "table.json")
-    if Bundle.is_bundle(folder) and Bundle.open(folder).manifest["pair_id"] != table.pair_id:
+    bundle = Bundle.open(folder) if folder.is_file() or Bundle.is_bundle(folder) else None
+    if bundle is not None and bundle.is_packed:
+        if not bundle.has("table.json"):
+            raise UsageError(f"packed bundle {str(folder)!r} has no table.json. Pack it with one.")
+        table = cls.load(bundle.read("table.json"))
+    else:
+        table = cls.load(folder / "table.json")
+    if bundle is not None and bundle.manifest["pair_id"] != table.pair_id:
         raise UsageError(f"the table of {str(folder)!r} is of other pairs than the bundle has now. {again}")
     return table
 

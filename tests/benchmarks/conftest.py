@@ -113,6 +113,10 @@ def tiny_bundle(folder: Path, **manifest_changes: Any) -> Bundle:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
+        "revision": 1,
+        "sealed": False,
+        "side": None,
+        "left_out": {},
         "pair_id": "sha256:" + 64 * "0",
         "model": {"path": "onnx/model.onnx", "name": "tiny", "weights": {"path": None}},
         "precision": "fp32",

@@ -324,9 +324,8 @@ def test_float32_files_are_gone_before_pairs_are_cut_and_after_an_interruption(s
 )
 def test_damaged_conversion_is_refused_by_its_place(save: Save, tmp_path: Path, key: str, value: object) -> None:
     bundle = export_bundle(str(save(NET)), tmp_path / "out", options(precision="fp16"))
-    manifest = json.loads((bundle.path / "manifest.json").read_text())
-    manifest["conversion"][key] = value
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    bundle.manifest["conversion"][key] = value
+    bundle.save()
 
     with pytest.raises(BundleError, match=f"conversion.{key}"):
         Bundle.open(bundle.path)

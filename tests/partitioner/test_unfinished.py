@@ -81,7 +81,7 @@ def test_export_that_is_still_running_is_not_taken_for_litter(bundle: Bundle, sa
     assert digests(outer.path) == digests(bundle.path)
 
 
-@pytest.mark.parametrize("failing", ["store_bytes", "write_json"])
+@pytest.mark.parametrize("failing", ["store_bytes", "write_bytes"])
 def test_cut_that_fails_half_way_leaves_the_bundle_as_it_was(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -91,7 +91,7 @@ def test_cut_that_fails_half_way_leaves_the_bundle_as_it_was(
 
     def fail(*arguments: object) -> object:
         calls.append(arguments)
-        if failing == "write_json" or len(calls) == 3:
+        if failing == "write_bytes" or len(calls) == 3:
             raise DscError("cannot write: no space left")
         return real(*arguments)
 

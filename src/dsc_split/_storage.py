@@ -1,0 +1,156 @@
+"""Where the files of a bundle lie: in a folder, or in one packed file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from dsc_split.errors import BundleError, UsageError
+
+__all__ = ["MAX_READ_BYTES", "SUFFIX", "Folder", "Storage", "is_plain_name", "open_storage", "read_all"]
+
+SUFFIX = ".dscb"
+"""How the name of a packed bundle ends."""
+MAX_READ_BYTES = 64 * 1024 * 1024
+"""A file whose size nobody stated is read up to this."""
+MAX_NAME_BYTES = 400
+
+_NOT_OURS = (".lock", ".lock.holder")
+
+
+class Storage(Protocol):
+    """Reads files by their path in the bundle, with ``/`` between folders."""
+
+    path: Path
+    """The folder, or the packed file."""
+
+    def names(self) -> tuple[str, ...]:
+        """List every file that is there, sorted, lock files and unfinished ones excepted."""
+
+    def size_bytes(self, name: str) -> int | None:
+        """Give a file's size; ``None`` where there is no such regular file."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            BundleError: There is no such regular file.
+        """
+
+    def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Read a file whole.
+
+        Raises:
+            BundleError: There is no such regular file, or it has more than ``max_bytes``.
+        """
+
+
+class Folder:
+    """A bundle's folder. Links are not followed, and devices and pipes not opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> tuple[str, ...]:
+        """List every file that is there, links and devices too, lock files and unfinished ones excepted."""
+        found = []
+        for folder, folders, files in os.walk(self.path):
+            folders[:] = [name for name in folders if not name.endswith(".partial")]
+            links = [name for name in folders if Path(folder, name).is_symlink()]
+            for name in (*files, *links):
+                if not name.endswith(".partial") and name not in _NOT_OURS:
+                    found.append(Path(folder, name).relative_to(self.path).as_posix())
+        return tuple(sorted(found))
+
+    def size_bytes(self, name: str) -> int | None:
+        """Give a file's size; ``None`` where there is no such regular file."""
+        try:
+            state = self._resolve(name).lstat()
+        except (OSError, BundleError):
+            return None
+        return state.st_size if stat.S_ISREG(state.st_mode) else None
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading.
+
+        Raises:
+            BundleError: There is no such regular file, or it is or lies behind a link.
+        """
+        try:
+            fd = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as e:
+            raise BundleError(f"{name!r} in {str(self.path)!r} cannot be read: {e.strerror or e}.") from e
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise BundleError(f"{name!r} in {str(self.path)!r} is no regular file.")
+        return os.fdopen(fd, "rb")
+
+    def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """Read a file whole.
+
+        Raises:
+            BundleError: There is no such regular file, or it has more than ``max_bytes``.
+        """
+        with self.open(name) as file:
+            return read_all(file, max_bytes, f"{name!r} in {str(self.path)!r}")
+
+    def _resolve(self, name: str) -> Path:
+        """Give a file's path; its folders are no links."""
+        path, folder = self.path / name, self.path
+        folders = [folder := folder / part for part in PurePosixPath(name).parts[:-1]]
+        if not is_plain_name(name) or any(folder.is_symlink() for folder in folders):
+            raise BundleError(f"{name!r} is not a plain file inside the bundle {str(self.path)!r}. Export it again.")
+        return path
+
+
+def read_all(file: BinaryIO, max_bytes: int, what: str) -> bytes:
+    """Read an open file to its end.
+
+    Raises:
+        BundleError: It has more than ``max_bytes``, or cannot be read.
+    """
+    try:
+        data = file.read(max_bytes + 1)
+    except OSError as e:
+        raise BundleError(f"{what} cannot be read: {e.strerror or e}.") from e
+    if len(data) > max_bytes:
+        raise BundleError(f"{what} has more than {max_bytes} bytes; no more are read.")
+    return data
+
+
+def is_plain_name(name: str) -> bool:
+    """Tell whether a path stays inside the bundle, and is written in the one way that a path is written."""
+    plain = PurePosixPath(name)
+    return (
+        0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES
+        and name.isprintable()
+        and not set(name) & set('\\:*?"<>|')
+        and not plain.is_absolute()
+        and plain.as_posix() == name != "."
+        and not {".", ".."} & set(plain.parts)
+    )
+
+
+def open_storage(path: Path) -> Storage:
+    """Open a bundle's folder or packed file.
+
+    Raises:
+        UsageError: There is nothing, or something else.
+        BundleError: The packed file is damaged or hostile.
+    """
+    if path.is_file():
+        from dsc_split._archive import Archive
+
+        return Archive(path)
+    if not path.is_dir():
+        raise UsageError(
+            f"no bundle {str(path)!r}: there is no such folder or file. "
+            f"Make one: dsc-split export SOURCE --output {path}"
+        )
+    if not (path / "manifest.json").is_file():
+        raise UsageError(
+            f"{str(path)!r} is no bundle: it has no manifest.json. Make one: dsc-split export SOURCE --output BUNDLE"
+        )
+    return Folder(path)
