@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,rtx,models,plots,dev
+EXTRAS := cpu,rtx,models,plots,sign,dev
 DSC := $(BIN)/dsc-split
 DEMO := demo
 

@@ -1,0 +1,26 @@
+"""``dsc-split keygen``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["keygen"]
+
+
+def keygen(
+    name: Annotated[Path, typer.Argument(metavar="NAME", help="File of the private key; the public one is NAME.pub.")],
+) -> None:
+    """Make a pair of keys to sign bundles with.
+
+    NAME signs (pack --sign NAME) and stays where bundles are signed: it is not encrypted, and only its owner may read
+    it. NAME.pub goes to whoever checks (--trust NAME.pub). Both are Ed25519 keys in PEM form.
+    """
+    from dsc_split._signature import generate_key, key_name
+    from dsc_split.cli._console import err, out
+
+    public_path = generate_key(name)
+    out.print(key_name(public_path), soft_wrap=True)
+    err.print(f"private key {name}: keep it secret; public key {public_path}", soft_wrap=True)
