@@ -15,7 +15,7 @@ import dsc_split
 PACKAGES = ["dsc_split"] + [
     f"dsc_split.{found.name}" for found in pkgutil.iter_modules(dsc_split.__path__) if found.ispkg
 ]
-SHARED = {"dsc_split.bundle", "dsc_split.errors", "dsc_split.lookup_table"}
+SHARED = {"dsc_split.bundle", "dsc_split.errors", "dsc_split.lookup_table", "dsc_split.packing"}
 PROGRAM = {"dsc_split.cli.main"}  # what the console script names
 
 

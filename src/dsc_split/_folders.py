@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -69,7 +69,7 @@ def put_in_place(new: Path, folder: Path) -> None:
         return
     for name in _KEPT:
         if (folder / name).is_dir():
-            shutil.copytree(folder / name, new / name, dirs_exist_ok=True)
+            shutil.copytree(folder / name, new / name, dirs_exist_ok=True, ignore=_those_in(new / name))
     if _exchange(new, folder):
         return
     if not any(folder.iterdir()):
@@ -81,6 +81,11 @@ def put_in_place(new: Path, folder: Path) -> None:
     folder.rename(aside)
     new.rename(folder)
     discard(aside)
+
+
+def _those_in(folder: Path) -> Callable[[str, list[str]], list[str]]:
+    """Make what tells ``copytree`` which files stay as they are in ``folder``."""
+    return lambda _, names: [name for name in names if (folder / name).exists()]
 
 
 def discard(folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""What may lie in a bundle, by kind of file: checks of bytes whose digest was checked before."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import PurePosixPath
+
+from dsc_split._files import body_digest, canonical_json, read_json
+from dsc_split._onnx_scan import scan_graph
+from dsc_split.errors import DamagedError, DscError
+from dsc_split.lookup_table import LookupTable
+
+__all__ = ["PICKLES", "cell_fault", "graph_faults", "is_cell", "is_table", "samples_fault", "table_fault"]
+
+PICKLES = (".pickle", ".pkl", ".pt", ".pth")
+"""How names of files end that run code when they are read."""
+
+
+def is_cell(name: str) -> bool:
+    """Tell whether a path is that of a cell."""
+    path = PurePosixPath(name)
+    return path.parent.as_posix() == "cells" and path.suffix == ".json"
+
+
+def is_table(name: str) -> bool:
+    """Tell whether a path is that of a lookup table."""
+    path = PurePosixPath(name)
+    return name == "table.json" or (path.parent.as_posix() == "tables" and path.suffix == ".json")
+
+
+def cell_fault(name: str, data: bytes) -> str:
+    """Say what is wrong with a cell; nothing where it is what was written."""
+    try:
+        document = read_json(data, "cell", DamagedError)
+    except DamagedError as e:
+        return str(e)
+    stated = document.pop("body_sha256", None)
+    if stated != body_digest(document):
+        return "is not what its own SHA-256 says: it was changed or cut short"
+    if canonical_json({**document, "body_sha256": stated}) + b"\n" != data:
+        return "is not written as cells are: it was changed"
+    if document.get("key") != PurePosixPath(name).stem:
+        return "has the name of another cell"
+    return ""
+
+
+def table_fault(data: bytes, pair_id: str) -> str:
+    """Say what is wrong with a lookup table; nothing where it is readable and of these pairs."""
+    try:
+        table = LookupTable.load(data)
+    except DscError as e:
+        return str(e)
+    return "" if table.pair_id == pair_id else "is a table of other pairs"
+
+
+def graph_faults(data: bytes, weights: str | None) -> tuple[str, bool]:
+    """Look for external data and compiled code in an ONNX file.
+
+    Args:
+        data: The file.
+        weights: Name of the weights' file, the only one that a graph may refer to.
+
+    Returns:
+        What is wrong, nothing where nothing is, and whether the file holds EPContext nodes.
+    """
+    try:
+        facts = scan_graph(data)
+    except DamagedError as e:
+        return str(e), False
+    foreign = [location for location in facts.locations if location != weights]
+    expected = "it may refer to no other file" if weights is None else f"{weights!r} alone was expected"
+    fault = f"refers to data in {', '.join(map(repr, foreign))}; {expected}" if foreign else ""
+    return fault, facts.has_ep_context
+
+
+def samples_fault(data: bytes) -> str:
+    """Say what is wrong with a file of samples; nothing where it holds plain arrays."""
+    from numpy.lib import format as npy
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    version = npy.read_magic(file)
+                    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                    _, _, dtype = read(file)
+                if dtype.hasobject:
+                    return f"holds Python objects (pickled) in {name!r}; plain arrays alone were expected"
+    except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as e:
+        return f"is no file of plain arrays: {e}"
+    return ""

@@ -1,0 +1,97 @@
+"""Reading a file once for all that its bytes are wanted for: SHA-256, CRC-32, and a copy."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO
+
+__all__ = ["Hashed", "Hasher"]
+
+BLOCK_BYTES = 1 << 20
+BLOCKS = 4
+FIRST_BYTES = 1 << 16
+"""What a file begins with is hashed at once: most files are small, and handing them over takes longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed:
+    """What was found in a file."""
+
+    size_bytes: int
+    """Bytes that were read."""
+    sha256: str
+    """64 hexadecimal digits."""
+    crc32: int
+    """As in a zip file; 0 where it was not asked for."""
+
+
+class Hasher:
+    """Reads files. SHA-256, which takes longest, is computed in a second thread, some blocks behind the rest."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "sha256")
+        self._buffers: list[bytearray] = []
+
+    def __enter__(self) -> Hasher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
+
+    def read(
+        self,
+        source: BinaryIO,
+        sink: BinaryIO | None = None,
+        *,
+        crc: bool = False,
+        tell: Callable[[int], None] | None = None,
+    ) -> Hashed:
+        """Read an open file to its end.
+
+        Args:
+            source: The file.
+            sink: Where to copy it to.
+            crc: Whether CRC-32 is asked for.
+            tell: Told the number of bytes that were read since it was told last.
+
+        Raises:
+            OSError: It cannot be read, or the copy cannot be written.
+        """
+        first = source.read(FIRST_BYTES)
+        digest, crc32, size_bytes, blocks = hashlib.sha256(first), zlib.crc32(first) if crc else 0, len(first), 0
+        if sink is not None:
+            sink.write(first)
+        if tell is not None:
+            tell(size_bytes)
+        behind: deque[Future[None]] = deque()
+        try:
+            while size_bytes >= FIRST_BYTES:
+                if len(self._buffers) < BLOCKS:
+                    self._buffers.append(bytearray(BLOCK_BYTES))
+                buffer = self._buffers[blocks % BLOCKS]
+                count = source.readinto(buffer)  # type: ignore[attr-defined]  # stub flaw
+                if not count:
+                    break
+                block = memoryview(buffer)[:count]
+                behind.append(self._pool.submit(digest.update, block))
+                if crc:
+                    crc32 = zlib.crc32(block, crc32)
+                if sink is not None:
+                    sink.write(block)
+                size_bytes += count
+                blocks += 1
+                if tell is not None:
+                    tell(count)
+                if len(behind) == BLOCKS:
+                    behind.popleft().result()
+        finally:
+            wait(behind)
+        return Hashed(size_bytes=size_bytes, sha256=digest.hexdigest(), crc32=crc32)

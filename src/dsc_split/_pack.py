@@ -1,0 +1,317 @@
+"""Pack a bundle, or the part of it that one side needs, into one file, sealed: its manifest lists everything."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dsc_split._archive import Entry, write_archive
+from dsc_split._contents import cell_fault, is_cell, is_table, table_fault
+from dsc_split._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
+from dsc_split._parts import SIDES, choose_targets, fits_cell, fits_table, held_files, put_last, side_graphs
+from dsc_split._progress import ProgressListener, silent
+from dsc_split._storage import SUFFIX
+from dsc_split._verify import Verification, progress_in_mb
+from dsc_split.bundle import Bundle
+from dsc_split.errors import BundleError, UsageError
+
+__all__ = ["PackResult", "RoleSize", "pack_bundle"]
+
+TABLE = "table.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleSize:
+    """The files of one role."""
+
+    role: str
+    """What they are: ``model``, ``weights``, ``head``, ``tail``, ``engine``, ``sample``, ``cell``, ``table``, ..."""
+    files: int
+    """How many there are."""
+    size_bytes: int
+    """Their size together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackResult:
+    """What :func:`pack_bundle` wrote."""
+
+    path: str
+    """The packed file."""
+    side: str | None
+    """The side that it is a part for; ``None`` for a whole bundle."""
+    revision: int
+    """Its revision."""
+    size_bytes: int
+    """What it takes on disk."""
+    roles: tuple[RoleSize, ...]
+    """What it holds, the largest first."""
+    left_out_bytes: int
+    """Size of the whole bundle's files that it does not hold."""
+    signatures: int
+    """How many signatures it has."""
+    notes: tuple[str, ...]
+    """What one should know."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the result as JSON takes it."""
+        return asdict(self)
+
+
+def pack_bundle(
+    bundle: Bundle,
+    output: str | os.PathLike[str],
+    *,
+    side: str | None = None,
+    device: str | None = None,
+    server: str | None = None,
+    with_onnx: bool = False,
+    with_cells: bool | None = None,
+    revision: int | None = None,
+    sign: Sequence[Path] = (),
+    progress: ProgressListener = silent,
+) -> PackResult:
+    """Pack a bundle into one file; the same bundle gives the same bytes.
+
+    Args:
+        bundle: The bundle, as a folder or packed.
+        output: The file to write, ``NAME.dscb``; a file there is replaced.
+        side: ``device`` or ``server`` for what that side needs and no more; ``None`` for everything.
+        device: Target of the device, as text or id: its engines alone are held, and the table is its. Default: all.
+        server: The same of the server.
+        with_onnx: Whether a part holds the graphs, too, where it has engines.
+        with_cells: Whether the measurements are held; default: in a whole bundle.
+        revision: Number that tells new bundles from old ones; default: seconds since 1970 of the newest change.
+        sign: Private keys to sign it with. Signatures that it has stay where nothing changed.
+        progress: Told how many MB were packed.
+
+    Raises:
+        UsageError: An argument is unknown or does not fit the bundle.
+        BundleError: A file is missing, damaged or not what the manifest says.
+        BundleBusyError: Another command is writing the bundle.
+        DscError: The file cannot be written.
+    """
+    target = Path(output)
+    if target.suffix != SUFFIX:
+        raise UsageError(f"output is {str(target)!r}; a name that ends in {SUFFIX} was expected.")
+    if side is not None and side not in SIDES:
+        raise UsageError(f"side is {side!r}; {' or '.join(map(repr, SIDES))} was expected.")
+    if revision is not None and revision < 0:
+        raise UsageError(f"revision is {revision}; a whole number from 0 was expected.")
+    with contextlib.nullcontext() if bundle.is_packed else bundle.lock():
+        packing = _Packing(bundle, side, {"device": device, "server": server}, with_onnx=with_onnx)
+        packing.choose_files(with_cells=with_cells)
+        manifest = packing.manifest(revision)
+        data = encode_manifest(manifest)
+        envelope = _envelope(bundle, data, sign)
+        extra = {MANIFEST: data, **({ENVELOPE: envelope} if envelope else {})}
+        entries = [*packing.entries(), *(_entry(name, content) for name, content in extra.items())]
+        if bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) != data:
+            packing.notes.append("the signatures that it had were left out: what they sign has changed")
+        if not bundle.is_packed:
+            _remove_unfinished(target)
+        write_archive(
+            target, entries, tell=progress_in_mb("pack", sum(entry.size_bytes for entry in entries), progress)
+        )
+    return PackResult(
+        path=str(target),
+        side=manifest["side"],
+        revision=manifest["revision"],
+        size_bytes=target.stat().st_size,
+        roles=_by_role(manifest["files"]),
+        left_out_bytes=sum(item["size"] for item in manifest["left_out"].values()),
+        signatures=len(json.loads(envelope)["signatures"]) if envelope else 0,
+        notes=tuple(packing.notes),
+    )
+
+
+class _Packing:
+    """Chooses what is packed; the bundle stays as it is.
+
+    Attributes:
+        notes: What one should know.
+    """
+
+    def __init__(self, bundle: Bundle, side: str | None, asked: dict[str, str | None], *, with_onnx: bool) -> None:
+        manifest = bundle.manifest
+        if manifest["side"] not in (None, side or manifest["side"]):
+            raise UsageError(
+                f"the bundle is a part for the {manifest['side']} side, and holds none for the {side} side."
+            )
+        check = Verification(bundle.storage)
+        check.manifest()
+        check.lists()
+        if check.rows:
+            row = check.rows[0]
+            raise BundleError(
+                f"{row.path!r} in {str(bundle.path)!r} {row.fault}. See it all: dsc-split verify {bundle.path}"
+            )
+        self.notes: list[str] = []
+        self._bundle = bundle
+        self._side = side
+        self._asked = [name for name in SIDES if asked[name] is not None]
+        self._targets = {name: choose_targets(manifest, name, asked[name]) for name in SIDES}
+        self._with_onnx = with_onnx
+        self._files: dict[str, Any] = {}
+        self._sealed: dict[str, bytes] = {}
+        self._newest_s = 0
+
+    def choose_files(self, *, with_cells: bool | None) -> None:
+        """Choose among the files that the manifest lists, and among cells and tables, which it may not list yet."""
+        manifest = self._bundle.manifest
+        lasting = {path: item for path, item in manifest["files"].items() if item.get("role") not in SEALED_ROLES}
+        held = set(lasting)
+        if self._side is not None:
+            held &= held_files(manifest, self._side, self._targets[self._side], with_onnx=self._with_onnx)
+        elif self._asked:
+            held -= self._engines_of_others()
+        self._files = {path: item for path, item in lasting.items() if path in held}
+        self._read_sealed()
+        if with_cells is False or (with_cells is None and (self._side or manifest["side"])):
+            self._sealed = {name: data for name, data in self._sealed.items() if not is_cell(name)}
+        elif self._side is not None:
+            graphs = {self._bundle.graph_digest(path) for path in side_graphs(manifest, self._side)}
+            targets = self._targets[self._side]
+            self._sealed = {
+                name: data
+                for name, data in self._sealed.items()
+                if not is_cell(name) or fits_cell(data, graphs, targets)
+            }
+        self._choose_tables()
+
+    def manifest(self, revision: int | None) -> dict[str, Any]:
+        """Make the manifest of what is packed."""
+        whole = self._bundle.manifest
+        lasting = {path: item for path, item in whole["files"].items() if item.get("role") not in SEALED_ROLES}
+        sealed = {
+            name: {
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "size": len(data),
+                "role": "cell" if is_cell(name) else "table",
+            }
+            for name, data in self._sealed.items()
+        }
+        newest = max(whole["revision"], self._newest_s)
+        return {
+            **whole,
+            "sealed": True,
+            "side": self._side or whole["side"],
+            "revision": newest if revision is None else revision,
+            "targets": {
+                name: put_last(whole["targets"][name], self._targets[name])
+                if name in self._asked
+                else whole["targets"][name]
+                for name in SIDES
+            },
+            "files": {**self._files, **sealed},
+            "left_out": {
+                **whole["left_out"],
+                **{path: item for path, item in lasting.items() if path not in self._files},
+            },
+        }
+
+    def entries(self) -> list[Entry]:
+        """List what is to be packed."""
+        storage = self._bundle.storage
+        return [
+            *(
+                Entry(name=path, size_bytes=item["size"], sha256=item["sha256"], open=partial(storage.open, path))
+                for path, item in self._files.items()
+            ),
+            *(_entry(name, data) for name, data in self._sealed.items()),
+        ]
+
+    def _engines_of_others(self) -> set[str]:
+        """Give the engines of the targets that a whole bundle was not asked to hold."""
+        manifest = self._bundle.manifest
+        kept = [entry for name in SIDES for entry in self._targets[name]]
+        every = [entry for name in SIDES for entry in manifest["targets"][name]]
+        paths = [
+            {engine["path"] for entry in entries for engine in entry.get("engines", ())} for entries in (every, kept)
+        ]
+        return paths[0] - paths[1]
+
+    def _read_sealed(self) -> None:
+        """Read cells and tables, whose digests an open bundle does not list, and check what they say of themselves."""
+        manifest, storage = self._bundle.manifest, self._bundle.storage
+        listed = {path for path, item in manifest["files"].items() if item.get("role") in SEALED_ROLES}
+        names = {name for name in storage.names() if is_cell(name) or (is_table(name) and not manifest["sealed"])}
+        for name in sorted(listed | names):
+            data = self._bundle.read(name) if name in listed else storage.read(name)
+            fault = cell_fault(name, data) if is_cell(name) else table_fault(data, manifest["pair_id"])
+            if fault:
+                again = f"Remove it, or make it again: dsc-split bench {self._bundle.path}"
+                raise BundleError(f"{name!r} in {str(self._bundle.path)!r} cannot be packed: {fault}. {again}")
+            self._sealed[name] = data
+            if is_cell(name) and name not in listed:
+                self._newest_s = max(self._newest_s, _measured_s(data))
+
+    def _choose_tables(self) -> None:
+        """Keep the tables of the chosen targets, and let the newest of them be the one that is used."""
+        asked = {*self._asked, *([self._side] if self._side and self._targets[self._side] else [])}
+        tables = {name: data for name, data in self._sealed.items() if is_table(name)}
+        others = {name: data for name, data in tables.items() if name != TABLE}
+        fitting = [
+            name
+            for name, data in others.items()
+            if all(fits_table(name, data, side, self._targets[side]) for side in asked)
+        ]
+        used = tables.get(TABLE)
+        same = next((name for name, data in others.items() if data == used), TABLE)
+        if used is not None and not all(fits_table(same, used, side, self._targets[side]) for side in asked):
+            used = None
+        if used is None and fitting:
+            used = others[max(fitting, key=self._age)]
+        if used is None and tables:
+            self.notes.append("it holds no lookup table: none is of the targets that were chosen")
+        kept = {**{name: others[name] for name in fitting}, **({TABLE: used} if used is not None else {})}
+        self._sealed = {name: data for name, data in self._sealed.items() if name not in tables} | kept
+
+    def _age(self, name: str) -> tuple[float, str]:
+        """Order tables by when they were written, where that is known, and by name."""
+        return (0.0 if self._bundle.is_packed else self._bundle.file(name).stat().st_mtime, name)
+
+
+def _remove_unfinished(target: Path) -> None:
+    """Remove what killed processes have left of a packed file; hold the bundle's lock around this."""
+    if target.parent.is_dir():
+        for path in target.parent.iterdir():
+            if path.name.startswith(f".{target.name}.") and path.suffix == ".partial":
+                path.unlink(missing_ok=True)
+
+
+def _entry(name: str, data: bytes) -> Entry:
+    digest = hashlib.sha256(data).hexdigest()
+    return Entry(name=name, size_bytes=len(data), sha256=digest, open=partial(io.BytesIO, data))
+
+
+def _envelope(bundle: Bundle, manifest: bytes, keys: Sequence[Path]) -> bytes | None:
+    """Sign a manifest, and keep the signatures that it has."""
+    from dsc_split._signature import sign_manifest
+
+    unchanged = bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) == manifest
+    before = bundle.storage.read(ENVELOPE) if unchanged else None
+    return sign_manifest(manifest, keys, before) if keys else before
+
+
+def _measured_s(cell: bytes) -> int:
+    """Give when a cell was measured last, in seconds since 1970; 0 where nothing was."""
+    rounds = json.loads(cell).get("rounds")
+    return int(datetime.fromisoformat(rounds[-1]["started"]).timestamp()) if rounds else 0
+
+
+def _by_role(files: dict[str, Any]) -> tuple[RoleSize, ...]:
+    sizes: dict[str, list[int]] = {}
+    for item in files.values():
+        sizes.setdefault(item.get("role", "other"), []).append(item["size"])
+    found = [RoleSize(role=role, files=len(each), size_bytes=sum(each)) for role, each in sizes.items()]
+    return tuple(sorted(found, key=lambda item: (-item.size_bytes, item.role)))

@@ -1,0 +1,136 @@
+"""Unpack a bundle: everything is verified before anything of it can be seen, and nothing is left where it is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from dsc_split._archive import Archive
+from dsc_split._folders import put_in_place, unfinished_folder
+from dsc_split._manifest import ENVELOPE, MANIFEST
+from dsc_split._progress import ProgressListener, silent
+from dsc_split._verify import Verification, engine_files
+from dsc_split.bundle import Bundle, lock_folder
+from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
+
+if TYPE_CHECKING:
+    from dsc_split._signature import Trust
+
+__all__ = ["unpack_bundle"]
+
+SHOWN_FAULTS = 3
+
+
+def unpack_bundle(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    trust: Trust | None = None,
+    allow_older: bool = False,
+    progress: ProgressListener = silent,
+) -> Bundle:
+    """Verify a packed bundle, and unpack it into a folder.
+
+    Args:
+        source: The packed file.
+        output: The folder to make. A bundle that stands there is replaced, its measurements kept, unless it is newer;
+            anything else is not touched.
+        trust: Whose signature is asked for. Engines are native code: where there are any, a trusted key must have
+            signed, or unsigned bundles be allowed.
+        allow_older: Whether a newer bundle may be replaced by an older one.
+        progress: Told how many MB were unpacked.
+
+    Returns:
+        The bundle in the folder.
+
+    Raises:
+        UsageError: There is no such file, or ``output`` is something else than a bundle.
+        BundleError: The packed bundle is damaged or hostile, or older than the one that it would replace.
+        SignatureError: It is not signed as ``trust`` asks, or holds engines that nobody trusted has signed.
+        BundleBusyError: Another command is writing the bundle that stands there.
+        DscError: The folder cannot be written.
+    """
+    path, folder = Path(source), Path(output)
+    if not path.is_file():
+        raise UsageError(f"no packed bundle {str(path)!r}: there is no such file. Make one: dsc-split pack BUNDLE")
+    archive = Archive(path)
+    check = Verification(archive)
+    check.signature(trust)
+    trusted = bool(check.signed_by) or (trust is not None and trust.allow_unsigned)
+    if check.manifest():
+        check.lists()
+    _refuse_faults(check, path)
+    manifest = check.bundle.manifest if check.bundle else {}
+    if not trusted and (engines := engine_files(manifest)):
+        _refuse_code(path, engines)
+    _check_place(folder, manifest["revision"], allow_older=allow_older)
+    place = folder.resolve()
+    with unfinished_folder(place) as partial:
+        try:
+            check.files(progress, lambda name: _new(partial / name))
+            _refuse_faults(check, path)
+            if not trusted and check.ep_context:
+                _refuse_code(path, set(check.ep_context))
+            for name in {MANIFEST, ENVELOPE} & set(archive.names()):
+                with _new(partial / name) as file:
+                    file.write(archive.read(name))
+            with lock_folder(place) if Bundle.is_bundle(place) else contextlib.nullcontext():
+                _check_place(folder, manifest["revision"], allow_older=allow_older)
+                put_in_place(partial, place)
+        except OSError as e:
+            raise DscError(f"cannot write {str(folder)!r}: {e.strerror or e}. Nothing was changed.") from e
+    return Bundle.open(folder)
+
+
+@contextlib.contextmanager
+def _new(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is not there yet, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _refuse_faults(check: Verification, path: Path) -> None:
+    rows = check.result().rows
+    if rows:
+        named = "; ".join(f"{row.path!r} {row.fault}" for row in rows[:SHOWN_FAULTS])
+        more = f"; and {len(rows) - SHOWN_FAULTS} more" if len(rows) > SHOWN_FAULTS else ""
+        raise BundleError(
+            f"packed bundle {str(path)!r} was not unpacked: {named}{more}. See it all: dsc-split verify {path}"
+        )
+
+
+def _refuse_code(path: Path, files: set[str]) -> None:
+    raise SignatureError(
+        f"packed bundle {str(path)!r} was not unpacked: {sorted(files)[0]!r} is native code, and {len(files)} files "
+        "are in all, which are unpacked only when a key that you trust signed them: give --trust PUBLIC_KEY, or "
+        "--allow-unsigned to unpack them all the same."
+    )
+
+
+def _check_place(folder: Path, revision: int, *, allow_older: bool) -> None:
+    """Refuse to replace what is no bundle, and a newer bundle by an older one."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"--output {str(folder)!r} is a file or a link; it is not replaced. Choose another name.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not Bundle.is_bundle(folder):
+        raise UsageError(f"--output {str(folder)!r} exists and is no bundle; it is not replaced. Choose another name.")
+    if folder.samefile(Path.cwd()):
+        raise UsageError(f"--output {str(folder)!r} is the current folder, which is not replaced. Choose another name.")
+    if allow_older:
+        return
+    try:
+        there = Bundle.open(folder).manifest["revision"]
+    except BundleError as e:
+        raise BundleError(f"{e} Or give --allow-older to replace it, whatever its revision is.") from e
+    if revision < there:
+        raise BundleError(
+            f"the packed bundle has revision {revision}, and {str(folder)!r} is newer: {there}. An older bundle "
+            "may have been sent again. Give --allow-older if you want it back."
+        )

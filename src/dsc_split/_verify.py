@@ -1,0 +1,376 @@
+"""Verify a bundle, file by file: it holds what its manifest says, and nothing that a bundle must not hold."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dsc_split._archive import Archive, name_faults
+from dsc_split._contents import PICKLES, cell_fault, graph_faults, is_cell, is_table, samples_fault, table_fault
+from dsc_split._files import read_json
+from dsc_split._hashing import Hasher
+from dsc_split._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._storage import Folder, Storage, open_storage
+from dsc_split.bundle import Bundle
+from dsc_split.errors import BundleError
+
+if TYPE_CHECKING:
+    from dsc_split._signature import Trust
+
+__all__ = ["Verification", "VerifyResult", "VerifyRow", "engine_files", "progress_in_mb", "verify_bundle"]
+
+REPORT = "report.html"
+MAX_CONTENT_BYTES = 2**31
+"""Graphs, samples and tables beyond this are refused: they are looked into in memory."""
+
+Sink = Callable[[str], AbstractContextManager[BinaryIO]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRow:
+    """Something that is wrong."""
+
+    path: str
+    """The file, relative to the bundle."""
+    fault: str
+    """What is wrong with it, to go on after its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyResult:
+    """What :func:`verify_bundle` found."""
+
+    path: str
+    """The bundle."""
+    pair_id: str | None
+    """What its heads and tails have in common; ``None`` where the manifest cannot be read."""
+    revision: int | None
+    """Its revision; ``None`` where the manifest cannot be read."""
+    side: str | None
+    """The side that it is a part for; ``None`` for a whole bundle."""
+    sealed: bool
+    """Whether its manifest lists every file."""
+    files: int
+    """Number of files that were looked at, the manifest and the signatures not counted."""
+    size_bytes: int
+    """Their size together."""
+    rows: tuple[VerifyRow, ...]
+    """Everything that is wrong."""
+    notes: tuple[str, ...]
+    """What one should know, and is not wrong."""
+    signed_by: tuple[str, ...]
+    """Names of the trusted keys that signed it."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the result as JSON takes it."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_bundle(
+    source: str | os.PathLike[str],
+    *,
+    trust: Trust | None = None,
+    min_revision: int | None = None,
+    progress: ProgressListener = silent,
+) -> VerifyResult:
+    """Check every byte of a bundle, and do not stop at the first fault.
+
+    Args:
+        source: The folder or the packed file.
+        trust: Whose signature is asked for; ``None``: nobody's.
+        min_revision: An older bundle is a fault.
+        progress: Told how many MB were read.
+
+    Raises:
+        UsageError: There is no bundle, or a key's file cannot be read.
+    """
+    try:
+        storage = open_storage(Path(source))
+    except BundleError as e:
+        return VerifyResult(
+            path=str(source), pair_id=None, revision=None, side=None, sealed=False, files=0, size_bytes=0,
+            rows=(VerifyRow(path=Path(source).name, fault=str(e)),), notes=(), signed_by=(),
+        )  # fmt: skip
+    check = Verification(storage)
+    try:
+        check.signature(trust)
+    except BundleError as e:
+        check.fault(ENVELOPE if ENVELOPE in storage.names() else MANIFEST, str(e))
+    if check.manifest(min_revision):
+        check.lists()
+        check.files(progress)
+    return check.result()
+
+
+class Verification:
+    """Collects what is wrong with a bundle.
+
+    Attributes:
+        bundle: The bundle; ``None`` where its manifest cannot be read.
+        rows: What is wrong.
+        ep_context: Graphs that hold compiled code.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.bundle: Bundle | None = None
+        self.rows: list[VerifyRow] = []
+        self.ep_context: list[str] = []
+        self.signed_by: tuple[str, ...] = ()
+        self._storage = storage
+        self._notes: list[str] = []
+        self._looked_at: dict[str, int] = {}
+
+    def fault(self, path: str, fault: str) -> None:
+        """Note that something is wrong."""
+        self.rows.append(VerifyRow(path=path, fault=fault))
+
+    def result(self) -> VerifyResult:
+        """Say what was found."""
+        manifest = self.bundle.manifest if self.bundle else {}
+        notes = [*self._notes]
+        if self.ep_context:
+            names = ", ".join(self.ep_context)
+            notes.append(f"EPContext nodes hold compiled code, so these graphs are treated as engines: {names}")
+        return VerifyResult(
+            path=str(self._storage.path),
+            pair_id=manifest.get("pair_id"),
+            revision=manifest.get("revision"),
+            side=manifest.get("side"),
+            sealed=bool(manifest.get("sealed")),
+            files=len(self._looked_at),
+            size_bytes=sum(self._looked_at.values()),
+            rows=tuple(sorted(set(self.rows), key=lambda row: (row.path, row.fault))),
+            notes=tuple(notes),
+            signed_by=self.signed_by,
+        )
+
+    # ---- the manifest --------------------------------------------------------------------------------------
+
+    def signature(self, trust: Trust | None) -> None:
+        """Find out who signed the manifest.
+
+        Raises:
+            SignatureError: As ``trust`` says.
+        """
+        from dsc_split._signature import Trust
+
+        envelope = self._storage.read(ENVELOPE) if self._storage.size_bytes(ENVELOPE) is not None else None
+        what = f"bundle {str(self._storage.path)!r}"
+        self.signed_by = (trust or Trust()).check(self._storage.read(MANIFEST), envelope, what)
+        if envelope is not None and (trust is None or not trust.keys):
+            self._notes.append("it is signed; give --trust PUBLIC_KEY to know by whom")
+
+    def manifest(self, min_revision: int | None = None) -> bool:
+        """Check the manifest itself; tells whether it can be read, and the rest be checked by it."""
+        try:
+            data = self._storage.read(MANIFEST)
+            manifest = parse_manifest(data, MANIFEST)
+        except BundleError as e:
+            self.fault(MANIFEST, str(e))
+            return False
+        version = read_json(data, MANIFEST, BundleError)["version"]
+        if version != VERSION:
+            self._notes.append(
+                f"the manifest is of version {version}, which says less; the next change writes a new one"
+            )
+        elif encode_manifest(manifest) != data:
+            self.fault(MANIFEST, "is not in its canonical form, byte for byte: it was changed")
+        if min_revision is not None and manifest["revision"] < min_revision:
+            self.fault(MANIFEST, f"has revision {manifest['revision']}; at least {min_revision} was expected")
+        self.bundle = Bundle(self._storage.path, manifest, storage=self._storage)
+        return True
+
+    def lists(self) -> None:
+        """Check what the manifest says by itself: names, the pair's id, graphs, samples, engines and their digests."""
+        bundle = self._open()
+        manifest = bundle.manifest
+        listed = {**manifest["left_out"], **manifest["files"]}
+        for path, fault in name_faults([*manifest["files"], *manifest["left_out"]]):
+            both = path in manifest["files"] and path in manifest["left_out"]
+            self.fault(path, "is listed as held and as left out" if both else fault)
+        for path in (MANIFEST, ENVELOPE):
+            if path in listed:
+                self.fault(path, "lists itself")
+        weights = manifest["model"]["weights"]["path"]
+        graphs = [manifest["model"]["path"], *(split[key] for split in manifest["splits"] for key in ("head", "tail"))]
+        samples = manifest.get("samples", {}).get("files", {}).values()
+        missing = [path for path in (*graphs, *samples, *([weights] if weights else [])) if path not in listed]
+        for path in missing:
+            self.fault(path, "belongs to the model, and the manifest does not list it")
+        if missing:
+            return
+        if (found := bundle.compute_pair_id()) != manifest["pair_id"]:
+            said = f"pair_id {manifest['pair_id'][:19]}..., and its graphs give {found[:19]}..."
+            self.fault(MANIFEST, f"says {said}: files of two exports were mixed")
+        for entry in (entry for entries in manifest["targets"].values() for entry in entries):
+            for engine in entry.get("engines", ()):
+                if engine["path"] not in listed:
+                    self.fault(
+                        engine["path"], f"is an engine for {entry['target']!r}, and the manifest does not list it"
+                    )
+                elif engine["graph"] not in graphs:
+                    self.fault(engine["path"], f"is an engine of {engine['graph']!r}, which is no graph of this bundle")
+                elif engine["graph_digest"] != bundle.graph_digest(engine["graph"]):
+                    self.fault(engine["path"], f"was built from another {engine['graph']!r} than the one that is here")
+
+    # ---- the files -----------------------------------------------------------------------------------------
+
+    def files(self, progress: ProgressListener = silent, sink: Sink | None = None) -> None:
+        """Check every file, and copy it where there is a sink; what is there and not listed is judged last."""
+        manifest = self._open().manifest
+        listed, there = manifest["files"], self._storage.names()
+        if isinstance(self._storage, Folder):
+            for name in there:
+                if fault := _file_fault(self._storage.path / name):
+                    self.fault(name, fault)
+        tell = progress_in_mb("verify", sum(item["size"] for item in listed.values()), progress)
+        with Hasher() as hasher:
+            for path, item in sorted(listed.items()):
+                with contextlib.ExitStack() as stack:
+                    copy = stack.enter_context(sink(path)) if sink else None
+                    self._listed(path, item, hasher, copy, tell)
+        extra = [name for name in there if name not in listed and name not in (MANIFEST, ENVELOPE)]
+        for name in extra:
+            self._unlisted(name, sealed=manifest["sealed"])
+        kept = sum(manifest["sealed"] and is_cell(name) for name in extra)
+        if kept and isinstance(self._storage, Folder):
+            self._notes.append(f"{kept} cells were measured or kept here since it was sealed")
+
+    def _listed(
+        self, path: str, item: dict[str, Any], hasher: Hasher, copy: BinaryIO | None, tell: Callable[[str, int], None]
+    ) -> None:
+        if path.lower().endswith(PICKLES):
+            self.fault(path, "is a pickle, which runs code when it is read; a bundle holds none")
+        size_bytes = self._storage.size_bytes(path)
+        if size_bytes is None:
+            self.fault(path, "is missing, or is no regular file")
+            return
+        self._looked_at[path] = size_bytes
+        if size_bytes != item["size"]:
+            self.fault(path, f"has {size_bytes} bytes; the manifest says {item['size']}")
+            return
+        try:
+            if self._is_looked_into(path):
+                data = self._storage.read(path, max_bytes=min(size_bytes, MAX_CONTENT_BYTES))
+                if copy is not None:
+                    copy.write(data)
+                tell(path, len(data))
+                found, crc_fits = hashlib.sha256(data).hexdigest(), True
+            else:
+                data = b""
+                packed = isinstance(self._storage, Archive)
+                with self._storage.open(path) as file:
+                    hashed = hasher.read(file, copy, crc=packed, tell=lambda count: tell(path, count))
+                found = hashed.sha256
+                crc_fits = not isinstance(self._storage, Archive) or hashed.crc32 == self._storage.crc32(path)
+        except BundleError as e:
+            self.fault(path, str(e))
+            return
+        if found != item["sha256"]:
+            self.fault(path, f"has SHA-256 {found[:12]}...; the manifest says {item['sha256'][:12]}...: it was changed")
+        elif not crc_fits:
+            self.fault(path, "is not what the packed file's checksum says")
+        else:
+            self._content(path, data)
+
+    def _unlisted(self, name: str, *, sealed: bool) -> None:
+        """Judge a file that the manifest does not list: cells and tables come and go while a bundle is open."""
+        in_folder = isinstance(self._storage, Folder)
+        if name.lower().endswith(PICKLES):
+            self.fault(name, "is a pickle, which runs code when it is read; a bundle holds none")
+        elif sealed and not (is_cell(name) and in_folder):
+            self.fault(name, "is not listed in the manifest, which lists everything")
+        elif is_cell(name) or is_table(name):
+            try:
+                data = self._storage.read(name)
+            except BundleError as e:
+                self.fault(name, str(e))
+                return
+            self._looked_at[name] = len(data)
+            self._content(name, data)
+        elif name != REPORT:
+            self._notes.append(f"{name!r} is no file of a bundle's, and is not looked at")
+
+    def _is_looked_into(self, path: str) -> bool:
+        return path.endswith((".onnx", ".npz")) or is_cell(path) or is_table(path) or path in self._graphs()
+
+    def _content(self, path: str, data: bytes) -> None:
+        """Look into a file whose digest is right."""
+        manifest = self._open().manifest
+        weights = manifest["model"]["weights"]["path"]
+        fault = ""
+        if is_cell(path):
+            fault = cell_fault(path, data)
+        elif is_table(path):
+            fault = table_fault(data, manifest["pair_id"])
+        elif path.endswith(".npz"):
+            fault = samples_fault(data)
+        elif path.endswith(".onnx") or path in self._graphs():
+            beside = weights and PurePosixPath(weights).parent == PurePosixPath(path).parent
+            fault, has_ep_context = graph_faults(data, PurePosixPath(weights).name if beside else None)
+            if has_ep_context:
+                self.ep_context.append(path)
+        if fault:
+            self.fault(path, fault)
+
+    def _graphs(self) -> set[str]:
+        manifest = self._open().manifest
+        return {manifest["model"]["path"], *(split[key] for split in manifest["splits"] for key in ("head", "tail"))}
+
+    def _open(self) -> Bundle:
+        if self.bundle is None:
+            raise BundleError(f"the manifest of {str(self._storage.path)!r} cannot be read.")
+        return self.bundle
+
+
+def engine_files(manifest: dict[str, Any]) -> set[str]:
+    """Give the paths of all files that are native code, whatever else the manifest calls them."""
+    named = {
+        engine["path"]
+        for entries in manifest["targets"].values()
+        for entry in entries
+        for engine in entry.get("engines", ())
+    }
+    files = manifest["files"]
+    return {
+        path for path in files if path in named or files[path].get("role") == "engine" or path.startswith("engines/")
+    }
+
+
+def progress_in_mb(stage: str, size_bytes: int, progress: ProgressListener) -> Callable[[str, int], None]:
+    """Make what is told a file's name and how many bytes of it were read, and tells the listener of every MB."""
+    done_bytes, shown_mb = 0, -1
+
+    def tell(name: str, count: int) -> None:
+        nonlocal done_bytes, shown_mb
+        done_bytes += count
+        if (mb := done_bytes // 10**6) != shown_mb:
+            shown_mb = mb
+            progress(Progress(stage=f"{stage} (MB)", label=name, done=mb, total=size_bytes // 10**6))
+
+    return tell
+
+
+def _file_fault(path: Path) -> str:
+    """Say what is wrong with a file of a folder by itself: it is none, or has other names, too."""
+    state = path.lstat()
+    if stat.S_ISLNK(state.st_mode):
+        return "is a symbolic link; a bundle holds plain files"
+    if not stat.S_ISREG(state.st_mode):
+        return "is a device, a pipe or a socket; a bundle holds plain files"
+    if state.st_nlink > 1:
+        return f"has {state.st_nlink} hard links: what has another name can be changed from there"
+    return ""
