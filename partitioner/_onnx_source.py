@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsc_split._onnx_scan import scan_graph
 from dsc_split._optional import require
 from dsc_split.errors import ModelFileError, UsageError
 from dsc_split.partitioner._normalize import settle_shapes
@@ -84,6 +85,11 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelFileError(f"{str(path)!r} cannot be read: {e.strerror or e}") from e
     if not proto.graph.output or not proto.graph.node:
         raise ModelFileError(f"{str(path)!r} holds no graph with nodes and outputs; it is empty, or no ONNX model.")
+    if scan_graph(path.read_bytes()).has_ep_context:
+        raise ModelFileError(
+            f"{str(path)!r} holds EPContext nodes: an engine that was compiled for one machine, which nothing can cut. "
+            "Give the graph that it was compiled from."
+        )
     opset = max((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), default=None)
     if opset is not None and opset < _MIN_OPSET:
         raise ModelFileError(

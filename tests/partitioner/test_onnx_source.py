@@ -266,6 +266,22 @@ def test_old_opset_is_refused_with_the_way_to_convert(tmp_path: Path) -> None:
         load_model(str(path))
 
 
+@pytest.mark.parametrize("inside", ["graph", "body"])
+def test_an_engine_in_the_form_of_a_graph_is_refused_by_name(tmp_path: Path, inside: str) -> None:
+    node = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft", ep_cache_context=b"engine")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    nodes = [node]
+    if inside == "body":
+        body = helper.make_graph([node], "body", [], [y])
+        condition = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True)))
+        nodes = [condition, helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)]
+    model = helper.make_model(helper.make_graph(nodes, "net", [x], [y]))
+    (tmp_path / "net.onnx").write_bytes(model.SerializeToString())
+
+    with pytest.raises(ModelFileError, match="EPContext"):
+        load_model(str(tmp_path / "net.onnx"))
+
+
 def test_unknown_op_is_named(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
     net (float[batch, 4] x) => (float[batch, 4] y) { a = Relu(x) b = mine.Magic(a) y = Neg(b) }"""
