@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from dsc_split.cli._trust import AllowUnsigned, RequireSignature, TrustKeys, make_trust
+
+if TYPE_CHECKING:
+    from dsc_split.engines import Fit
 
 __all__ = ["check"]
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder, or a packed file.")],
     side: Annotated[str, typer.Option("--side", metavar="device|server", help="The side to check.")],
     target: Annotated[
         str | None, typer.Option("--target", help="What to run on. Default: the target recorded last.")
@@ -33,20 +38,33 @@ def check(
             help="Write what this device's heads give, to check a server's tails against.",
         ),
     ] = None,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Run the graphs on ONNX Runtime where the engines cannot be used here."),
+    ] = False,
+    trust: TrustKeys = None,
+    require_signature: RequireSignature = False,
+    allow_unsigned: AllowUnsigned = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Check the engines of one side against the golden samples, or against a file of your own."""
+    """Check the engines of one side against the golden samples, or against a file of your own.
+
+    Then say whether they, and the times in the bundle's table, are for this machine.
+    """
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json, progress
-    from dsc_split.engines import check_engines
+    from dsc_split.engines import check_engines, fit_here
     from dsc_split.errors import BackendError
 
+    keys = make_trust(trust, require_signature=require_signature, allow_unsigned=allow_unsigned)
+    opened = Bundle.open(bundle, trust=keys)
     with progress() as listener:
         result = check_engines(
-            Bundle.open(bundle), side, target, against=against, save_tensors=save_tensors, progress=listener
+            opened, side, target, against=against, save_tensors=save_tensors, fallback=fallback, progress=listener
         )
+    fit = fit_here(opened, side, target)
     if json:
-        print_json(result.to_json())
+        print_json({**result.to_json(), "fit": fit.to_json()})
     elif not result.rows:
         err.print(f"{result.side}: no graph of this bundle runs there, so nothing was checked.")
     else:
@@ -55,6 +73,20 @@ def check(
             out.print(f"{row.label}: {row.reason or 'passed'}{error}")
         tolerance = max(row.tolerance for row in result.rows)
         err.print(f"{result.side}: {result.target} against {result.against}, tolerance {tolerance:g}")
+        _print_fit(fit)
     failed = sum(not row.passed for row in result.rows)
     if failed:
         raise BackendError(f"{failed} of {len(result.rows)} engines did not pass; see above.")
+
+
+def _print_fit(fit: Fit) -> None:
+    """Say whether engines and times are for this machine, and what to do where they are not."""
+    from dsc_split.cli._console import out
+
+    out.print(f"engines for this machine: {'yes' if fit.loadable else 'no'}")
+    out.print(f"times taken on a machine like this: {'yes' if fit.timing_valid else 'no'}")
+    for reason in fit.reasons:
+        out.print(f"  {reason}")
+    for what, command in (("build again", fit.rebuild), ("time again", fit.retime)):
+        if command is not None:
+            out.print(f"  {what}: {command}")

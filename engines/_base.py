@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dsc_split.bundle import TensorInfo
     from dsc_split.engines._options import BuildOptions
+    from dsc_split.engines._source import EngineSource
     from dsc_split.engines._target import Target
 
 __all__ = ["Backend", "BackendLike", "BuildJob", "BuiltEngine", "Engine", "EngineLike", "TensorSpec"]
@@ -81,6 +82,8 @@ class BuildJob:
 
     graph: Path
     """The ONNX file, its weights beside it."""
+    source: EngineSource
+    """The same, as bytes that were checked."""
     label: str
     """What it is, in words."""
     model: str
@@ -100,9 +103,11 @@ class BuildJob:
     feeds: Callable[[], Mapping[str, np.ndarray]]
     """Gives inputs to try the graph on."""
     output: Path
-    """Where the engine goes."""
+    """Where a new engine goes; never a file that the manifest lists."""
+    listed: Path | None
+    """The engine that the manifest lists for this graph; ``None`` where it lists none."""
     listed_sha256: str | None
-    """Digest of the file that is there already, from the manifest; ``None`` where it lists none."""
+    """Digest that the manifest states for it."""
     tell: Callable[[str], None]
     """Told of what is going on."""
 
@@ -150,8 +155,14 @@ class BackendLike(Protocol):
     def build(self, job: BuildJob) -> BuiltEngine | None:
         """Make the engine's file; ``None`` where the graph itself is loaded."""
 
-    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
-        """Load an engine's file, or a graph."""
+    def load(
+        self, source: Path | EngineSource, /, *, sha256: str | None = None, digest: str | None = None
+    ) -> EngineLike:
+        """Load an engine's file, or a graph.
+
+        What comes from a bundle comes as :class:`EngineSource`; a library that takes only paths is served by its
+        ``written()``.
+        """
 
 
 class Backend(abc.ABC):
@@ -222,11 +233,12 @@ class Backend(abc.ABC):
         with self._errors(f"cannot build {job.graph.name!r}"):
             return self._build(job)
 
-    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> Engine:
+    def load(self, source: Path | EngineSource, *, sha256: str | None = None, digest: str | None = None) -> Engine:
         """Load what :meth:`build` made.
 
         Args:
-            path: The engine's file, or the graph where nothing is compiled.
+            source: The engine's file, or the graph where nothing is compiled; as bytes that were checked, or as a
+                path, whose file is then taken as it is.
             sha256: Digest of the file, from the manifest. An engine's file that has another one is refused before
                 a byte of it reaches the library.
             digest: Digest of the graph, with its weights, that the engine must have been built from; likewise.
@@ -237,9 +249,10 @@ class Backend(abc.ABC):
             EngineFileError: The engine's file is damaged; EngineMismatch, if it was built for something else.
             OutOfMemoryError: It does not fit.
         """
-        self._require_file(path)
-        with self._errors(f"cannot load {path.name!r}"):
-            return self._load(path, sha256, digest)
+        if isinstance(source, Path):
+            self._require_file(source)
+        with self._errors(f"cannot load {source.name!r}"):
+            return self._load(source, sha256, digest)
 
     # ---- a back-end writes these ---------------------------------------------------------------------------
 
@@ -252,7 +265,7 @@ class Backend(abc.ABC):
         """Give ``library``, ``version`` and every option that changes what is built."""
 
     @abc.abstractmethod
-    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Engine:
+    def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Engine:
         """Load an engine; the library's own errors may escape."""
 
     def _device_facts(self) -> dict[str, Any]:
@@ -261,7 +274,7 @@ class Backend(abc.ABC):
 
     def _build(self, job: BuildJob) -> BuiltEngine | None:
         """Compile a graph; here, a back-end that compiles when it loads."""
-        self.load(job.graph).close()
+        self.load(job.source).close()
         return None
 
     def _explain(self, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +19,9 @@ from dsc_split.engines._inputs import engine_inputs
 from dsc_split.engines._opset import highest_opset
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._sides import SideGraph, record_target, recorded_target, side_graphs
-from dsc_split.errors import BackendError, BackendUnavailable, UsageError
+from dsc_split.engines._sides import SideGraph, record_target, recorded_here, side_graphs
+from dsc_split.engines._source import GraphReader
+from dsc_split.errors import BackendError, BackendUnavailable, BundleError, UsageError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -152,6 +154,7 @@ class _Build:
         self._backend = backend
         self._options = options
         self._progress = progress
+        self._graphs = GraphReader(bundle)
         self._folder = f"engines/{target_id(backend.build_fingerprint())}"
         self._entries: list[dict[str, Any]] = []
         self._files: dict[str, Any] = {}
@@ -161,28 +164,31 @@ class _Build:
         compiles = self._backend.compiles
         profiles = self._options.profiles() if compiles else ((1, 1, 1),)
         graphs = side_graphs(self._bundle, self._side, whole=compiles)
-        folder = self._bundle.file(self._folder)
+        _remove_unlisted(self._bundle)
         if compiles:
-            folder.mkdir(parents=True, exist_ok=True)
+            self._bundle.file(self._folder).mkdir(parents=True, exist_ok=True)
         try:
             for graph in graphs:
                 for profile in profiles:
                     self._one(graph, profile, len(graphs) * len(profiles))
         finally:
-            with contextlib.suppress(OSError):  # something was built, or the folder was there
-                folder.rmdir()
+            with contextlib.suppress(OSError):  # something was built, or nothing is ever built here
+                self._bundle.file(self._folder).rmdir()
         self._tell("done", len(self.rows), len(self.rows))
 
     def record(self) -> None:
-        """Put the target, its engines and their files into the manifest, and remove what it had before."""
+        """Put the target, its engines and their files into the manifest, and remove what it had before.
+
+        Until the manifest is written, the files that it lists are as they were: whenever this is stopped, files and
+        manifest fit each other.
+        """
         if not self._backend.compiles:
             record_target(self._bundle, self._side, self._backend)
             return
         targets, files = self._bundle.manifest["targets"], self._bundle.manifest["files"]
-        before = recorded_target(self._bundle, self._side, str(self._backend.target)) or {}
+        before = recorded_here(self._bundle, self._side, self._backend) or {}
         others = [entry for entries in targets.values() for entry in entries if entry is not before]
-        old = _paths([before]) - set(self._files) - _paths(others)
-        for path in old:
+        for path in _paths([before]) - _paths(others):
             files.pop(path, None)
         files.update(self._files)
         engines = {
@@ -191,22 +197,19 @@ class _Build:
             "failed": [{"graph": row.graph, "reason": row.reason} for row in self.rows if row.reason],
         }
         record_target(self._bundle, self._side, self._backend, engines)
-        for path in old:
-            self._bundle.file(path).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another engine lies there
-                self._bundle.file(path).parent.rmdir()
+        _remove_unlisted(self._bundle)
 
     def _one(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
         label = f"{graph.label}, batch {profile[2]}" if self._options.per_batch else graph.label
         done = len(self.rows)
         self._tell(label, done, total)
-        job = self._job(graph, profile, lambda phase: self._tell(f"{label}: {phase}", done, total))
         start, reason, built = time.perf_counter(), "", None
         try:
+            job = self._job(graph, profile, lambda phase: self._tell(f"{label}: {phase}", done, total))
             built = self._backend.build(job)
         except BackendUnavailable:
             raise
-        except BackendError as e:
+        except (BackendError, BundleError) as e:
             reason = str(e)
         build_s = time.perf_counter() - start
         logger.info("built %s for %s in %.2f s: %s", graph.path, self._backend.target, build_s, reason or "ok")
@@ -237,9 +240,10 @@ class _Build:
         if graph.kind == "tail" and graph.split is not None:
             names = [info.name for info in graph.split.tensors]
         batch = bundle.fixed_batch or min(TRIED_ON, bundle.max_batch)
-        output = f"{self._folder}/{self._file_name(graph, profile[2])}"
+        output, listed = self._names(graph, profile[2])
         return BuildJob(
             graph=bundle.file(graph.path),
+            source=self._graphs.read(graph.path),
             label=graph.label,
             model=str(bundle.manifest["model"].get("name", "")) or "unnamed",
             path=graph.path,
@@ -250,13 +254,26 @@ class _Build:
             profile=profile,
             feeds=lambda: engine_inputs(bundle, graph, names, batch),
             output=bundle.file(output),
-            listed_sha256=bundle.manifest["files"].get(output, {}).get("sha256"),
+            listed=bundle.file(listed) if listed else None,
+            listed_sha256=bundle.manifest["files"][listed]["sha256"] if listed else None,
             tell=tell,
         )
 
-    def _file_name(self, graph: SideGraph, batch: int) -> str:
+    def _names(self, graph: SideGraph, batch: int) -> tuple[str, str | None]:
+        """Give the path of a new engine, and of the one that the manifest lists; relative to the bundle.
+
+        A new engine never lies where an old one does that the manifest still lists.
+        """
         stem = Path(graph.path).name.removesuffix(".onnx")
-        return f"{stem}.b{batch}.plan" if self._options.per_batch else f"{stem}.plan"
+        stem = f"{stem}.b{batch}" if self._options.per_batch else stem
+        ours = _paths([recorded_here(self._bundle, self._side, self._backend) or {}])
+        found: list[str] = []
+        for number in itertools.count(1):
+            name = f"{self._folder}/{stem}.plan" if number == 1 else f"{self._folder}/{stem}.{number}.plan"
+            if name not in self._bundle.manifest["files"] or not self._bundle.has(name):
+                break
+            found.append(name)
+        return name, next((path for path in found if path in ours), found[0] if found else None)
 
     def _keep(self, graph: SideGraph, built: BuiltEngine, facts: Mapping[str, Any]) -> str:
         """Note an engine for the manifest; gives its path, relative to the bundle."""
@@ -274,6 +291,17 @@ def _kept_float32(bundle: Bundle) -> tuple[str, ...] | None:
     """Name the nodes that a conversion to float16 left float32; ``None`` where the graph was not converted."""
     conversion = bundle.manifest.get("conversion")
     return None if conversion is None else tuple(item["name"] for item in conversion["kept_float32"] if item["name"])
+
+
+def _remove_unlisted(bundle: Bundle) -> None:
+    """Remove engines that the manifest does not list: old ones, and what builds that were stopped left behind."""
+    for path in sorted(bundle.path.glob("engines/*/*")):
+        linked = any(folder.is_symlink() for folder in (path.parent, path.parent.parent))
+        listed = path.relative_to(bundle.path).as_posix() in bundle.manifest["files"]
+        if path.suffix in (".plan", ".partial") and not listed and not linked and not path.is_dir():
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another engine lies there
+                path.parent.rmdir()
 
 
 def _paths(entries: Iterable[Mapping[str, Any]]) -> set[str]:

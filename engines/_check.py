@@ -16,6 +16,7 @@ from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.engines._registry import get_backend
 from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix
+from dsc_split.engines._source import GraphReader
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DscError, UsageError
 from dsc_split.partitioner._proof import TOLERANCE, relative_error
 
@@ -66,6 +67,8 @@ class CheckResult:
     """The target, in its canonical text."""
     against: str
     """What was compared with: ``golden samples``, or the file that was given."""
+    fallback_reason: str | None
+    """Why the graphs ran on ONNX Runtime instead of the engines; ``None`` where they did not."""
     rows: tuple[CheckRow, ...]
     """One per graph of the side, the whole model first."""
 
@@ -90,9 +93,12 @@ def check_engines(
     *,
     against: Path | None = None,
     save_tensors: Path | None = None,
+    fallback: bool = False,
     progress: ProgressListener = silent,
 ) -> CheckResult:
     """Run a side's engines, compare what they compute with a reference, and note the errors in the manifest.
+
+    A packed bundle is not written to: the errors are then in the result alone.
 
     Without ``against``, the reference is the golden samples in the bundle: heads are compared in what crosses
     the cut and in their early outputs, tails are fed with what crosses and compared in the outputs.
@@ -106,6 +112,7 @@ def check_engines(
             model's outputs are compared. Or what ``save_tensors`` has written on the device: then the server's
             tails are fed with what the device's own heads gave, and the golden outputs are compared.
         save_tensors: Where to write what the heads of the device give on the golden samples.
+        fallback: Whether the graphs are run on ONNX Runtime where the engines cannot be used here.
         progress: Called before each engine.
 
     Raises:
@@ -113,9 +120,9 @@ def check_engines(
         BackendUnavailable: The back-end's library or its device is not there.
         BundleError: A graph or a file of samples is missing, damaged, or does not fit.
         EngineFileError: An engine is damaged, or was built for something else.
+        SignatureError: The bundle is packed, and its engines are not trusted.
     """
-    engines = SideEngines(bundle, side, target)
-    backend = engines.backend
+    engines = SideEngines(bundle, side, target, fallback=fallback)
     if save_tensors is not None and (side != "device" or against is not None):
         raise UsageError("tensors are saved by heads on golden samples: --side device, and no --against.")
     check = _how(bundle, engines, side, against)
@@ -123,17 +130,18 @@ def check_engines(
     for done, graph in enumerate(engines.graphs):
         progress(Progress(stage=f"check {side}", label=graph.label, done=done, total=len(engines.graphs)))
         rows.append(_check(check, graph, TOLERANCE[engines.precision(graph)]))
-        logger.info("checked %s on %s: %s", graph.path, backend.target, rows[-1].reason or "ok")
+        logger.info("checked %s on %s: %s", graph.path, engines.backend.target, rows[-1].reason or "ok")
     progress(Progress(stage=f"check {side}", label="done", done=len(rows), total=len(rows)))
     result = CheckResult(
         side=side,
-        target=str(backend.target),
+        target=str(engines.backend.target),
         against="golden samples" if against is None else against.name,
+        fallback_reason=engines.fallback_reason,
         rows=tuple(rows),
     )
     if save_tensors is not None and isinstance(check, _Golden):
         check.save(save_tensors)
-    _record(bundle, side, backend, result)
+    _record(bundle, side, engines.backend, result)
     return result
 
 
@@ -143,7 +151,7 @@ def _how(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) 
         return _Golden(bundle, engines)
     if not against.is_file():
         raise UsageError(f"there is no file {str(against)!r} to check against.")
-    samples = read_samples(against)
+    samples = read_samples(against, str(against))
     if PAIR_ID not in samples:
         return _Against(bundle, engines, against, samples)
     if side != "server":
@@ -159,6 +167,9 @@ def _how(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) 
 
 def _record(bundle: Bundle, side: str, backend: BackendLike, result: CheckResult) -> None:
     """Note the errors beside the target in the manifest; a bundle that cannot be written keeps what it has."""
+    if bundle.is_packed:
+        logger.warning("the errors are not noted: %r is packed, and is not written to", str(bundle.path))
+        return
     try:
         with bundle.lock():
             record_check(bundle, side, backend, result.to_json())
@@ -277,6 +288,7 @@ class _Against:
     def __init__(self, bundle: Bundle, engines: SideEngines, path: Path, samples: Arrays) -> None:
         self._bundle = bundle
         self._engines = engines
+        self._graphs = GraphReader(bundle)
         self._inputs, self._outputs = strip_prefix(samples, "input:"), strip_prefix(samples, "output:")
         want_inputs = {tensor.name for tensor in bundle.inputs}
         want_outputs = {tensor.name for tensor in bundle.outputs}
@@ -295,8 +307,8 @@ class _Against:
             return _run(engine, graph.path, self._inputs, self._outputs), self._outputs
         reference = get_backend("onnxruntime:cpu")
         if graph.kind == "head":
-            return self._run_pair(graph.split, engine, reference.load(self._bundle.file(graph.split.tail)))
-        return self._run_pair(graph.split, reference.load(self._bundle.file(graph.split.head)), engine)
+            return self._run_pair(graph.split, engine, reference.load(self._graphs.read(graph.split.tail)))
+        return self._run_pair(graph.split, reference.load(self._graphs.read(graph.split.head)), engine)
 
     def _run_pair(self, split: Split, on_device: EngineLike, on_server: EngineLike) -> tuple[Arrays, Arrays]:
         sent = [tensor.name for tensor in split.tensors if tensor.name not in split.passthrough]

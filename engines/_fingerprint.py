@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,20 @@ from dsc_split._files import canonical_json
 from dsc_split.engines._gpu_state import gpu_facts
 from dsc_split.engines._jetson import first_line, power_mode
 
-__all__ = ["fingerprint_digest", "fingerprint_id", "gpu", "machine", "processor_name", "target_id", "usable_threads"]
+__all__ = [
+    "differences",
+    "fingerprint_digest",
+    "fingerprint_id",
+    "gpu",
+    "kind_of",
+    "machine",
+    "processor_name",
+    "system",
+    "target_id",
+    "usable_threads",
+]
+
+_KIND = ("library", "architecture", "gpu", "compute_capability")
 
 
 def fingerprint_digest(fingerprint: dict[str, Any]) -> str:
@@ -24,6 +38,25 @@ def fingerprint_digest(fingerprint: dict[str, Any]) -> str:
 def fingerprint_id(fingerprint: dict[str, Any]) -> str:
     """Give the short name of a fingerprint: the first 12 hexadecimal digits of its SHA-256."""
     return fingerprint_digest(fingerprint)[:12]
+
+
+def kind_of(build_fingerprint: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Give what tells one kind of machine from another, whatever version of the library it has."""
+    return tuple(build_fingerprint.get(key) for key in _KIND)
+
+
+def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Give the keys in which two fingerprints differ, with both values; ``gpu.driver`` is a key within ``gpu``."""
+    before, after = _flat(recorded), _flat(found)
+    keys = sorted({*before, *after})
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def target_id(build_fingerprint: dict[str, Any]) -> str:
@@ -54,6 +87,11 @@ def machine() -> dict[str, Any]:
         "power_mode": power_mode(),
     }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def system() -> dict[str, str]:
+    """Name the operating system and the processor's architecture: ``Linux``, ``x86_64``."""
+    return {"system": platform.system(), "machine": platform.machine()}
 
 
 def gpu() -> dict[str, Any]:

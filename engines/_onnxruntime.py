@@ -14,6 +14,7 @@ from dsc_split.engines._base import Backend, Engine, TensorSpec
 from dsc_split.engines._cuda import CudaLayer, hold, open_cuda
 from dsc_split.engines._fingerprint import gpu
 from dsc_split.engines._io_tensors import IoTensor, Place
+from dsc_split.engines._source import EngineSource, Weights
 from dsc_split.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0"}
 
 SESSION_CONFIG = {"session.force_spinning_stop": "1"}
 """Threads of an engine that is not running do not spin: engines in one process would slow each other down."""
+
+SHARED_WEIGHTS = ("session.use_external_initializer_file_buffers_directly", "1")
+"""Weights are used where they lie in memory, by all sessions of a process, as far as a session does not repack them."""
 
 NO_WAIT = ("disable_synchronize_execution_providers", "1")
 """Run option: the caller waits for the stream itself, after the copies that follow."""
@@ -80,7 +84,7 @@ class OnnxRuntimeBackend(Backend):
     def _device_facts(self) -> dict[str, Any]:
         return {"gpu": gpu()} if self.target.architecture == "cuda" else {}
 
-    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Engine:
+    def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Engine:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions; nothing is to be printed
         if self.target.threads is not None:
@@ -88,16 +92,19 @@ class OnnxRuntimeBackend(Backend):
         for key, value in SESSION_CONFIG.items():
             options.add_session_config_entry(key, value)
         if self.target.architecture == "cpu":
-            return OnnxRuntimeEngine(self, path.name, self._session(path, options, {}))
+            return OnnxRuntimeEngine(self, source.name, self._session(source, options, {}))
         cuda = self._open_cuda()
         with cuda.active(), contextlib.ExitStack() as held:
             stream = hold(held, cuda, cuda.create_stream())
-            session = self._session(path, options, {"user_compute_stream": str(stream.value)})
-            return CudaEngine(self, path.name, session, ort=self._ort, cuda=cuda, stream=stream.value, held=held)
+            session = self._session(source, options, {"user_compute_stream": str(stream.value)})
+            return CudaEngine(self, source.name, session, ort=self._ort, cuda=cuda, stream=stream.value, held=held)
 
-    def _session(self, path: Path, options: Any, extra_options: dict[str, str]) -> Any:
+    def _session(self, source: Path | EngineSource, options: Any, extra_options: dict[str, str]) -> Any:
         provider = (self._provider, {**self._provider_options, **extra_options})
-        session = self._ort.InferenceSession(str(path), options, providers=[provider])
+        with contextlib.ExitStack() as held:
+            model, weights = _model(source, options, held)
+            session = self._ort.InferenceSession(model, options, providers=[provider])
+        session.weights = weights  # it computes with them where they lie, so they stay as long as it does
         if session.get_providers()[0] != self._provider:
             raise self._unavailable(
                 f"onnxruntime could not start {self._provider}, only {session.get_providers()[0]}. "
@@ -110,6 +117,26 @@ class OnnxRuntimeBackend(Backend):
             op = match["op"] or match["custom"]
             return f"there is no operator {op!r}. Replace it in the model, or choose another target. ({text})"
         return text
+
+
+def _model(source: Path | EngineSource, options: Any, held: contextlib.ExitStack) -> tuple[str | bytes, Weights | None]:
+    """Give what a session is made of, and the weights that it then computes with.
+
+    Args:
+        source: A graph.
+        options: Options of the session, which are told of the weights.
+        held: To be closed when the session is made.
+    """
+    if isinstance(source, Path):
+        return str(source), None
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        return str(held.enter_context(source.written())), None
+    weights = source.read_weights()
+    if weights is not None:
+        names, buffers, sizes_bytes = [weights.name], [weights.data], [weights.size_bytes]
+        options.add_external_initializers_from_files_in_memory(names, buffers, sizes_bytes)
+        options.add_session_config_entry(*SHARED_WEIGHTS)
+    return source.data, weights
 
 
 class OnnxRuntimeEngine(Engine):

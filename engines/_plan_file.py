@@ -35,6 +35,7 @@ from dsc_split._form import (
     some_object,
     text,
 )
+from dsc_split.engines._source import EngineSource
 from dsc_split.errors import DamagedError, EngineFileError
 
 __all__ = ["REBUILD", "PlanFile", "export_raw", "read_header", "read_plan", "write_plan"]
@@ -102,26 +103,26 @@ def read_header(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"it cannot be read: {e.strerror or e}") from e
 
 
-def read_plan(path: Path, *, sha256: str | None = None) -> PlanFile:
+def read_plan(source: Path | EngineSource, *, sha256: str | None = None) -> PlanFile:
     """Read an engine file into memory, once, and check all of it.
 
     Args:
-        path: The file.
+        source: The file, or its bytes.
         sha256: What the file must hash to, from a manifest that is trusted; ``None``: it is taken at its own word.
 
     Raises:
         EngineFileError: The file is damaged, of a newer format, or not the one that is meant.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise _damaged(path, f"it cannot be read: {e.strerror or e}") from e
+    if isinstance(source, EngineSource):
+        path, data, found = Path(source.name), source.data, source.sha256
+    else:
+        path, data, found = source, _read_bytes(source), None
     if sha256 is not None:
-        _check_digest(path, "its SHA-256", data, sha256)
+        _check_digest(path, "its SHA-256", found or hashlib.sha256(data).hexdigest(), sha256)
     header, start = _read_header(io.BytesIO(data), path)
     _check_size(path, start + header["plan_bytes"], len(data))
     plan = memoryview(data)[start:]
-    _check_digest(path, "the SHA-256 of its plan", plan, header["plan_sha256"])
+    _check_digest(path, "the SHA-256 of its plan", hashlib.sha256(plan).hexdigest(), header["plan_sha256"])
     return PlanFile(header=header, plan=plan)
 
 
@@ -138,6 +139,13 @@ def export_raw(path: Path, output: Path) -> None:
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise _damaged(path, f"it cannot be read: {e.strerror or e}") from e
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
@@ -167,8 +175,7 @@ def _check_size(path: Path, expected_bytes: int, found_bytes: int) -> None:
         raise _damaged(path, f"it has {found_bytes} bytes; {expected_bytes} were expected")
 
 
-def _check_digest(path: Path, what: str, data: bytes | memoryview, expected: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
+def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
     if found != expected:
         raise _damaged(path, f"{what} is {found}; {expected} was expected")
 
@@ -267,5 +274,6 @@ _HEADER = fields(
         "rewritten": or_null(some_object),
         "plan_bytes": positive,
         "plan_sha256": _digest,
-    }
+    },
+    {"system": text, "machine": text},
 )

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.engines._fingerprint import differences, kind_of, system
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._plan_file import REBUILD
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._sides import SideGraph, last_target, recorded_target, side_graphs
+from dsc_split.engines._sides import SideGraph, last_target, recorded_targets, side_graphs
+from dsc_split.engines._source import EngineSource, GraphReader, read_listed
 from dsc_split.engines._target import Target
-from dsc_split.errors import BackendError, BundleError, EngineFileError, EngineMismatch, OutOfMemoryError, UsageError
+from dsc_split.errors import (
+    BackendError,
+    BackendUnavailable,
+    BundleError,
+    EngineFileError,
+    EngineMismatch,
+    OutOfMemoryError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
     from dsc_split.engines._base import BackendLike, EngineLike
 
-__all__ = ["SideEngines"]
+__all__ = ["UNUSABLE", "SideEngines", "choose_target", "entry_backend", "misfit", "rebuild_command", "target_entry"]
+
+logger = logging.getLogger(__name__)
+
+UNUSABLE = (BackendUnavailable, BundleError, EngineFileError)
+"""Errors that say that engines cannot be used here, though they were built."""
 
 
 class SideEngines:
@@ -26,54 +43,49 @@ class SideEngines:
     Attributes:
         backend: The back-end, with the options that its engines were built with.
         graphs: What runs on the side, the whole model first.
+        fallback_reason: Why the graphs themselves run on ONNX Runtime instead; ``None`` where they do not.
     """
 
-    def __init__(self, bundle: Bundle, side: str, target: str | Target | BackendLike | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        side: str,
+        target: str | Target | BackendLike | None = None,
+        *,
+        fallback: bool = False,
+    ) -> None:
         """Find the engines.
 
         Args:
-            bundle: The bundle.
+            bundle: The bundle, a folder or packed.
             side: ``device`` or ``server``.
-            target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
+            target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given. Where
+                several kinds of machine stand under one target, the engines for this one are taken.
+            fallback: Whether the graphs run on ONNX Runtime where the engines, or their library, cannot be used here:
+                now, or when one is loaded. A warning then says so.
 
         Raises:
             UsageError: The side or the target is unknown, or nothing was built for it.
             BackendUnavailable: The back-end's library is not there.
             EngineMismatch: The engines were built by another version of the library, or for another GPU.
             BundleError: A graph or an engine is missing, a graph was changed, or the manifest's options do not fit.
+            SignatureError: The bundle is packed, and its engines are not trusted.
         """
+        self.fallback_reason: str | None = None
         self._bundle = bundle
         self._side = side
-        graphs = side_graphs(bundle, side, verify=False)
-        if target is None:
-            target = last_target(bundle, side)
-        if isinstance(target, str):
-            target = Target.parse(target)
-        entry = recorded_target(bundle, side, str(target if isinstance(target, Target) else target.target))
-        self.backend = _backend(bundle, side, target, entry)
-        compiles = self.backend.compiles
-        self.graphs: tuple[SideGraph, ...] = graphs if compiles else side_graphs(bundle, side)
+        self._fallback = fallback
+        self._reader = GraphReader(bundle)
         self._built: dict[tuple[str, int], dict[str, Any]] = {}
         self._failed: dict[str, str] = {}
-        if compiles:
-            if (
-                entry is None
-                or not {"options", "engines", "failed"} <= set(entry)
-                or not (entry["engines"] or entry["failed"])
-            ):
-                raise UsageError(
-                    f"bundle {str(bundle.path)!r} has no engines for target {str(self.backend.target)!r} "
-                    f"on side {side!r}. Build them: {self._rebuild()}"
-                )
-            for item in entry["engines"]:
-                if not bundle.file(item["path"]).is_file():
-                    raise BundleError(
-                        f"bundle {str(bundle.path)!r} lacks {item['path']!r}, which its manifest lists. "
-                        f"Build it again: {self._rebuild()}"
-                    )
-            self._compare(entry["fingerprint"])
-            self._built = {(item["graph"], item["profile"][2]): item for item in entry["engines"]}
-            self._failed = {item["graph"]: item["reason"] for item in entry["failed"]}
+        self.graphs: tuple[SideGraph, ...] = side_graphs(bundle, side, verify=False)
+        chosen = choose_target(bundle, side, target)
+        try:
+            self.backend: BackendLike = self._open(chosen)
+        except UNUSABLE as e:
+            if not fallback:
+                raise
+            self._fall_back(chosen, e)
 
     def load(self, graph: SideGraph, batch: int) -> EngineLike:
         """Load the engine that runs a graph at a batch size.
@@ -83,21 +95,15 @@ class SideEngines:
             OutOfMemoryError: It was built for smaller batches, for want of memory.
             EngineFileError: Its file is damaged; EngineMismatch, if it does not fit.
             BackendUnavailable: The device cannot be used.
+            BundleError: The graph or the weights were changed, or refer to other files.
         """
-        if not self.backend.compiles:
-            return self.backend.load(self._bundle.file(graph.path))
-        item = self._find(graph, batch)
-        listed = self._bundle.manifest["files"].get(item["path"])
-        if listed is None:
-            raise BundleError(f"the manifest does not list {item['path']!r}. Build it again: {self._rebuild()}")
-        digest = self._bundle.graph_digest(graph.path)
-        if item["graph_digest"] != digest:
-            raise EngineMismatch(f"{item['path']!r} was built from another {graph.path!r}. Build it: {self._rebuild()}")
         try:
-            return self.backend.load(self._bundle.file(item["path"]), sha256=listed["sha256"], digest=digest)
-        except EngineFileError as e:
-            command = f"Build it again: {self._rebuild()}"
-            raise type(e)(str(e).replace(REBUILD, command)) from e
+            return self._load(graph, batch)
+        except UNUSABLE as e:
+            if not self._fallback or self.fallback_reason is not None:
+                raise
+            self._fall_back(self.backend, e)
+        return self._load(graph, batch)
 
     def nearest_batch(self, graph: SideGraph, batch: int) -> int:
         """Give ``batch``, or the nearest batch size that an engine of a graph was built for."""
@@ -111,6 +117,91 @@ class SideEngines:
         halved = any(item and item["halved"] for item in rewritten)
         return "fp16" if halved else str(self._bundle.manifest["precision"])
 
+    # ---- finding -------------------------------------------------------------------------------------------
+
+    def _open(self, target: Target | BackendLike) -> BackendLike:
+        """Give the back-end, and see that what lies in the bundle is for it."""
+        bundle, side = self._bundle, self._side
+        entry = target_entry(bundle, side, target)
+        backend = entry_backend(bundle, side, target, entry)
+        if not backend.compiles:
+            side_graphs(bundle, side)
+            return backend
+        rebuild = rebuild_command(bundle, side, backend)
+        if (
+            entry is None
+            or not {"options", "engines", "failed"} <= set(entry)
+            or not (entry["engines"] or entry["failed"])
+        ):
+            raise UsageError(
+                f"bundle {str(bundle.path)!r} has no engines for target {str(backend.target)!r} "
+                f"on side {side!r}. Build them: {rebuild}"
+            )
+        for item in entry["engines"]:
+            if not bundle.has(item["path"]):
+                raise BundleError(
+                    f"bundle {str(bundle.path)!r} lacks {item['path']!r}, which its manifest lists. "
+                    f"Build it again: {rebuild}"
+                )
+        self._require_fit(backend, entry)
+        bundle.require_trust(f"what was built for {str(backend.target)!r}")
+        self._built = {(item["graph"], item["profile"][2]): item for item in entry["engines"]}
+        self._failed = {item["graph"]: item["reason"] for item in entry["failed"]}
+        return backend
+
+    def _require_fit(self, backend: BackendLike, entry: Mapping[str, Any]) -> None:
+        """Refuse engines that something else built than what is here."""
+        wrong = misfit(backend, entry)
+        if wrong:
+            built = ", ".join(f"{key} {recorded!r}" for key, (recorded, _) in wrong.items())
+            here = ", ".join(f"{key} {found!r}" for key, (_, found) in wrong.items())
+            raise EngineMismatch(
+                f"the engines of side {self._side!r} for {str(backend.target)!r} were built for {built}; found {here}. "
+                f"Build them again: {rebuild_command(self._bundle, self._side, backend)}"
+            )
+
+    def _fall_back(self, target: Target | BackendLike, error: BackendError | BundleError | EngineFileError) -> None:
+        """Let ONNX Runtime run the graphs from now on.
+
+        Raises:
+            BackendError, BundleError, EngineFileError: It cannot, either; ``error`` with the reason added.
+        """
+        failed = target if isinstance(target, Target) else target.target
+        if (failed.backend, failed.architecture) == ("onnxruntime", "cpu"):
+            raise error
+        try:
+            side_graphs(self._bundle, self._side)
+            self.backend = _onnx_backend(failed)
+        except UNUSABLE as e:
+            raise type(error)(f"{error} Nor can the graphs be run instead: {e}") from e
+        self.fallback_reason = str(error)
+        self._built, self._failed = {}, {}
+        logger.warning("%s: the graphs run on %s instead, for %s", self._side, self.backend.target, error)
+
+    # ---- loading -------------------------------------------------------------------------------------------
+
+    def _load(self, graph: SideGraph, batch: int) -> EngineLike:
+        bundle = self._bundle
+        if not self.backend.compiles:
+            return self.backend.load(self._reader.read(graph.path))
+        item = self._find(graph, batch)
+        command = f"Build it again: {rebuild_command(bundle, self._side, self.backend)}"
+        listed = bundle.manifest["files"].get(item["path"])
+        if listed is None:
+            raise BundleError(f"the manifest does not list {item['path']!r}. {command}")
+        digest = bundle.graph_digest(graph.path)
+        if item["graph_digest"] != digest:
+            raise EngineMismatch(f"{item['path']!r} was built from another {graph.path!r}. {command}")
+        try:
+            data = read_listed(bundle, item["path"])
+        except BundleError as e:
+            raise EngineFileError(f"engine {item['path']!r} is damaged: {e} {command}") from e
+        source = EngineSource(name=PurePosixPath(item["path"]).name, data=data, sha256=listed["sha256"])
+        try:
+            return self.backend.load(source, sha256=listed["sha256"], digest=digest)
+        except EngineFileError as e:
+            raise type(e)(str(e).replace(REBUILD, command)) from e
+
     def _find(self, graph: SideGraph, batch: int) -> dict[str, Any]:
         sizes = sorted(largest for path, largest in self._built if path == graph.path)
         fitting = [size for size in sizes if size >= batch]
@@ -118,41 +209,75 @@ class SideEngines:
             return self._built[graph.path, fitting[0]]
         if graph.path in self._failed:
             raise BackendError(f"{graph.label}: there is no engine: {self._failed[graph.path]}")
+        rebuild = rebuild_command(self._bundle, self._side, self.backend, batch if sizes else None)
         if not sizes:
             raise BackendError(
-                f"{graph.label}: there is no engine for {str(self.backend.target)!r}. Build it: {self._rebuild()}"
+                f"{graph.label}: there is no engine for {str(self.backend.target)!r}. Build it: {rebuild}"
             )
         lowered = self._built[graph.path, sizes[-1]]["lowered"]
         if lowered:
             raise OutOfMemoryError(f"{graph.label} was built for batches up to {sizes[-1]}: {lowered}")
         raise BackendError(
             f"{graph.label}: batch {batch} is larger than {sizes[-1]}, the largest that its engine was built for. "
-            f"Build it: {self._rebuild(batch)}"
+            f"Build it: {rebuild}"
         )
 
-    def _compare(self, recorded: Mapping[str, Any]) -> None:
-        """Refuse engines that something else built than what is here."""
-        found = self.backend.build_fingerprint()
-        wrong = sorted(key for key in {*recorded, *found} if recorded.get(key) != found.get(key))
-        if wrong:
-            built = ", ".join(f"{key} {recorded.get(key)!r}" for key in wrong)
-            here = ", ".join(f"{key} {found.get(key)!r}" for key in wrong)
-            raise EngineMismatch(
-                f"the engines of side {self._side!r} for {str(self.backend.target)!r} were built for {built}; "
-                f"found {here}. Build them again: {self._rebuild()}"
-            )
 
-    def _rebuild(self, batch: int | None = None) -> str:
-        """Give the command that builds the engines as they were built, also for ``batch``."""
-        command = _build_command(self._bundle, self._side, self.backend.target)
-        options = self.backend.options
-        if options is None:
-            return command
-        return f"{command} {options.command(sorted({*options.batches, batch}) if batch else None)}"
+def choose_target(bundle: Bundle, side: str, target: str | Target | BackendLike | None) -> Target | BackendLike:
+    """Give the target that is meant: the side's last recorded one, else ``onnxruntime:cpu``, where none is given.
+
+    Raises:
+        UsageError: It is unknown.
+    """
+    if target is None:
+        target = last_target(bundle, side)
+    return Target.parse(target) if isinstance(target, str) else target
 
 
-def _backend(bundle: Bundle, side: str, target: Target | BackendLike, entry: Mapping[str, Any] | None) -> BackendLike:
-    """Give the back-end, with the options that its engines were built with."""
+def target_entry(bundle: Bundle, side: str, target: Target | BackendLike) -> dict[str, Any] | None:
+    """Find what the manifest says of a target: for this kind of machine, or else what was recorded last.
+
+    Raises:
+        BackendUnavailable: Several kinds are recorded, and which one this is cannot be told.
+    """
+    found = recorded_targets(bundle, side, str(target if isinstance(target, Target) else target.target))
+    if len(found) > 1:
+        kind = kind_of(get_backend(target).build_fingerprint())
+        found = [item for item in found if kind_of(item["fingerprint"]) == kind] or found
+    return found[-1] if found else None
+
+
+def misfit(backend: BackendLike, entry: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Give the facts in which a machine differs from the one that an entry's engines were built for, with both values.
+
+    Where an engine says on which system it was built, it runs on no other one.
+    """
+    wrong = differences(entry["fingerprint"], backend.build_fingerprint())
+    for key, value in system().items():
+        stated = {item.get(key, value) for item in entry.get("engines", ())}
+        if stated - {value}:
+            wrong[key] = (next(iter(stated - {value})), value)
+    return wrong
+
+
+def rebuild_command(bundle: Bundle, side: str, backend: BackendLike, batch: int | None = None) -> str:
+    """Give the command that builds the engines as they were built, also for ``batch``."""
+    command = _build_command(bundle, side, backend.target)
+    options = backend.options
+    if options is None:
+        return command
+    return f"{command} {options.command(sorted({*options.batches, batch}) if batch else None)}"
+
+
+def entry_backend(
+    bundle: Bundle, side: str, target: Target | BackendLike, entry: Mapping[str, Any] | None
+) -> BackendLike:
+    """Give the back-end, with the options that its engines were built with.
+
+    Raises:
+        BackendUnavailable: Its library is not there.
+        BundleError: The options in the manifest do not fit.
+    """
     if entry is None or "options" not in entry:
         return get_backend(target)
     try:
@@ -162,6 +287,23 @@ def _backend(bundle: Bundle, side: str, target: Target | BackendLike, entry: Map
             f"manifest {str(bundle.path / 'manifest.json')!r}: the options of target {entry['target']!r} on side "
             f"{side!r} are wrong: {e} Build its engines again: {_build_command(bundle, side, entry['target'])}"
         ) from e
+
+
+def _onnx_backend(failed: Target) -> BackendLike:
+    """Give ONNX Runtime, on the GPU where the target that failed was for one and it can be used.
+
+    Raises:
+        BackendUnavailable: It is not installed.
+    """
+    if failed.backend != "onnxruntime":
+        try:
+            backend = get_backend("onnxruntime:cuda")
+            backend.run_fingerprint()  # tells whether there is a GPU
+        except BackendUnavailable as e:
+            logger.info("the graphs cannot run on the GPU: %s", e)
+        else:
+            return backend
+    return get_backend("onnxruntime:cpu")
 
 
 def _build_command(bundle: Bundle, side: str, target: object) -> str:

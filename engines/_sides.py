@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import sha256_file
-from dsc_split.engines._fingerprint import target_id
+from dsc_split.engines._fingerprint import kind_of, target_id
+from dsc_split.engines._source import read_listed, require_listed
 from dsc_split.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ __all__ = [
     "read_samples",
     "record_check",
     "record_target",
+    "recorded_here",
     "recorded_target",
+    "recorded_targets",
     "side_graphs",
     "strip_prefix",
 ]
@@ -61,14 +65,20 @@ def side_graphs(bundle: Bundle, side: str, *, verify: bool = True, whole: bool =
         bundle: The bundle.
         side: ``device`` or ``server``.
         verify: Whether the graphs themselves are needed; where engines are, they may be missing.
-        whole: Whether every byte of the weights is looked at, or their size alone.
+        whole: Whether every byte of the weights is looked at now, or their size alone.
 
     Raises:
-        UsageError: ``side`` is neither.
+        UsageError: ``side`` is neither, or the bundle is the other side's part.
         BundleError: A graph or the weights are not there, or are not what the manifest lists.
     """
     if side not in SIDES:
         raise UsageError(f"side is {side!r}; {' or '.join(map(repr, SIDES))} was expected.")
+    part = bundle.manifest["side"]
+    if part not in (None, side):
+        raise UsageError(
+            f"{str(bundle.path)!r} is the {part}'s part of a bundle; side {side!r} was asked for. "
+            f"Use the whole bundle, or pack that side: dsc-split pack BUNDLE --side {side}"
+        )
     model = SideGraph(kind="model", path=bundle.manifest["model"]["path"], split=None)
     graphs = [model] if side == "device" or bundle.full_offload else []
     for split in bundle.splits:
@@ -76,40 +86,25 @@ def side_graphs(bundle: Bundle, side: str, *, verify: bool = True, whole: bool =
         graphs.append(SideGraph(kind=kind, path=path, split=split))
     if verify:
         for graph in graphs:
-            _verify(bundle, graph.path)
+            read_listed(bundle, graph.path)
         _verify_weights(bundle, whole=whole)
     return tuple(graphs)
 
 
-def _verify(bundle: Bundle, relative: str) -> None:
-    path = bundle.file(relative)
-    listed = bundle.manifest["files"].get(relative)
-    if listed is None:
-        raise BundleError(f"manifest of {str(bundle.path)!r} does not list {relative!r}. Export it again.")
-    if not path.is_file():
-        raise BundleError(f"bundle {str(bundle.path)!r} lacks {relative!r}, which its manifest lists. Export it again.")
-    found = sha256_file(path)
-    if found != listed["sha256"]:
-        raise BundleError(
-            f"{str(path)!r} has SHA-256 {found[:12]}...; the manifest says {listed['sha256'][:12]}.... "
-            f"The file was changed or damaged. Export it again."
-        )
-
-
 def _verify_weights(bundle: Bundle, *, whole: bool) -> None:
-    """Look at the weights, which may be many GB: where they are only run, a changed value is found by ``check``."""
+    """Look at the weights, which may be many GB: where they are run, every byte is looked at when they are loaded."""
     relative = bundle.manifest["model"]["weights"]["path"]
     if relative is None:
         return
-    path = bundle.file(relative)
-    listed = bundle.manifest["files"].get(relative)
-    found = path.stat().st_size if path.is_file() else None
-    if listed is None or found != listed["size"]:
-        says = "does not list it" if listed is None else f"says {listed['size']} bytes"
+    require_listed(bundle, relative)
+    expected, found = bundle.manifest["files"][relative]["size"], bundle.storage.size_bytes(relative)
+    if found != expected:
         state = "is missing" if found is None else f"has {found} bytes"
-        raise BundleError(f"{str(path)!r} {state}; the manifest {says}. Export it again.")
-    if whole:
-        _verify(bundle, relative)
+        raise BundleError(
+            f"{relative!r} in {str(bundle.path)!r} {state}; the manifest says {expected} bytes. Export it again."
+        )
+    if whole and sha256_file(bundle.file(relative)) != bundle.manifest["files"][relative]["sha256"]:
+        raise BundleError(f"{relative!r} in {str(bundle.path)!r} was changed or damaged. Copy or export it again.")
 
 
 def last_target(bundle: Bundle, side: str) -> str:
@@ -118,16 +113,28 @@ def last_target(bundle: Bundle, side: str) -> str:
     return str(recorded[-1]["target"]) if recorded else "onnxruntime:cpu"
 
 
+def recorded_targets(bundle: Bundle, side: str, target: str) -> list[dict[str, Any]]:
+    """List what the manifest says of a target, given in its canonical text: an entry for each kind of machine."""
+    return [item for item in bundle.manifest["targets"][side] if item["target"] == target]
+
+
 def recorded_target(bundle: Bundle, side: str, target: str) -> dict[str, Any] | None:
-    """Find what the manifest says of a target, given in its canonical text."""
-    found: list[dict[str, Any]] = [item for item in bundle.manifest["targets"][side] if item["target"] == target]
-    return found[-1] if found else None
+    """Give the newest of :func:`recorded_targets`."""
+    return next(reversed(recorded_targets(bundle, side, target)), None)
+
+
+def recorded_here(bundle: Bundle, side: str, backend: BackendLike) -> dict[str, Any] | None:
+    """Find what the manifest says of a back-end's target, for the kind of machine that is at hand."""
+    kind = kind_of(backend.build_fingerprint())
+    entries = recorded_targets(bundle, side, str(backend.target))
+    return next((item for item in reversed(entries) if kind_of(item["fingerprint"]) == kind), None)
 
 
 def record_target(bundle: Bundle, side: str, backend: BackendLike, engines: Mapping[str, Any] | None = None) -> None:
     """Put a target at the end of the manifest's list for ``side``; hold the bundle's lock around this.
 
-    A target that stands there already moves to the end, with the fingerprint it has now.
+    A target that stands there already, for this kind of machine, moves to the end, with the fingerprint it has now.
+    Where all of this is so already, nothing is written.
 
     Args:
         bundle: The bundle.
@@ -136,15 +143,17 @@ def record_target(bundle: Bundle, side: str, backend: BackendLike, engines: Mapp
         engines: What was built for it: ``options``, ``engines`` and ``failed``; what stands there already where
             nothing was built.
     """
-    target, fingerprint = str(backend.target), backend.build_fingerprint()
-    if engines is None:
-        before = recorded_target(bundle, side, target) or {}
-        engines = {key: before[key] for key in ("options", "engines", "failed") if key in before}
-    entry = {"target": target, "fingerprint": fingerprint, "id": target_id(fingerprint), **engines}
-    recorded = bundle.manifest["targets"].setdefault(side, [])
-    if engines is None and recorded and recorded[-1] == entry:
+    before, fingerprint = recorded_here(bundle, side, backend), backend.build_fingerprint()
+    entry = {"target": str(backend.target), "fingerprint": fingerprint, "id": target_id(fingerprint)}
+    if engines is not None:
+        entry |= engines
+    elif before is not None:
+        same = before["fingerprint"] == fingerprint
+        entry |= {key: before[key] for key in ("options", "engines", "failed", *(["check"] * same)) if key in before}
+    recorded = bundle.manifest["targets"][side]
+    if engines is None and before == entry and recorded[-1] is before:
         return
-    bundle.manifest["targets"][side] = [item for item in recorded if item["target"] != target] + [entry]
+    bundle.manifest["targets"][side] = [item for item in recorded if item is not before] + [entry]
     bundle.save()
 
 
@@ -153,7 +162,7 @@ def record_check(bundle: Bundle, side: str, backend: BackendLike, check: Mapping
 
     A target that is not recorded yet is put at the front: checking one does not make it the one asked for last.
     """
-    entry = recorded_target(bundle, side, str(backend.target))
+    entry = recorded_here(bundle, side, backend)
     if entry is None:
         fingerprint = backend.build_fingerprint()
         entry = {"target": str(backend.target), "fingerprint": fingerprint, "id": target_id(fingerprint)}
@@ -162,20 +171,27 @@ def record_check(bundle: Bundle, side: str, backend: BackendLike, check: Mapping
     bundle.save()
 
 
-def read_samples(path: Path) -> dict[str, np.ndarray]:
-    """Read a file of samples: arrays under keys like ``input:NAME``.
+def read_samples(source: Path | bytes, name: str) -> dict[str, np.ndarray]:
+    """Read samples: arrays under keys like ``input:NAME``.
+
+    Args:
+        source: The file, or its bytes.
+        name: Of the file, for messages.
 
     Raises:
-        BundleError: It cannot be read, or holds anything but plain arrays.
+        BundleError: They cannot be read, or hold anything but plain arrays.
     """
     import numpy as np
 
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with (
+            source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
         why = "it is no file of plain arrays" if isinstance(e, ValueError) else e
-        raise BundleError(f"samples {str(path)!r} cannot be read: {why}. Make them again, or export again.") from e
+        raise BundleError(f"samples {name!r} cannot be read: {why}. Make them again, or export again.") from e
 
 
 def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray] | None:
@@ -185,8 +201,11 @@ def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray]
         Keys ``input:NAME``, ``output:NAME`` for the whole model, ``cut:NAME``, ``early:NAME`` for a pair.
     """
     relative = "samples/model.npz" if split is None else f"samples/{split.name}.npz"
-    path = bundle.file(relative)
-    return read_samples(path) if path.is_file() else None
+    if relative in bundle.manifest["files"]:
+        return read_samples(bundle.read(relative), relative)
+    if bundle.is_packed or not bundle.has(relative):
+        return None
+    return read_samples(bundle.file(relative), relative)
 
 
 def strip_prefix(samples: Mapping[str, Any], prefix: str) -> dict[str, Any]:

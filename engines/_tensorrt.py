@@ -45,6 +45,7 @@ class TensorRTRTXBackend(TrtBackend):
     """TensorRT for RTX: builds for the GPU that the target names, on any machine."""
 
     library_name = "tensorrt_rtx"
+    tied_to_system = False
 
     def _require(self) -> None:
         if self.options is not None and self.options.timing_cache is not None:
@@ -120,6 +121,7 @@ class TensorRTBackend(TrtBackend):
     """Full TensorRT: builds on the GPU that runs the engine."""
 
     library_name = "tensorrt"
+    tied_to_system = True
     _runs_here = True
 
     def _gpu_facts(self) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from dsc_split._sizes import size_text
 from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
 from dsc_split.engines._batches import DEFAULT_BATCHES
 from dsc_split.engines._cache import EngineCache, cache_folder
-from dsc_split.engines._fingerprint import gpu
+from dsc_split.engines._fingerprint import gpu, system
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._plan_file import REBUILD, read_header, read_plan, write_plan
+from dsc_split.engines._source import EngineSource
 from dsc_split.engines._trt_build import BuiltPlan, Shapes, build_plan, profile_shapes
 from dsc_split.engines._trt_library import TrtLibrary, open_library
 from dsc_split.engines._trt_network import ParsedNetwork, parse_network
@@ -63,6 +64,8 @@ class TrtBackend(Backend):
     compiles = True
     library_name: str
     """Import name of the library."""
+    tied_to_system: bool
+    """Whether a plan runs only on the operating system and processor architecture that it was built on."""
 
     _library: TrtLibrary
 
@@ -130,35 +133,39 @@ class TrtBackend(Backend):
 
     def _build(self, job: BuildJob) -> BuiltEngine:
         options = self.options or BuildOptions(batches=DEFAULT_BATCHES)
-        cached = self._is_there(job, options)
-        if not cached:
+        path = self._find_listed(job, options)
+        cached = path is not None
+        if path is None:
+            path = job.output
             cache, key = EngineCache(), self._cache_key(job, options)
-            cached = _copy(cache.get(key), job.output) and self._fits(job, read_header(job.output), options)
+            cached = _copy(cache.get(key), path) and self._fits(job, read_header(path), options)
             if not cached:
                 self._build_anew(job, options)
-                cache.put(key, job.output)
-        header = read_header(job.output)
+                cache.put(key, path)
+        header = read_header(path)
+        sha256 = sha256_file(path)
         if self._runs_here:
             job.tell("load")
-            self.load(job.output).close()
-        facts = ("memory", "precision", "rewritten", "lowered", "notes")
+            self.load(path, sha256=sha256).close()
+        facts = ("memory", "precision", "rewritten", "lowered", "notes", "system", "machine")
         profile = [header["profile"][bound] for bound in ("min", "opt", "max")]
         return BuiltEngine(
-            path=job.output,
-            sha256=sha256_file(job.output),
-            size_bytes=job.output.stat().st_size,
-            facts={"profile": profile, **{name: header[name] for name in facts}},
+            path=path,
+            sha256=sha256,
+            size_bytes=path.stat().st_size,
+            facts={"profile": profile, **{name: header[name] for name in facts if name in header}},
             cached=cached,
         )
 
-    def _is_there(self, job: BuildJob, options: BuildOptions) -> bool:
-        """Tell whether the bundle has this very engine: it then stays, so that it and the manifest agree throughout."""
-        if job.listed_sha256 is None or not job.output.is_file() or sha256_file(job.output) != job.listed_sha256:
-            return False
+    def _find_listed(self, job: BuildJob, options: BuildOptions) -> Path | None:
+        """Give the engine that the bundle has, where it is this very one and undamaged."""
+        path = job.listed
+        if path is None or not path.is_file() or sha256_file(path) != job.listed_sha256:
+            return None
         try:
-            return self._fits(job, read_header(job.output), options)
+            return path if self._fits(job, read_header(path), options) else None
         except EngineFileError:
-            return False
+            return None
 
     def _fits(self, job: BuildJob, header: dict[str, Any], options: BuildOptions) -> bool:
         """Tell whether an engine is what a job asks for, whatever its file is called."""
@@ -200,6 +207,7 @@ class TrtBackend(Backend):
             "target": f"{self.target.backend}:{self.target.architecture}",
             "architecture": self.target.architecture,
             "build_fingerprint": self.build_fingerprint(),
+            **(system() if self.tied_to_system else {}),
             "model": job.model,
             "label": job.label,
             "graph": job.path,
@@ -292,24 +300,24 @@ class TrtBackend(Backend):
 
     def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
         """Give the graph to build, and what was rewritten in it, for the GPU has not everything."""
-        return job.graph.read_bytes(), None
+        return job.source.data, None
 
     # ---- load ------------------------------------------------------------------------------------------------
 
-    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Engine:
+    def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Engine:
         from dsc_split.engines._trt_engine import TensorRTEngine
 
-        file = read_plan(path, sha256=sha256)
+        file = read_plan(source, sha256=sha256)
         if digest is not None and file.header["graph_digest"] != digest:
             raise EngineMismatch(
-                f"engine {path.name!r} was built from another graph than the bundle's, {file.header['graph']!r}. "
+                f"engine {source.name!r} was built from another graph than the bundle's, {file.header['graph']!r}. "
                 f"{REBUILD}"
             )
-        self._compare(path, file.header)
+        self._compare(source.name, file.header)
         cuda = self._cuda()
         return TensorRTEngine(
             self,
-            path.name,
+            source.name,
             file.header,
             file.plan,
             trt=self._library.trt,
@@ -319,21 +327,22 @@ class TrtBackend(Backend):
             runtime_cache=_runtime_cache(file.header["plan_sha256"], cuda),
         )
 
-    def _compare(self, path: Path, header: dict[str, Any]) -> None:
+    def _compare(self, name: str, header: dict[str, Any]) -> None:
         """Refuse an engine that this library, in this version, on this GPU, did not build."""
         expected = {"library": self._library.name, "library_version": self._library.version}
         expected |= {"architecture": self.target.architecture, **self._gpu_facts()}
+        expected |= {key: value for key, value in system().items() if key in header}
         stated = {**header["build_fingerprint"], **header}
         wrong = [key for key, value in expected.items() if stated.get(key) != value]
         if not wrong and not self._runs_here:
             raise EngineMismatch(
-                f"engine {path.name!r} was built for {header['target']}; found a GPU of compute capability "
+                f"engine {name!r} was built for {header['target']}; found a GPU of compute capability "
                 f"{self._cuda().compute_capability}. {REBUILD}"
             )
         if wrong:
             built = ", ".join(f"{key} {stated.get(key)}" for key in wrong)
             found = ", ".join(f"{key} {expected[key]}" for key in wrong)
-            raise EngineMismatch(f"engine {path.name!r} was built for {built}; found {found}. {REBUILD}")
+            raise EngineMismatch(f"engine {name!r} was built for {built}; found {found}. {REBUILD}")
 
 
 def _runtime_cache(plan_sha256: str, cuda: CudaLayer) -> Path | None:

@@ -17,7 +17,7 @@ import pytest
 
 from dsc_split import __version__
 from dsc_split.cli import _console, _doctor
-from dsc_split.engines import Backend, Target
+from dsc_split.engines import Backend, EngineSource, Target
 from dsc_split.engines import _doctor as room
 from dsc_split.engines._doctor import Examination, TargetState, examine
 from dsc_split.engines._gpu_list import list_gpus
@@ -252,7 +252,7 @@ class Stub(Backend):
     def _build_facts(self) -> dict[str, Any]:
         return {"library": "tensorrt_rtx", "version": "1.7.1.116"}
 
-    def _load(self, path: Path, sha256: str | None, digest: str | None) -> Any: ...
+    def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Any: ...
 
 
 @pytest.mark.parametrize(

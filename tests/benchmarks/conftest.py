@@ -162,7 +162,8 @@ def replace_graph() -> Callable[..., Bundle]:
         nodes, inputs, outputs = parts
         model = make_model(nodes, inputs, outputs, **weights)
         (bundle.path / path).write_bytes(model.SerializeToString())
-        bundle.manifest["files"][path]["sha256"] = sha256_file(bundle.path / path)
+        size = (bundle.path / path).stat().st_size
+        bundle.manifest["files"][path] |= {"sha256": sha256_file(bundle.path / path), "size": size}
         bundle.save()
         return Bundle.open(bundle.path)
 

@@ -72,7 +72,7 @@ def test_weights_that_were_cut_short_or_lost_are_refused(
     bundle: Bundle, content: bytes | None, words: str | None
 ) -> None:
     bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
-    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": "0", "size": 8, "role": "weights"}
+    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": 64 * "0", "size": 8, "role": "weights"}
     bundle.save()
     if content is not None:
         (bundle.path / "onnx/weights.data").write_bytes(content)
@@ -89,3 +89,25 @@ def test_unknown_side_and_busy_bundle_are_refused(bundle: Bundle) -> None:
         build_engines(bundle, "cloud", "onnxruntime")
     with bundle.lock(), pytest.raises(BundleBusyError):
         build_engines(Bundle.open(bundle.path), "device", "onnxruntime")
+
+
+def make_part(bundle: Bundle) -> Bundle:
+    """Make a device's part of a bundle, without its graphs, as it is when it is unpacked."""
+    graphs = {path: bundle.manifest["files"].pop(path) for path in list(bundle.manifest["files"])}
+    bundle.manifest |= {"side": "device", "left_out": graphs}
+    bundle.save()
+    for path in graphs:
+        (bundle.path / path).unlink()
+    return Bundle.open(bundle.path)
+
+
+def test_a_part_of_a_bundle_says_what_it_lacks(bundle: Bundle, dsc: Callable[..., Any]) -> None:
+    part = make_part(bundle)
+
+    for side, words, code in (
+        ("device", "was left out of it", 6),
+        ("server", "is the device's part of a bundle; side 'server' was asked for", 2),
+    ):
+        done = dsc("build", part.path, "--side", side, "--target", "onnxruntime:cpu")
+        assert done.exit_code == code
+        assert words in " ".join(done.stderr.split())

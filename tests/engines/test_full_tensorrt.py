@@ -381,6 +381,21 @@ def test_engines_of_another_version_are_refused_with_the_command_that_rebuilds_t
     assert trt.loaded == []
 
 
+@pytest.mark.parametrize(("name", "value"), [("system", "Windows"), ("machine", "aarch64")])
+def test_engines_of_another_system_are_refused_before_they_are_loaded(
+    bundle: Bundle, trt: FullTensorRT, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    (row, _) = build(bundle)
+    trt.loaded.clear()
+    monkeypatch.setattr(f"platform.{name}", lambda: value)
+
+    with pytest.raises(EngineMismatch, match=f"were built for {name} '.*'; found {name} '{value}'"):
+        SideEngines(Bundle.open(bundle.path), "device")
+    with pytest.raises(EngineMismatch, match=f"built for {name} .*; found {name} {value}"):
+        get_backend("tensorrt").load(bundle.path / str(row.path))
+    assert trt.loaded == []
+
+
 def test_an_engine_of_the_other_library_is_refused(bundle: Bundle, trt: FullTensorRT) -> None:
     (row, _) = build_engines(bundle, "device", "tensorrt-rtx:sm89", BuildOptions(batches=(1, 4))).rows
 

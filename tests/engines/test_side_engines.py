@@ -21,6 +21,7 @@ from dsc_split.engines import (
     BuildOptions,
     BuiltEngine,
     EngineLike,
+    EngineSource,
     SideEngines,
     Target,
     build_engines,
@@ -61,7 +62,7 @@ def open_side(bundle: Bundle, side: str = "device", target: Any = None) -> SideE
 
 def loaded(engines: SideEngines, *batches: int) -> list[str]:
     """Name the files that are loaded for the second graph, the head or the tail, by batch."""
-    found: list[Path] = []
+    found: list[Any] = []
     engines.backend.load = lambda path, *, sha256=None, digest=None: found.append(path)  # type: ignore[method-assign, assignment, return-value]
     for batch in batches:
         engines.load(engines.graphs[1], batch)
@@ -349,9 +350,9 @@ class Reference:
     def build(self, job: BuildJob) -> BuiltEngine | None:
         return None
 
-    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
-        self.loaded.append((path.name, sha256))
-        return get_backend("onnxruntime:cpu").load(path)
+    def load(self, source: Path | EngineSource, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
+        self.loaded.append((source.name, sha256))
+        return get_backend("onnxruntime:cpu").load(source)
 
 
 class Compiler(Reference):
@@ -365,9 +366,9 @@ class Compiler(Reference):
         self.batches: list[int] = []
         self.closed = 0
 
-    def load(self, path: Path, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
-        engine: Any = super().load(path, sha256=sha256, digest=digest)
-        run, close, (smallest, _, largest) = engine.run, engine.close, self.profiles[path.name]
+    def load(self, source: Path | EngineSource, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:
+        engine: Any = super().load(source, sha256=sha256, digest=digest)
+        run, close, (smallest, _, largest) = engine.run, engine.close, self.profiles[source.name]
 
         def run_within(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             (batch,) = {len(array) for array in inputs.values()}

@@ -1,0 +1,23 @@
+"""Whether engines and times are for this machine, in a few lines: printed by the commands that look at it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsc_split.cli._console import out
+
+if TYPE_CHECKING:
+    from dsc_split.engines import Fit
+
+__all__ = ["print_fit"]
+
+
+def print_fit(fit: Fit) -> None:
+    """Say whether engines and times are for this machine, and what to do where they are not."""
+    out.print(f"engines for this machine: {'yes' if fit.loadable else 'no'}")
+    out.print(f"times taken on a machine like this: {'yes' if fit.timing_valid else 'no'}")
+    for reason in fit.reasons:
+        out.print(f"  {reason}")
+    for what, command in (("build again", fit.rebuild), ("time again", fit.retime)):
+        if command is not None:
+            out.print(f"  {what}: {command}")

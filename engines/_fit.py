@@ -1,0 +1,216 @@
+"""Whether a side's engines can be loaded on this machine, and whether their times in the table hold here."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import canonical_json, read_json
+from dsc_split._table_types import FULL_OFFLOAD
+from dsc_split.engines._fingerprint import differences
+from dsc_split.engines._side_engines import (
+    UNUSABLE,
+    SideEngines,
+    choose_target,
+    entry_backend,
+    misfit,
+    rebuild_command,
+    target_entry,
+)
+from dsc_split.engines._target import Target
+from dsc_split.errors import BackendUnavailable, DamagedError, SignatureError, UsageError
+from dsc_split.lookup_table import LookupTable
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
+    from dsc_split.engines._base import BackendLike
+    from dsc_split.lookup_table import Choice, Row, Side
+
+__all__ = ["Fit", "fit_here", "table_here"]
+
+logger = logging.getLogger(__name__)
+
+ELSEWHERE = ("host",)
+"""Facts in which machines of one kind differ, and which no time depends on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How what was built and timed for a side fits this machine."""
+
+    side: str
+    """``device`` or ``server``."""
+    target: str
+    """The target, in its canonical text."""
+    loadable: bool
+    """Whether the engines are for this library, in this version, on this GPU and operating system."""
+    timing_valid: bool
+    """Whether the table's times of this side were taken on a machine like this: same GPU, driver, power mode."""
+    reasons: tuple[str, ...]
+    """Why either is not so, a sentence each; empty where both are."""
+    changed: Mapping[str, tuple[Any, Any]]
+    """Facts in which the machines differ: what was recorded, and what is here."""
+    rebuild: str | None
+    """The command that builds the engines for this machine; ``None`` where that is not what is wrong."""
+    retime: str | None
+    """The command that takes the times anew; ``None`` where they hold."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the fit as plain data."""
+        return {**dataclasses.asdict(self), "changed": {key: list(values) for key, values in self.changed.items()}}
+
+
+def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | None = None) -> Fit:
+    """Compare what was built and timed for a side with this machine. No engine is loaded.
+
+    Args:
+        bundle: The bundle, a folder or packed.
+        side: ``device`` or ``server``.
+        target: The target; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
+
+    Raises:
+        UsageError: The side or the target is unknown, or nothing was built for it.
+        TableError: A table of the bundle is damaged.
+    """
+    chosen = choose_target(bundle, side, target)
+    text = str(chosen if isinstance(chosen, Target) else chosen.target)
+    changed: dict[str, tuple[Any, Any]] = {}
+    reasons: list[str] = []
+    rebuild = retime = None
+    loadable = False
+    try:
+        entry = target_entry(bundle, side, chosen)
+        backend = entry_backend(bundle, side, chosen, entry)
+        if backend.compiles and entry is not None:
+            changed = misfit(backend, entry)
+            rebuild = rebuild_command(bundle, side, backend)
+        SideEngines(bundle, side, chosen)
+        here = _plain(backend.run_fingerprint())
+        loadable, rebuild = True, None
+    except UNUSABLE as e:
+        reasons.append(str(e))
+        if isinstance(e, (BackendUnavailable, SignatureError)):
+            rebuild = None
+    if rebuild or loadable:
+        retime = f"dsc-split bench {shlex.quote(str(bundle.path))} --side {side} --stale"
+    if loadable:
+        table = _find_table(bundle, side, text, here)
+        timed_on = None if table is None else _side(table, side).run_fingerprint
+        if timed_on is not None:
+            changed = _since(timed_on, here)
+            reasons += [
+                f"{key} is {now!r} here; it was {then!r} when it was timed." for key, (then, now) in changed.items()
+            ]
+        elif table is not None:
+            reasons.append(f"The table does not say on what machine {text!r} was timed.")
+        else:
+            reasons.append(f"There is no table with times of {text!r} on side {side!r}.")
+            retime = f"dsc-split bench {shlex.quote(str(bundle.path))}"
+    return Fit(
+        side=side,
+        target=text,
+        loadable=loadable,
+        timing_valid=not reasons,
+        reasons=tuple(reasons),
+        changed=changed,
+        rebuild=rebuild,
+        retime=retime if reasons else None,
+    )
+
+
+def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | None = None) -> LookupTable:
+    """Give the bundle's table for this machine; rows whose times of ``side`` were taken elsewhere are marked.
+
+    Args:
+        bundle: The bundle, a folder or packed.
+        side: The side that this machine is.
+        target: Its target; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
+
+    Returns:
+        The table whose times hold here, or else one for the same target whose rows of ``side`` have ``timing_valid``
+        false.
+
+    Raises:
+        UsageError: The side or the target is unknown, or no table has times of it.
+    """
+    chosen = choose_target(bundle, side, target)
+    text = str(chosen if isinstance(chosen, Target) else chosen.target)
+    try:
+        here = _plain(entry_backend(bundle, side, chosen, target_entry(bundle, side, chosen)).run_fingerprint())
+    except UNUSABLE as e:
+        logger.warning("%s: whether its times hold here cannot be told: %s", text, e)
+        here = {}
+    table = _find_table(bundle, side, text, here)
+    if table is None:
+        raise UsageError(
+            f"bundle {str(bundle.path)!r} has no table with times of {text!r} on side {side!r}. "
+            f"Make it: dsc-split bench {shlex.quote(str(bundle.path))}"
+        )
+    if _is_timed(table, side, here):
+        return table
+    choices = {choice.id: choice for choice in table.choices}
+    batches = [
+        dataclasses.replace(
+            batch,
+            rows=tuple(
+                dataclasses.replace(row, timing_valid=False) if _computes(choices[row.choice], row, side) else row
+                for row in batch.rows
+            ),
+        )
+        for batch in table.batches
+    ]
+    return dataclasses.replace(table, batches=tuple(batches))
+
+
+def _find_table(bundle: Bundle, side: str, target: str, here: Mapping[str, Any]) -> LookupTable | None:
+    """Choose among a bundle's tables: one whose times hold here, or else the first one for the target."""
+    found = [table for table in _tables(bundle) if _side(table, side).target == target]
+    return next((table for table in found if _is_timed(table, side, here)), next(iter(found), None))
+
+
+def _tables(bundle: Bundle) -> Iterator[LookupTable]:
+    """Read the tables of a bundle's pairs, that which was asked for last first."""
+    names = [name for name in bundle.storage.names() if name.startswith("tables/") and name.endswith(".json")]
+    for name in ["table.json", *names]:
+        listed = name in bundle.manifest["files"]
+        if not bundle.has(name) or (bundle.manifest["sealed"] and not listed):
+            continue
+        try:
+            table = LookupTable.load(bundle.read(name) if listed else bundle.storage.read(name))
+        except DamagedError as e:
+            logger.warning("%s of %s is passed over: %s", name, bundle.path, e)
+            continue
+        if table.pair_id == bundle.manifest["pair_id"]:
+            yield table
+
+
+def _side(table: LookupTable, side: str) -> Side:
+    return table.device if side == "device" else table.server
+
+
+def _is_timed(table: LookupTable, side: str, here: Mapping[str, Any]) -> bool:
+    """Tell whether the times of a side were taken on a machine like this."""
+    timed_on = _side(table, side).run_fingerprint
+    return timed_on is not None and not _since(timed_on, here)
+
+
+def _since(timed_on: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Give what has changed since the times were taken."""
+    changed = differences(timed_on, here)
+    return {key: values for key, values in changed.items() if key not in ELSEWHERE}
+
+
+def _computes(choice: Choice, row: Row, side: str) -> bool:
+    """Tell whether a row has a time of a side."""
+    if side == "server":
+        return choice.uses_server
+    return choice.kind != FULL_OFFLOAD or row.head_ms > 0
+
+
+def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a fingerprint as it comes back from JSON."""
+    return read_json(canonical_json(fingerprint), "fingerprint", DamagedError)

@@ -1,0 +1,201 @@
+"""What an engine is loaded from: bytes that were checked, never a path that is opened a second time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._onnx_scan import scan_graph
+from dsc_split.errors import BundleError, DamagedError
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
+
+__all__ = ["EngineSource", "GraphReader", "Weights", "read_listed", "require_listed"]
+
+BLOCK_BYTES = 1 << 20
+
+_IN_MEMORY: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
+"""Weights by digest: what several engines of this process compute with is in memory once."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    """The weights of a bundle, in memory and checked."""
+
+    name: str
+    """Name of their file, as graphs refer to it."""
+    data: Any
+    """All bytes of the file; anything with the buffer protocol. It has to outlive the engines that compute with it."""
+    size_bytes: int
+    """How many these are."""
+
+
+def _no_weights() -> Weights | None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSource:
+    """An engine's file or a graph, as the bytes that were checked."""
+
+    name: str
+    """Name of the file, for messages."""
+    data: bytes
+    """All bytes of the file."""
+    sha256: str
+    """Digest of ``data``, 64 hexadecimal digits."""
+    read_weights: Callable[[], Weights | None] = field(default=_no_weights)
+    """Gives the weights that a graph refers to; ``None`` where it refers to none."""
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[Path]:
+        """Write the bytes where a library that takes only paths finds them: a folder that no other user can enter.
+
+        A graph's weights lie beside it. All of it is removed at the end of the block.
+
+        Raises:
+            BundleError: The weights are not there, or are not what the manifest says.
+        """
+        with tempfile.TemporaryDirectory(prefix="dsc-split-", ignore_cleanup_errors=True) as folder:
+            weights = self.read_weights()
+            if weights is not None:
+                with (Path(folder) / weights.name).open("wb") as file:
+                    for start in range(0, weights.size_bytes, BLOCK_BYTES):
+                        file.write(weights.data[start : start + BLOCK_BYTES])
+            path = Path(folder) / self.name
+            path.write_bytes(self.data)
+            yield path
+
+
+class GraphReader:
+    """Reads graphs of a bundle; their weights are read once, and kept as long as the reader."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._weights: Weights | None = None
+
+    def read(self, relative: str) -> EngineSource:
+        """Read a graph, and see that it refers to nothing but the bundle's weights.
+
+        Raises:
+            BundleError: It is not there or not what the manifest says, is damaged, or names another file.
+            SignatureError: It carries a compiled engine, and the bundle is not trusted.
+        """
+        data = read_listed(self._bundle, relative)
+        try:
+            found = scan_graph(data)
+        except DamagedError as e:
+            raise BundleError(f"graph {relative!r} cannot be loaded: {e}. Export it again.") from e
+        if found.context_files:
+            raise BundleError(
+                f"graph {relative!r} names compiled engines in other files ({', '.join(found.context_files)}), "
+                "which are not loaded. Export the model without EPContext nodes."
+            )
+        if found.has_ep_context:
+            self._bundle.require_trust(f"graph {relative!r}, which holds a compiled engine (EPContext),")
+        weights = self._bundle.manifest["model"]["weights"]["path"]
+        ours = _beside(relative, weights)
+        if wrong := sorted({*found.locations} - {ours}):
+            raise BundleError(
+                f"graph {relative!r} refers to {', '.join(map(repr, wrong))}, which is not the bundle's weights. "
+                "Export it again."
+            )
+        return EngineSource(
+            name=PurePosixPath(relative).name,
+            data=data,
+            sha256=self._bundle.manifest["files"][relative]["sha256"],
+            read_weights=self._read_weights if found.locations else _no_weights,
+        )
+
+    def _read_weights(self) -> Weights:
+        if self._weights is None:
+            self._weights = _read_weights(self._bundle, self._bundle.manifest["model"]["weights"]["path"])
+        return self._weights
+
+
+def require_listed(bundle: Bundle, relative: str) -> None:
+    """Refuse a file that a bundle does not list, or that a part of a bundle has not got.
+
+    Raises:
+        BundleError: The message says which, and what to do.
+    """
+    manifest = bundle.manifest
+    if relative in manifest["files"]:
+        return
+    if relative in manifest["left_out"]:
+        raise BundleError(
+            f"{str(bundle.path)!r} is the {manifest['side']}'s part of a bundle, and {relative!r} was left out of it. "
+            f"Use the whole bundle, or pack this side again with its graphs: dsc-split pack BUNDLE --side "
+            f"{manifest['side']} --with-onnx"
+        )
+    raise BundleError(f"manifest of {str(bundle.path)!r} does not list {relative!r}. Export it again.")
+
+
+def read_listed(bundle: Bundle, relative: str) -> bytes:
+    """Read a file whole; what is returned is what was checked.
+
+    Raises:
+        BundleError: The bundle does not list it, it is not there, or is not what the manifest says.
+    """
+    require_listed(bundle, relative)
+    found, expected = bundle.storage.size_bytes(relative), bundle.manifest["files"][relative]["size"]
+    if found is None:
+        raise BundleError(f"bundle {str(bundle.path)!r} lacks {relative!r}, which its manifest lists. Export it again.")
+    if found != expected:
+        raise BundleError(
+            f"{relative!r} in {str(bundle.path)!r} has {found} bytes; the manifest says {expected}. "
+            "The file was changed or damaged. Copy, unpack or export it again."
+        )
+    return bundle.read(relative)
+
+
+def _beside(graph: str, weights: str | None) -> str | None:
+    """Give the name by which a graph may refer to the weights; ``None`` where there is none."""
+    if weights is None or PurePosixPath(weights).parent != PurePosixPath(graph).parent:
+        return None
+    return PurePosixPath(weights).name
+
+
+def _read_weights(bundle: Bundle, relative: str) -> Weights:
+    """Read the weights into memory, hashing on the way: what is kept is what was hashed.
+
+    Raises:
+        BundleError: They are not there, or are not what the manifest says.
+    """
+    require_listed(bundle, relative)
+    listed = bundle.manifest["files"][relative]
+    known = _IN_MEMORY.get(listed["sha256"])
+    name = PurePosixPath(relative).name
+    if known is not None and known.name == name:
+        return known
+    size_bytes, digest, position = listed["size"], hashlib.sha256(), 0
+    # Pages of zeros that nobody writes take no memory: weights with holes stay as small as their file.
+    data: Any = mmap.mmap(-1, size_bytes) if size_bytes else b""
+    zeros = bytes(BLOCK_BYTES)
+    with bundle.storage.open(relative) as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            end = position + len(block)
+            if end > size_bytes:
+                break
+            if block != zeros[: len(block)]:
+                data[position:end] = block
+            position = end
+    found = digest.hexdigest()
+    if found != listed["sha256"]:
+        raise BundleError(
+            f"{relative!r} in {os.fspath(bundle.path)!r} has SHA-256 {found[:12]}...; the manifest says "
+            f"{listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
+        )
+    weights = Weights(name=name, data=data, size_bytes=size_bytes)
+    _IN_MEMORY[listed["sha256"]] = weights
+    return weights
