@@ -1,4 +1,4 @@
-"""Use the table: the rate estimate and the switching policy.
+"""Use the table: the rate estimate and the switching policy, and the tails in a model repository for Triton.
 
 ::
 
@@ -10,6 +10,8 @@
 from dsc_split.serving._estimator import EstimatorParameters, RateEstimate, RateEstimator
 from dsc_split.serving._policy import SwitchPolicy
 from dsc_split.serving._records import Decision, Observation, PolicyParameters
+from dsc_split.serving._triton import TritonModel, TritonResult, export_triton
+from dsc_split.serving._triton_repository import triton_model_name
 
 __all__ = [
     "Decision",
@@ -19,4 +21,8 @@ __all__ = [
     "RateEstimate",
     "RateEstimator",
     "SwitchPolicy",
+    "TritonModel",
+    "TritonResult",
+    "export_triton",
+    "triton_model_name",
 ]

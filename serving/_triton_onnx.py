@@ -1,0 +1,234 @@
+"""Graphs of a bundle as models that stand alone: each with the weights that it reads, and no others."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dsc_split._files import new_file
+from dsc_split._optional import require
+from dsc_split.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnx
+
+    from dsc_split.bundle import Bundle
+
+__all__ = ["LoneGraph", "Piece", "copy_pieces", "detach_graph"]
+
+ALIGNMENT = 64
+PAGE_BYTES = 4096
+LARGE_BYTES = 1024 * 1024
+"""Larger weights start on a page, so that a runtime can map them into memory."""
+BLOCK_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of the bundle's weights that a graph reads."""
+
+    start: int
+    """Where it lies in the bundle's weights, in bytes."""
+    size_bytes: int
+    """Its length."""
+    own_start: int
+    """Where it lies in the graph's own file, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoneGraph:
+    """A graph that refers to weights of its own."""
+
+    data: bytes
+    """The ONNX file."""
+    weights_name: str
+    """Name of the weights file beside it; empty where it needs none."""
+    pieces: tuple[Piece, ...]
+    """What that file holds, in the order of the bundle's weights."""
+
+
+def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: Sequence[str]) -> LoneGraph:
+    """Read a graph, and let it refer to a file with its own weights alone.
+
+    Args:
+        bundle: The bundle.
+        relative: The graph's path in it.
+        inputs: Names of the inputs that it must have.
+        outputs: Names of the outputs that it must have.
+
+    Raises:
+        BundleError: The graph is missing, damaged or not what the manifest says, or reads files that are not the
+            bundle's.
+        SignatureError: It holds an engine, and the bundle is packed and not trusted.
+        BackendUnavailable: The package ``onnx`` is not installed.
+    """
+    from dsc_split.engines._source import GraphReader, require_listed
+    from dsc_split.partitioner._store import encode_graph
+
+    data = GraphReader(bundle).read(relative).data
+    proto = _parse(data, relative)
+    _check_border(proto, inputs, outputs, relative)
+    external = [tensor for tensor in _tensors(proto) if tensor.data_location == tensor.EXTERNAL]
+    if not external:
+        return LoneGraph(data=data, weights_name="", pieces=())
+    weights = bundle.manifest["model"]["weights"]["path"]
+    require_listed(bundle, weights)
+    spans = [_span(tensor, relative, bundle.manifest["files"][weights]["size"]) for tensor in external]
+    pieces = _place(spans)
+    starts = [piece.start for piece in pieces]
+    for tensor, (start, size_bytes) in zip(external, spans, strict=True):
+        piece = pieces[bisect.bisect_right(starts, start) - 1] if size_bytes else None
+        for entry in tensor.external_data:
+            if entry.key == "offset":
+                entry.value = str(piece.own_start + start - piece.start if piece else 0)
+    return LoneGraph(data=encode_graph(proto), weights_name=PurePosixPath(weights).name, pieces=pieces)
+
+
+def copy_pieces(bundle: Bundle, outputs: Mapping[Path, Sequence[Piece]]) -> dict[Path, str]:
+    """Read the bundle's weights once, and write to each output the pieces it is to have.
+
+    Nothing is written unless all of the weights are what the manifest says.
+
+    Args:
+        bundle: The bundle.
+        outputs: The files to write, and what of the weights goes there.
+
+    Returns:
+        SHA-256 of each file, 64 hexadecimal digits.
+
+    Raises:
+        BundleError: The weights are missing, or not what the manifest says.
+        DscError: A file cannot be written.
+    """
+    weights = bundle.manifest["model"]["weights"]["path"]
+    listed = bundle.manifest["files"][weights]
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(bundle.storage.open(weights))
+        copies = [_Copy(stack.enter_context(new_file(path)), pieces) for path, pieces in outputs.items()]
+        digest, position = hashlib.sha256(), 0
+        while block := source.read(BLOCK_BYTES):
+            digest.update(block)
+            for copy in copies:
+                copy.take(block, position)
+            position += len(block)
+        if digest.hexdigest() != listed["sha256"]:
+            raise BundleError(
+                f"weights {weights!r} in {str(bundle.path)!r} have SHA-256 {digest.hexdigest()[:12]}...; the manifest "
+                f"says {listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
+            )
+        return {path: copy.digest.hexdigest() for path, copy in zip(outputs, copies, strict=True)}
+
+
+class _Copy:
+    """One file while the weights go by."""
+
+    def __init__(self, file: BinaryIO, pieces: Sequence[Piece]) -> None:
+        self.digest = hashlib.sha256()
+        self._file = file
+        self._pieces = pieces
+        self._next = 0
+        self._size_bytes = 0
+
+    def take(self, block: bytes, position: int) -> None:
+        """Write what of a block, which lies at ``position`` of the weights, belongs here."""
+        view = memoryview(block)
+        while self._next < len(self._pieces):
+            piece = self._pieces[self._next]
+            end = piece.start + piece.size_bytes
+            first, last = max(piece.start, position), min(end, position + len(block))
+            if first < last:
+                self._write(view[first - position : last - position], piece.own_start + first - piece.start)
+            if end > position + len(block):
+                return
+            self._next += 1
+
+    def _write(self, data: memoryview, start: int) -> None:
+        for part in (b"\0" * (start - self._size_bytes), data):
+            self.digest.update(part)
+            self._size_bytes += self._file.write(part)
+
+
+def _parse(data: bytes, relative: str) -> onnx.ModelProto:
+    require("onnx", extra="onnx", purpose="write ONNX models that stand alone")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as e:
+        raise BundleError(f"{relative!r} is no ONNX graph: {e}. Export the model again.") from e
+    return proto
+
+
+def _check_border(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], relative: str) -> None:
+    inside = {tensor.name for tensor in proto.graph.initializer}
+    for kind, found, wanted in (
+        ("inputs", {value.name for value in proto.graph.input} - inside, set(inputs)),
+        ("outputs", {value.name for value in proto.graph.output}, set(outputs)),
+    ):
+        if found != wanted:
+            raise BundleError(
+                f"graph {relative!r} has the {kind} {sorted(found)}; by the manifest {sorted(wanted)} were expected. "
+                "Export the model again."
+            )
+
+
+def _span(tensor: onnx.TensorProto, relative: str, limit: int) -> tuple[int, int]:
+    """Find where a tensor lies in the bundle's weights: start and length, in bytes."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        start, size_bytes = int(entries["offset"]), int(entries["length"])
+    except (KeyError, ValueError) as e:
+        raise BundleError(
+            f"graph {relative!r}: weights {tensor.name!r} do not say where they lie. Export the model again."
+        ) from e
+    if start < 0 or size_bytes < 0 or start + size_bytes > limit:
+        raise BundleError(
+            f"graph {relative!r}: weights {tensor.name!r} lie at bytes {start} to {start + size_bytes} of a file of "
+            f"{limit}. Export the model again."
+        )
+    return start, size_bytes
+
+
+def _place(spans: Iterable[tuple[int, int]]) -> tuple[Piece, ...]:
+    """Give every byte that is read one place in the graph's own file; what overlaps stays together."""
+    joined: list[tuple[int, int]] = []
+    for start, size_bytes in sorted(span for span in spans if span[1]):
+        last, last_bytes = joined[-1] if joined else (0, 0)
+        if start < last + last_bytes:
+            joined[-1] = last, max(last_bytes, start + size_bytes - last)
+        else:
+            joined.append((start, size_bytes))
+    pieces, end = [], 0
+    for start, size_bytes in joined:
+        end += -end % (PAGE_BYTES if size_bytes >= LARGE_BYTES else ALIGNMENT)
+        pieces.append(Piece(start=start, size_bytes=size_bytes, own_start=end))
+        end += size_bytes
+    return tuple(pieces)
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[Any]:
+    """Yield the graph, the bodies of its nodes, and the functions: whatever has nodes."""
+    waiting: list[Any] = [proto.graph, *proto.functions]
+    while waiting:
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every stored tensor of a model, at any depth."""
+    for graph in _graphs(proto):
+        yield from getattr(graph, "initializer", ())
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            yield from (sparse.values, sparse.indices)
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
