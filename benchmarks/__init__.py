@@ -7,27 +7,44 @@
 """
 
 from dsc_split.benchmarks._cells import Cell, CellStore, Question
+from dsc_split.benchmarks._compare import Comparison, compare_tables
+from dsc_split.benchmarks._merge import MergeResult, merge_bundles
 from dsc_split.benchmarks._plan import BenchSettings
 from dsc_split.benchmarks._replay import Replay, replay
 from dsc_split.benchmarks._replay_device import PolicyUnderTest
+from dsc_split.benchmarks._residency import EngineMemory, MemoryReport, SetMemory
+from dsc_split.benchmarks._residency_budget import Loss, keep_within
+from dsc_split.benchmarks._residency_measure import measure_memory
 from dsc_split.benchmarks._scenario import Scenario, State, read_scenario
 from dsc_split.benchmarks._sweep import BenchResult, bench_bundle
-from dsc_split.benchmarks._table import make_table, read_link, write_table
+from dsc_split.benchmarks._table import make_table, read_link, save_table, write_table, write_tables
 
 __all__ = [
     "BenchResult",
     "BenchSettings",
     "Cell",
     "CellStore",
+    "Comparison",
+    "EngineMemory",
+    "Loss",
+    "MemoryReport",
+    "MergeResult",
     "PolicyUnderTest",
     "Question",
     "Replay",
     "Scenario",
+    "SetMemory",
     "State",
     "bench_bundle",
+    "compare_tables",
+    "keep_within",
     "make_table",
+    "measure_memory",
+    "merge_bundles",
     "read_link",
     "read_scenario",
     "replay",
+    "save_table",
     "write_table",
+    "write_tables",
 ]

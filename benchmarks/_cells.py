@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import canonical_json, new_file, read_json, sha256_text
+from dsc_split._files import body_digest, canonical_json, read_json, sha256_text, write_bytes
 from dsc_split._form import count, fail, fields, items, number, one_of, or_null, positive, some_object, text
 from dsc_split.errors import DamagedError, DscError
 
@@ -19,6 +20,8 @@ __all__ = ["FORMAT", "PROTOCOL_VERSION", "STATUSES", "VERSION", "Cell", "CellSto
 
 logger = logging.getLogger(__name__)
 
+FOLDER = "cells"
+"""Folder of the cells in a bundle."""
 FORMAT = "dsc-split/cell"
 VERSION = 1
 PROTOCOL_VERSION = 1
@@ -92,6 +95,11 @@ class Cell:
         return self.question.batch
 
     @property
+    def measured_at(self) -> str:
+        """When its last round began; in UTC, so that text compares as time does. Empty where nothing was measured."""
+        return str(self.rounds[-1]["started"]) if self.rounds else ""
+
+    @property
     def marks(self) -> list[str]:
         """What was wrong with the device meanwhile: ``throttled: sw_thermal_slowdown``; empty where all was well."""
         return list(self.environment.get("marks", ()))
@@ -120,7 +128,11 @@ class Cell:
             "settings": self.settings,
             "environment": self.environment,
         }
-        return {**body, "body_sha256": _body_digest(body)}
+        return {**body, "body_sha256": body_digest(body)}
+
+    def encode(self) -> bytes:
+        """Give the bytes of the file."""
+        return canonical_json(self.to_json()) + b"\n"
 
     @classmethod
     def read(cls, path: Path) -> Cell:
@@ -129,13 +141,26 @@ class Cell:
         Raises:
             DamagedError: It is no cell, was changed since it was written, or is of a newer version.
         """
-        document = read_json(path, "cell", DamagedError)
-        what = f"cell {str(path)!r}"
+        return cls.parse(path, path.stem, f"cell {str(path)!r}")
+
+    @classmethod
+    def parse(cls, source: Path | bytes, key: str, what: str) -> Cell:
+        """Read a cell's file, or the bytes of one.
+
+        Args:
+            source: The file, or its bytes.
+            key: Its name without the suffix: the key of the question that it must answer.
+            what: What it is, in words, for messages.
+
+        Raises:
+            DamagedError: It is no cell, was changed since it was written, or is of a newer version.
+        """
+        document = read_json(source, "cell" if isinstance(source, Path) else what, DamagedError)
         if document.get("format") != FORMAT or document.get("version") != VERSION:
             found = f"{document.get('format')!r} version {document.get('version')!r}"
             raise DamagedError(f"{what} is {found}; {FORMAT!r} version {VERSION} was expected.")
         stated = document.pop("body_sha256", None)
-        if stated != _body_digest(document):
+        if stated != body_digest(document):
             raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short.")
         try:
             _CELL(document, "")
@@ -150,7 +175,7 @@ class Cell:
             batch=asked["batch"],
             period_ms=asked["protocol"]["period_ms"],
         )
-        if question.to_json() != asked or not question.key == document["key"] == path.stem:
+        if question.to_json() != asked or not question.key == document["key"] == key:
             raise DamagedError(f"{what} answers another question than its name says.")
         measured = document["status"] in MEASURED_STATUSES
         return cls(
@@ -230,59 +255,75 @@ _MEASUREMENT = fields(
 )
 
 
-def _body_digest(body: dict[str, Any]) -> str:
-    return sha256_text(canonical_json(body))
-
-
 class CellStore:
-    """The cells of a bundle, each in ``cells/KEY.json``.
+    """The cells of a bundle, each in ``cells/KEY.json``; those of a packed bundle are read in place.
 
     A file that is damaged is left where it is, warned about, and counts as not there.
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._folder = bundle.path / "cells"
+        self._bundle = bundle
 
     def path(self, question: Question) -> Path:
         """Say where the answer to ``question`` lies."""
-        return self._folder / f"{question.key}.json"
+        return self._bundle.path / self.name(question)
+
+    @staticmethod
+    def name(question: Question) -> str:
+        """Give the path of the answer to ``question``, relative to the bundle."""
+        return f"{FOLDER}/{question.key}.json"
+
+    def names(self) -> tuple[str, ...]:
+        """List the files of all cells, relative to the bundle."""
+        return tuple(name for name in self._bundle.storage.names() if re.fullmatch(rf"{FOLDER}/[^/]+\.json", name))
 
     def get(self, question: Question) -> Cell | None:
         """Read the answer to ``question``; ``None`` where there is none that can be read."""
-        path = self.path(question)
-        return _read(path) if path.is_file() else None
+        name = self.name(question)
+        return self._read_or_warn(name) if self._bundle.has(name) else None
+
+    def read(self, name: str) -> Cell:
+        """Read the cell of a file.
+
+        Raises:
+            DamagedError: It cannot be read, is no cell, was changed since it was written, or is of a newer version.
+        """
+        listed = name in self._bundle.manifest["files"]
+        data = self._bundle.read(name) if listed else self._bundle.storage.read(name)
+        return Cell.parse(data, PurePosixPath(name).stem, f"cell {name!r} of {str(self._bundle.path)!r}")
 
     def put(self, cell: Cell) -> None:
-        """Write a cell, all or nothing, in place of an older answer.
+        """Write a cell, all or nothing, in place of an older answer; hold the bundle's lock around this.
 
         Raises:
             DscError: It cannot be written; the older answer is still there.
+            UsageError: The bundle is packed.
         """
-        path = self.path(cell.question)
+        folder = self._bundle.file(FOLDER)
+        self._bundle.unseal()
         try:
-            self._folder.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
         except OSError as e:
-            raise DscError(f"cannot make folder {str(self._folder)!r}: {e.strerror or e}.") from e
-        with new_file(path) as file:
-            file.write(canonical_json(cell.to_json()) + b"\n")
+            raise DscError(f"cannot make folder {str(folder)!r}: {e.strerror or e}.") from e
+        path = self.path(cell.question)
+        write_bytes(path, cell.encode())
         logger.info("cell %s: %s batch %d on %s: %s", path.name[:12], cell.graph, cell.batch, cell.target, cell.status)
 
     def all(self) -> Iterator[Cell]:
         """Read every cell that can be read, in the order of their names."""
-        for path in sorted(self._folder.glob("*.json")):
-            cell = _read(path)
+        for name in self.names():
+            cell = self._read_or_warn(name)
             if cell is not None:
                 yield cell
 
     def remove_partial(self) -> None:
         """Remove what a killed writer left half-written; hold the bundle's lock around this."""
-        for path in self._folder.glob(".*.partial"):
+        for path in (self._bundle.path / FOLDER).glob(".*.partial"):
             path.unlink(missing_ok=True)
 
-
-def _read(path: Path) -> Cell | None:
-    try:
-        return Cell.read(path)
-    except DamagedError as e:
-        logger.warning("%s It is ignored.", e)
-        return None
+    def _read_or_warn(self, name: str) -> Cell | None:
+        try:
+            return self.read(name)
+        except DamagedError as e:
+            logger.warning("%s It is ignored.", e)
+            return None

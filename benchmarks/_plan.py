@@ -14,12 +14,13 @@ from dsc_split.benchmarks._timer import TIMER
 from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.engines._sides import SideGraph
 from dsc_split.errors import UsageError
+from dsc_split.lookup_table import Side
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
-    from dsc_split.engines import SideEngines
+    from dsc_split.engines import BackendLike, SideEngines
 
-__all__ = ["ROUND_MS", "BenchSettings", "Task", "make_tasks"]
+__all__ = ["ROUND_MS", "BenchSettings", "Task", "make_tasks", "measured_side"]
 
 ROUND_MS = 50.0
 """A round has as many calls as fit into this time, and at least one."""
@@ -200,6 +201,13 @@ def with_locked_clock(fingerprint: dict[str, Any], settings: BenchSettings) -> d
     return {**fingerprint, LOCKED: settings.lock_clocks_mhz}
 
 
+def measured_side(backend: BackendLike, settings: BenchSettings) -> Side:
+    """Give the target of a back-end, and the run fingerprint that it is measured under."""
+    fingerprint = with_locked_clock(backend.run_fingerprint(), settings)
+    digest = fingerprint_digest(fingerprint)
+    return Side(target=str(backend.target), fingerprint=digest, run_fingerprint=fingerprint)
+
+
 def make_tasks(
     bundle: Bundle,
     store: CellStore,
@@ -223,13 +231,12 @@ def make_tasks(
     reused: dict[Question, Cell] = {}
     for side, found in engines.items():
         backend = found.backend
-        fingerprint = with_locked_clock(backend.run_fingerprint(), settings)
-        digest = fingerprint_digest(fingerprint)
+        part = measured_side(backend, settings)
         for batch in batches:
             for graph in found.graphs:
                 question = Question(
                     graph_digest=bundle.graph_digest(graph.path),
-                    fingerprint=digest,
+                    fingerprint=part.fingerprint,
                     batch=batch,
                     period_ms=settings.period_ms,
                 )
@@ -242,10 +249,10 @@ def make_tasks(
                 tasks[question] = Task(
                     side=side,
                     graph=graph,
-                    target=str(backend.target),
+                    target=part.target,
                     slowdown=backend.target.slowdown,
                     threads=backend.target.threads,
-                    run_fingerprint=fingerprint,
+                    run_fingerprint=dict(part.run_fingerprint or {}),
                     question=question,
                     earlier=cell,
                     rounds=list(cell.rounds) if cell is not None else [],

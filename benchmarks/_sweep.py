@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -13,11 +14,13 @@ from dsc_split.benchmarks._cells import STATUSES, Cell, CellStore
 from dsc_split.benchmarks._clocks import locked_clocks
 from dsc_split.benchmarks._environment import available_memory_bytes, live_state, static_environment
 from dsc_split.benchmarks._group import Group
-from dsc_split.benchmarks._plan import BenchSettings, Task, describe, make_tasks
+from dsc_split.benchmarks._plan import BenchSettings, Task, describe, make_tasks, measured_side
 from dsc_split.engines._batches import choose_batches
+from dsc_split.engines._fit import fit_here
 from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._sides import SIDES, record_target
-from dsc_split.errors import UsageError
+from dsc_split.errors import BackendError, UsageError
+from dsc_split.lookup_table import LookupTable, Side
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -34,14 +37,19 @@ MEMORY_SHARE = 0.8
 class BenchResult:
     """What :func:`bench_bundle` did."""
 
-    targets: dict[str, str]
-    """Side to the target that was measured."""
+    measured: dict[str, Side]
+    """Side to the target that was measured, and the run fingerprint it was measured under."""
     batches: tuple[int, ...]
     """Batch sizes that were measured."""
     cells: tuple[Cell, ...]
     """Every cell that was asked for, reused ones first."""
     reused: int
     """How many were there already and good enough."""
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Side to the target that was measured."""
+        return {side: part.target for side, part in self.measured.items()}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -75,11 +83,13 @@ class BenchResult:
 def bench_bundle(
     bundle: Bundle,
     *,
-    sides: Sequence[str] = SIDES,
+    sides: Sequence[str] | None = None,
     device: str | None = None,
     server: str | None = None,
     batches: Sequence[int] | None = None,
     settings: BenchSettings | None = None,
+    stale: bool = False,
+    fallback: bool = False,
     progress: ProgressListener = silent,
 ) -> BenchResult:
     """Time every engine of a bundle, host to host, and write one cell for each and each batch size.
@@ -89,15 +99,20 @@ def bench_bundle(
 
     Args:
         bundle: The bundle; it is held locked all the while.
-        sides: The sides to measure.
+        sides: The sides to measure; in a device's or a server's part that one, else both, where not given.
         device: Target of the device; the last one recorded for it, else ``onnxruntime:cpu``, where not given.
         server: Target of the server, likewise.
         batches: Batch sizes; 1, 2, 4 ... 64, as far as the model takes them, where not given.
         settings: How to measure.
+        stale: Measure just the sides that the bundle's table has the times of that do not hold here: taken on a
+            machine of another kind, or under another driver, version or power mode. Targets and batch sizes are the
+            table's where not given.
+        fallback: Measure the ONNX pair on ONNX Runtime where a target's engines do not fit here.
         progress: Called when a cell is done, and when another engine has its turn.
 
     Raises:
-        UsageError: A side, target, batch size or clock is unknown or out of range.
+        UsageError: A side, target, batch size or clock is unknown or out of range, the bundle is packed, or it is a
+            part of the other side.
         BackendUnavailable: A back-end's library or its device is not there.
         BackendError: The clock cannot be locked.
         BundleError: A graph is missing or was changed.
@@ -105,27 +120,65 @@ def bench_bundle(
         DscError: A cell cannot be written.
     """
     settings = settings or BenchSettings()
-    wrong = [side for side in sides if side not in SIDES]
-    if wrong or not sides:
-        raise UsageError(f"side {sides[0] if sides else ''!r} is unknown; both, device or server was expected.")
+    sides = _sides(bundle, sides)
     given = {"device": device, "server": server}
+    table = LookupTable.load(bundle) if stale else None
+    if table is not None:
+        given = {"device": device or table.device.target, "server": server or table.server.target}
+        batches = [item.batch for item in table.batches] if batches is None else batches
     with bundle.lock():
-        engines = {side: SideEngines(bundle, side, given[side]) for side in SIDES if side in sides}
+        if stale:
+            sides = [side for side in sides if not fit_here(bundle, side, given[side]).timing_valid]
+            if not sides:
+                return BenchResult(measured={}, batches=(), cells=(), reused=0)
+        engines = {side: _open(bundle, side, given[side], fallback=fallback) for side in SIDES if side in sides}
+        found = {side: measured_side(item.backend, settings) for side, item in engines.items()}
         chosen = choose_batches(bundle, batches if batches is not None else _built_for(engines.values()))
         _require_gpu(settings, engines.values())
         store = CellStore(bundle)
         store.remove_partial()
         with locked_clocks(settings.lock_clocks_mhz):
-            for side, found in engines.items():
-                record_target(bundle, side, found.backend)
+            for side, item in engines.items():
+                record_target(bundle, side, item.backend)
             tasks, reused = make_tasks(bundle, store, engines, chosen, settings)
             cells = _Sweep(bundle, store, settings, tasks, reused, progress).run()
     return BenchResult(
-        targets={side: str(found.backend.target) for side, found in engines.items()},
+        measured=found,
         batches=chosen,
         cells=(*reused, *cells),
         reused=len(reused),
     )
+
+
+def _open(bundle: Bundle, side: str, target: str | None, *, fallback: bool) -> SideEngines:
+    """Open a side's engines; whether it falls back shows when one is loaded."""
+    found = SideEngines(bundle, side, target, fallback=fallback)
+    if fallback:
+        graph = found.graphs[0]
+        with contextlib.suppress(BackendError):  # a cell says it again, where it is not the device that is missing
+            found.load(graph, found.nearest_batch(graph, 1)).close()
+    return found
+
+
+def _sides(bundle: Bundle, sides: Sequence[str] | None) -> Sequence[str]:
+    """Give the sides to measure.
+
+    Raises:
+        UsageError: One is unknown, or is not the one that the bundle is a part for.
+    """
+    only = bundle.manifest["side"]
+    if sides is None:
+        return SIDES if only is None else (only,)
+    wrong = [side for side in sides if side not in SIDES]
+    if wrong or not sides:
+        raise UsageError(f"side {sides[0] if sides else ''!r} is unknown; both, device or server was expected.")
+    other = [side for side in sides if only not in (None, side)]
+    if other:
+        raise UsageError(
+            f"{str(bundle.path)!r} is the {only}'s part of a bundle: it has not what the {other[0]} runs. "
+            f"Time this side, --side {only}, and the {other[0]} with its own part."
+        )
+    return sides
 
 
 def _built_for(engines: Iterable[SideEngines]) -> tuple[int, ...] | None:

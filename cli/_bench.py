@@ -15,8 +15,13 @@ __all__ = ["bench"]
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")],
     side: Annotated[
-        str, typer.Option("--side", metavar="both|device|server", help="Which side to time here.")
-    ] = "both",
+        str | None,
+        typer.Option(
+            "--side",
+            metavar="both|device|server",
+            help="Which side to time here. Default: both, of a device's or a server's part that one.",
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option("--device", metavar="TARGET", help="Target of the device. Default: the one recorded last."),
@@ -72,13 +77,24 @@ def bench(
         ),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what is measured already.")] = False,
+    stale: Annotated[
+        bool,
+        typer.Option(
+            "--stale",
+            help="Time just what the table has times of that do not hold here: of another kind of machine, or under "
+            "another driver, version or power mode.",
+        ),
+    ] = False,
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Where engines do not fit here, time the ONNX pair on ONNX Runtime.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Time every head and tail at every batch, and write the table.
+    """Time every head and tail at every batch; write the table.
 
     What is measured already is not measured again, and a run that was stopped goes on where it was.
     """
-    from dsc_split.benchmarks import BenchSettings, bench_bundle, write_table
+    from dsc_split.benchmarks import BenchSettings, bench_bundle, write_tables
     from dsc_split.benchmarks._marks import describe_marks
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json, progress
@@ -98,13 +114,20 @@ def bench(
     with progress() as listener:
         result = bench_bundle(
             opened,
-            sides=("device", "server") if side == "both" else (side,),
+            sides=None if side is None else ("device", "server") if side == "both" else (side,),
             device=device,
             server=server,
             batches=batches,
             settings=settings,
+            stale=stale,
+            fallback=fallback,
             progress=listener,
         )
+    if stale and not result.measured:
+        err.print(f"nothing is stale: the times in the table of {str(bundle)!r} hold here.")
+        if json:
+            print_json({**result.to_json(), "table": str(opened.path / "table.json")})
+        return
     for cell in result.cells:
         if cell.latency_ms is None:
             err.print(f"{cell.status}: {cell.graph} at batch {cell.batch} on {cell.target}: {cell.reason}")
@@ -116,7 +139,7 @@ def bench(
         )
     table = None
     try:
-        write_table(opened)
+        write_tables(opened, device=result.measured.get("device"), server=result.measured.get("server"))
         table = str(opened.path / "table.json")
     except UsageError as e:
         err.print(f"no table yet: {e}")

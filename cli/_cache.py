@@ -18,7 +18,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove every engine from it.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show the built engines that are kept for later, or remove them.
+    """Show the built engines kept for later, or remove them.
 
     The folder is $DSC_SPLIT_CACHE where that is set. What was used least recently goes once they are larger than
     $DSC_SPLIT_CACHE_LIMIT together, such as 20GiB; 10GiB where that is not set.

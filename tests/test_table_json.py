@@ -60,6 +60,20 @@ def test_unknown_keys_are_ignored() -> None:
     assert LookupTable.from_json(document) == golden()
 
 
+def test_what_a_side_was_measured_under_is_kept_and_makes_no_other_table() -> None:
+    document = golden_document()
+    document["device"]["run_fingerprint"] = {"host": "edge", "gpu": {"name": "Orin", "driver": None}}
+    table = LookupTable.from_json(document)
+
+    assert table.device.run_fingerprint == document["device"]["run_fingerprint"]
+    assert table.server.run_fingerprint is None
+    assert table.to_json() == document
+    assert table == golden()
+    document["server"]["run_fingerprint"] = "edge"
+    with pytest.raises(TableError, match=r"server.run_fingerprint: got 'edge'; expected an object"):
+        LookupTable.from_json(document)
+
+
 def test_a_choice_that_sends_inputs_is_remembered() -> None:
     document = golden_document()
     document["choices"][1]["passthrough"] = True

@@ -145,8 +145,8 @@ def table_document(table: LookupTable) -> dict[str, Any]:
         "precision": table.precision,
         "count": table.count,
         "emulated": table.emulated,
-        "device": {"target": table.device.target, "fingerprint": table.device.fingerprint},
-        "server": {"target": table.server.target, "fingerprint": table.server.fingerprint},
+        "device": _side_document(table.device),
+        "server": _side_document(table.server),
         "link": _link_document(table.link),
         "choices": [_choice_document(choice) for choice in table.choices],
         "batches": [
@@ -322,7 +322,18 @@ def _link_document(link: Link) -> dict[str, Any]:
 
 def _read_side(document: Mapping[str, Any], key: str) -> Side:
     side = _object(document, "", key)
-    return Side(target=_text(side, f"{key}.", "target"), fingerprint=_text(side, f"{key}.", "fingerprint"))
+    return Side(
+        target=_text(side, f"{key}.", "target"),
+        fingerprint=_text(side, f"{key}.", "fingerprint"),
+        run_fingerprint=_object(side, f"{key}.", "run_fingerprint") if "run_fingerprint" in side else None,
+    )
+
+
+def _side_document(side: Side) -> dict[str, Any]:
+    document: dict[str, Any] = {"target": side.target, "fingerprint": side.fingerprint}
+    if side.run_fingerprint is not None:
+        document["run_fingerprint"] = dict(side.run_fingerprint)
+    return document
 
 
 # ---- single values -----------------------------------------------------------------------------------------

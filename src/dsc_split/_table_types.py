@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 __all__ = [
     "FULL_OFFLOAD",
@@ -56,6 +58,8 @@ class Side:
     """The target that its engines were built for."""
     fingerprint: str
     """Run fingerprint: 64 hexadecimal digits over machine, library and options."""
+    run_fingerprint: Mapping[str, Any] | None = field(default=None, compare=False)
+    """What ``fingerprint`` is the digest of: all that the times depend on; ``None`` where the table does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,7 +113,7 @@ def test_check_of_a_wrong_engine_ends_with_the_exit_code_of_back_ends(bundle: Bu
     files = bundle.manifest["files"]
     wrong = "onnx/model.onnx"  # it has the head's input, but the output y
     (bundle.path / "onnx/a.head.onnx").write_bytes((bundle.path / wrong).read_bytes())
-    files["onnx/a.head.onnx"]["sha256"] = files[wrong]["sha256"]
+    files["onnx/a.head.onnx"] |= {key: files[wrong][key] for key in ("sha256", "size")}
     bundle.save()
 
     done = dsc("check", bundle.path, "--side", "device")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsc_split.benchmarks import Cell, CellStore, Question, make_table, read_link, write_table
+from dsc_split.benchmarks import Cell, CellStore, Question, make_table, read_link, write_table, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.errors import TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable
@@ -39,7 +39,11 @@ def bundle_with(folder: Path, **changes: Any) -> Bundle:
     paths = ["onnx/model.onnx", *(item[part] for item in splits for part in ("head", "tail"))]
     manifest = {
         "format": "dsc-split/bundle",
-        "version": 1,
+        "version": 2,
+        "revision": 1,
+        "sealed": False,
+        "side": None,
+        "left_out": {},
         "pair_id": "sha256:1234",
         "precision": "fp32",
         "model": {"path": "onnx/model.onnx", "weights": {"path": "onnx/weights.data"}},
@@ -391,6 +395,64 @@ def test_writing_makes_a_file_named_by_both_fingerprints_and_table_json(tmp_path
     with pytest.raises(UsageError, match="count is 'bits'"):
         write_table(bundle, count="bits")
     assert (bundle.path / "table.json").read_bytes() == written
+
+
+def test_every_pair_of_fingerprints_that_was_timed_whole_gets_a_table(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    store = CellStore(bundle)
+    for item in all_cells(bundle):
+        store.put(item)
+    device_graphs = ("onnx/a.head.onnx", "onnx/b.head.onnx", "onnx/model.onnx")
+    for fingerprint, day, graphs in (("a", 2, device_graphs), ("c", 3, device_graphs[:2])):
+        for graph in graphs:
+            store.put(cell(bundle, graph, 1, 3.0, target=DEVICE, fingerprint=fingerprint * 64, day=day))
+
+    written = write_tables(bundle)
+
+    assert [path.name for path in written] == [
+        f"ort-cpu-aaaaaaaaaaaa-{12 * digit}--ort-cpu-bbbbbbbbbbbb-eeeeeeeeeeee.json" for digit in "ad"
+    ]
+    assert LookupTable.load(bundle.path).device.fingerprint == 64 * "a"
+    write_table(bundle, device=6 * "d", link=Link(rtt_ms=5.0))
+    times = {path: path.stat().st_mtime_ns for path in (bundle.path / "tables").iterdir()}
+    assert LookupTable.load(write_tables(bundle)[0]).device.fingerprint == 64 * "a"  # the newest of the kind asked for
+    assert {LookupTable.load(path).link.rtt_ms for path in written} == {5.0}
+    assert {path for path, time in times.items() if path.stat().st_mtime_ns == time} == {written[1]}
+
+
+def test_a_table_says_what_it_was_measured_under(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    table = made(bundle, all_cells(bundle))
+
+    assert (table.device.run_fingerprint, table.server.run_fingerprint) == ({"host": "box"}, {"host": "box"})
+
+
+def test_a_table_has_one_file_though_its_target_is_built_anew(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    store = CellStore(bundle)
+    for item in all_cells(bundle):
+        store.put(item)
+    write_table(bundle)
+    bundle.manifest["targets"]["device"][0]["id"] = "ort-cpu-cccccccccccc"
+
+    write_table(bundle)
+
+    (path,) = (bundle.path / "tables").iterdir()
+    assert path.name.startswith("ort-cpu-cccccccccccc-dddddddddddd--")
+
+
+def test_digits_that_several_fingerprints_begin_with_are_refused_with_all_of_them(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path / "b")
+    cells = all_cells(bundle)
+    twins = [
+        dataclasses.replace(item, question=dataclasses.replace(item.question, fingerprint=6 * "d" + 58 * "0"))
+        for item in cells
+        if item.target == DEVICE
+    ]
+
+    with pytest.raises(UsageError, match=r"begins several .*dddddd000000 .*on box.*dddddddddddd"):
+        make_table(bundle, cells + twins, device="dddddd", server=SERVER)
+    assert make_table(bundle, cells + twins, device="dddddd0", server=SERVER).device.fingerprint == 6 * "d" + 58 * "0"
 
 
 def test_making_the_table_anew_keeps_link_and_count(tmp_path: Path) -> None:

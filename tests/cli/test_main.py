@@ -106,6 +106,7 @@ def test_exit_codes_are_those_of_the_contract() -> None:
         "ExportError": 1,
         "ModelFileError": 6,
         "OutOfMemoryError": 4,
+        "SignatureError": 6,
         "TableError": 6,
         "UsageError": 2,
     }

@@ -1,0 +1,350 @@
+"""What changed between two lookup tables: latencies beyond their intervals, choices, and switch rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._table_math import evaluate, slopes
+from dsc_split._table_types import NO_OFFLOAD, SPLIT
+from dsc_split.errors import UsageError
+from dsc_split.lookup_table import LookupTable
+
+if TYPE_CHECKING:
+    from dsc_split.lookup_table import Choice
+
+__all__ = ["CHANGES", "ChoiceChange", "Comparison", "LatencyChange", "SwitchChange", "compare_tables"]
+
+CHANGES = ("slower", "faster", "gone", "new", "same")
+"""What may have become of a latency, the worst first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyChange:
+    """What became of the time of one graph at one batch size."""
+
+    side: str
+    """``device`` or ``server``."""
+    graph: str
+    """``whole model``, ``head CUT`` or ``tail CUT``."""
+    batch: int
+    """Batch size."""
+    before_ms: float | None
+    """Median in milliseconds; ``None`` where it is new."""
+    before_ci_ms: tuple[float, float] | None
+    """95 % confidence interval of ``before_ms``; ``None`` where it is not known."""
+    after_ms: float | None
+    """Median in milliseconds; ``None`` where it is gone."""
+    after_ci_ms: tuple[float, float] | None
+    """95 % confidence interval of ``after_ms``; ``None`` where it is not known."""
+    change: str
+    """One of :data:`CHANGES`."""
+    stale: bool
+    """Whether one of the two was taken on another machine than its table names."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Time after over time before; ``None`` where there is none."""
+        return self.after_ms / self.before_ms if self.before_ms and self.after_ms is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceChange:
+    """A range of data rates over which another choice is the best, by more than the uncertainty of both tables."""
+
+    batch: int
+    """Batch size."""
+    from_rate_mb_s: float
+    """Where the range begins, in MB/s."""
+    below_rate_mb_s: float | None
+    """Where it ends, in MB/s; ``None``: nowhere."""
+    before: str
+    """Name of the choice that was the best."""
+    after: str
+    """Name of the choice that is the best now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchChange:
+    """A data rate at which one choice gives way to another in both tables, and moved by more than its uncertainty."""
+
+    batch: int
+    """Batch size."""
+    below: str
+    """Name of the choice that is the best below the rate."""
+    above: str
+    """Name of the choice that is the best from the rate on."""
+    before_mb_s: float
+    """The rate before, in MB/s."""
+    before_range_mb_s: tuple[float, float]
+    """Where it may have been, from the 95 % confidence intervals of the terms; the end may be infinite."""
+    after_mb_s: float
+    """The rate now, in MB/s."""
+    after_range_mb_s: tuple[float, float]
+    """Where it may be now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What :func:`compare_tables` found."""
+
+    remarks: tuple[str, ...]
+    """What makes the two less comparable: other pairs, targets, machines, links; stale times."""
+    latencies: tuple[LatencyChange, ...]
+    """Every graph that one of the tables has at a batch size that both have, changed or not."""
+    batches_gone: tuple[int, ...]
+    """Batch sizes that only the first table has."""
+    batches_new: tuple[int, ...]
+    """Batch sizes that only the second table has."""
+    choices: tuple[ChoiceChange, ...]
+    """Where another choice is the best."""
+    switches: tuple[SwitchChange, ...]
+    """Switch rates that moved."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Each of :data:`CHANGES` to the number of latencies."""
+        return {change: sum(item.change == change for item in self.latencies) for change in CHANGES}
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether something is slower, or does not run any more."""
+        return any(item.change in ("slower", "gone") for item in self.latencies)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything that was measured, or follows from it, is another."""
+        others = (self.choices, self.switches, self.batches_gone, self.batches_new)
+        return any(item.change != "same" for item in self.latencies) or any(others)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain data; a rate without end is ``None``."""
+        return {
+            "slower": self.is_slower,
+            "changed": self.is_changed,
+            "counts": self.counts,
+            "remarks": list(self.remarks),
+            "latencies": [{**dataclasses.asdict(item), "ratio": item.ratio} for item in self.latencies],
+            "batches_gone": list(self.batches_gone),
+            "batches_new": list(self.batches_new),
+            "choices": [dataclasses.asdict(item) for item in self.choices],
+            "switches": [
+                {key: _finite(value) for key, value in dataclasses.asdict(item).items()} for item in self.switches
+            ],
+        }
+
+
+def compare_tables(before: LookupTable, after: LookupTable, *, tolerance: float = 0.02) -> Comparison:
+    """Say what changed from one table to another.
+
+    A latency is slower or faster where the 95 % confidence intervals of the medians do not overlap, and the medians
+    differ by more than the tolerance. Another choice is the best where both tables say so by more than their
+    uncertainty. A switch rate moved where the rates that the terms' intervals allow do not overlap, and it differs
+    by more than the tolerance.
+
+    Args:
+        before: What is compared with.
+        after: What is judged.
+        tolerance: Smaller relative differences are none.
+
+    Raises:
+        UsageError: ``tolerance`` is not finite, or negative.
+    """
+    if not 0.0 <= tolerance < math.inf:
+        raise UsageError(f"tolerance is {tolerance!r}; a finite number from 0 was expected.")
+    sizes = {item.batch for item in before.batches}, {item.batch for item in after.batches}
+    common = sorted(sizes[0] & sizes[1])
+    latencies = tuple(
+        change
+        for batch in common
+        for change in _latencies(batch, _times(before, batch), _times(after, batch), tolerance)
+    )
+    return Comparison(
+        remarks=tuple(_remarks(before, after, latencies)),
+        latencies=latencies,
+        batches_gone=tuple(sorted(sizes[0] - sizes[1])),
+        batches_new=tuple(sorted(sizes[1] - sizes[0])),
+        choices=tuple(change for batch in common for change in _choices(batch, before, after)),
+        switches=tuple(change for batch in common for change in _switches(batch, before, after, tolerance)),
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_finite(item) for item in value]
+    return None if value == math.inf else value
+
+
+# ---- what makes them less comparable -----------------------------------------------------------------------------
+
+
+def _remarks(before: LookupTable, after: LookupTable, latencies: tuple[LatencyChange, ...]) -> Iterator[str]:
+    if before.pair_id != after.pair_id:
+        yield f"other pairs: {before.pair_id[:19]}..., then {after.pair_id[:19]}...: graphs are compared by their names"
+    for what in ("precision", "count"):
+        if (then := getattr(before, what)) != (now := getattr(after, what)):
+            yield f"another {what}: {then}, then {now}"
+    for side in ("device", "server"):
+        then, now = getattr(before, side), getattr(after, side)
+        if then.target != now.target:
+            yield f"another target of the {side}: {then.target}, then {now.target}"
+        if then.fingerprint != now.fingerprint:
+            yield f"another machine or state of the {side}: {_facts(then.run_fingerprint, now.run_fingerprint)}"
+    then, now = dataclasses.asdict(before.link), dataclasses.asdict(after.link)
+    if keys := [key for key in then if then[key] != now[key]]:
+        yield f"another link: {', '.join(f'{key} {then[key]!r}, then {now[key]!r}' for key in keys)}"
+    if stale := sum(item.stale for item in latencies):
+        yield f"{stale} of {len(latencies)} latencies were taken on another machine than their table names"
+
+
+def _facts(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+    if then is None or now is None:
+        return "the table does not say which"
+    keys = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    return ", ".join(f"{key} {then.get(key)!r}, then {now.get(key)!r}" for key in keys)
+
+
+# ---- latencies -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Time:
+    median_ms: float
+    interval_ms: tuple[float, float] | None
+    valid: bool
+
+
+def _times(table: LookupTable, batch: int) -> dict[tuple[str, str], _Time]:
+    """Give the times at a batch size by side and graph."""
+    choices = {choice.id: choice for choice in table.choices}
+    (rows,) = (item.rows for item in table.batches if item.batch == batch)
+    times = {}
+    for row in rows:
+        choice = choices[row.choice]
+        if choice.uses_server:
+            time = _Time(median_ms=row.tail_ms, interval_ms=row.tail_ci_ms, valid=row.timing_valid)
+            times["server", _graph(choice, "tail")] = time
+        if choice.kind in (SPLIT, NO_OFFLOAD) or row.head_ms > 0.0:
+            time = _Time(median_ms=row.head_ms, interval_ms=row.head_ci_ms, valid=row.timing_valid)
+            times["device", _graph(choice, "head")] = time
+    return times
+
+
+def _graph(choice: Choice, part: str) -> str:
+    if choice.kind == SPLIT:
+        return f"{part} {choice.name}"
+    return "whole model" if (part == "tail") is choice.uses_server else "encoding of the input"
+
+
+def _latencies(
+    batch: int, before: Mapping[tuple[str, str], _Time], after: Mapping[tuple[str, str], _Time], tolerance: float
+) -> Iterator[LatencyChange]:
+    for key in sorted({**before, **after}, key=lambda key: key[0]):
+        then, now = before.get(key), after.get(key)
+        yield LatencyChange(
+            side=key[0],
+            graph=key[1],
+            batch=batch,
+            before_ms=None if then is None else then.median_ms,
+            before_ci_ms=None if then is None else then.interval_ms,
+            after_ms=None if now is None else now.median_ms,
+            after_ci_ms=None if now is None else now.interval_ms,
+            change=_change(then, now, tolerance),
+            stale=any(time is not None and not time.valid for time in (then, now)),
+        )
+
+
+def _change(then: _Time | None, now: _Time | None, tolerance: float) -> str:
+    if then is None or now is None:
+        return "new" if then is None else "gone"
+    low, high = then.interval_ms or (then.median_ms, then.median_ms)
+    low_now, high_now = now.interval_ms or (now.median_ms, now.median_ms)
+    difference_ms = now.median_ms - then.median_ms
+    if (low_now <= high and low <= high_now) or abs(difference_ms) <= tolerance * then.median_ms:
+        return "same"
+    return "slower" if difference_ms > 0.0 else "faster"
+
+
+# ---- choices and switch rates ----------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """The lines of one table at one batch size: a + b / rate by choice, with the uncertainty of a."""
+
+    def __init__(self, table: LookupTable, batch: int) -> None:
+        names = {choice.id: choice.name for choice in table.choices}
+        lines = table.pick(batch, math.inf).lines
+        self._lines = lines
+        self._index = {choice.name: i for i, choice in enumerate(lines.choices)}
+        self._slopes_mb = slopes(lines)
+        self._intercepts_ms = evaluate(lines, math.inf)
+        (segments,) = (item.segments for item in table.batches if item.batch == batch)
+        self.ends_mb_s = [math.inf if item.below_rate_mb_s is None else item.below_rate_mb_s for item in segments]
+        self.best = [names[item.choice] for item in segments]
+
+    def best_at(self, rate_mb_s: float) -> str:
+        """Name the best choice."""
+        return next(name for name, end in zip(self.best, self.ends_mb_s, strict=True) if rate_mb_s < end)
+
+    def is_surely_better(self, name: str, other: str, rate_mb_s: float) -> bool:
+        """Tell whether a choice is better than another by more than is uncertain; so it is where that has no row."""
+        if other not in self._index or name not in self._index:
+            return name in self._index
+        times_ms = evaluate(self._lines, rate_mb_s)
+        gain_ms = times_ms[self._index[other]] - times_ms[self._index[name]]
+        return gain_ms > self._uncertainty_ms(name, other)
+
+    def switches(self) -> dict[tuple[str, str], tuple[float, tuple[float, float]]]:
+        """Give the rate at which a choice gives way to the next one, and where it may be."""
+        found = {}
+        for (below, above), rate_mb_s in zip(itertools.pairwise(self.best), self.ends_mb_s, strict=False):
+            i, j = self._index[below], self._index[above]
+            more_mb = abs(self._slopes_mb[j] - self._slopes_mb[i])
+            gain_ms = abs(self._intercepts_ms[i] - self._intercepts_ms[j])
+            unsure_ms = self._uncertainty_ms(below, above)
+            end = 1000.0 * more_mb / (gain_ms - unsure_ms) if gain_ms > unsure_ms else math.inf
+            found[below, above] = rate_mb_s, (1000.0 * more_mb / (gain_ms + unsure_ms), end)
+        return found
+
+    def _uncertainty_ms(self, name: str, other: str) -> float:
+        variances_ms2 = self._lines.variances_ms2
+        return math.sqrt(variances_ms2[self._index[name]] + variances_ms2[self._index[other]])
+
+
+def _choices(batch: int, before: LookupTable, after: LookupTable) -> Iterator[ChoiceChange]:
+    """Find where another choice is the best, but for the ranges over which a switch rate moved."""
+    then, now = _Lines(before, batch), _Lines(after, batch)
+    moved = {frozenset(pair) for pair in then.switches().keys() & now.switches().keys()}
+    ends = sorted({*then.ends_mb_s, *now.ends_mb_s})
+    for start, end in itertools.pairwise([0.0, *ends]):
+        inside = 2.0 * start if end == math.inf else 2.0 * end / (1.0 + end / start) if start else end / 2.0
+        inside = inside or 1.0  # one choice at every rate
+        best, best_now = then.best_at(inside), now.best_at(inside)
+        if best == best_now or frozenset((best, best_now)) in moved:
+            continue
+        if then.is_surely_better(best, best_now, inside) and now.is_surely_better(best_now, best, inside):
+            below = None if end == math.inf else end
+            yield ChoiceChange(batch=batch, from_rate_mb_s=start, below_rate_mb_s=below, before=best, after=best_now)
+
+
+def _switches(batch: int, before: LookupTable, after: LookupTable, tolerance: float) -> Iterator[SwitchChange]:
+    then, now = _Lines(before, batch).switches(), _Lines(after, batch).switches()
+    for (below, above), (rate_mb_s, (low, high)) in then.items():
+        if (below, above) not in now:
+            continue
+        rate_now_mb_s, (low_now, high_now) = now[below, above]
+        overlap = low_now <= high and low <= high_now
+        if not overlap and abs(rate_now_mb_s - rate_mb_s) > tolerance * rate_mb_s:
+            yield SwitchChange(
+                batch=batch,
+                below=below,
+                above=above,
+                before_mb_s=rate_mb_s,
+                before_range_mb_s=(low, high),
+                after_mb_s=rate_now_mb_s,
+                after_range_mb_s=(low_now, high_now),
+            )

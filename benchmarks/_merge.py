@@ -1,0 +1,371 @@
+"""Unite what was built and timed on other machines: engines, cells, checks and the files of a bundle's parts."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._files import canonical_json, new_file, sha256_file, write_bytes
+from dsc_split._hashing import Hasher
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.benchmarks._cells import Cell, CellStore
+from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
+from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
+from dsc_split.benchmarks._table import adopt_tables, write_tables
+from dsc_split.bundle import Bundle
+from dsc_split.engines._sides import SIDES
+from dsc_split.errors import BundleError, DamagedError, UsageError
+
+if TYPE_CHECKING:
+    from dsc_split._signature import Trust
+
+__all__ = ["PREFERENCES", "MergeResult", "merge_bundles"]
+
+logger = logging.getLogger(__name__)
+
+PREFERENCES = ("ours", "theirs", "newer")
+_SETTINGS = ("batch", "full_offload", "input_bytes_stated")
+"""Keys of the manifest that are not of the pair, and that a table depends on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    """What :func:`merge_bundles` did, or would do."""
+
+    files: tuple[str, ...]
+    """Files that were copied: engines, what the bundle had left out, and reports on memory."""
+    removed: tuple[str, ...]
+    """Engine files that others took the place of."""
+    cells_added: int
+    """Cells that the bundle did not have."""
+    cells_replaced: int
+    """Cells that had been continued, or that lost to a preferred one."""
+    targets: dict[str, list[str]]
+    """Side to the targets that are new, or changed."""
+    damaged: tuple[str, ...]
+    """What is wrong with cells that were passed over."""
+    notes: tuple[str, ...]
+    """What the user should know."""
+    dry_run: bool
+    """Whether nothing was written."""
+    tables: tuple[str, ...] = ()
+    """Tables of the bundle, relative to it, that of ``table.json`` first; empty where none could be made."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether there was anything to unite."""
+        return bool(self.files or self.removed or self.cells_added or self.cells_replaced or any(self.targets.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Give plain data."""
+        return {"changed": self.changed, **dataclasses.asdict(self)}
+
+
+def merge_bundles(
+    bundle: Bundle,
+    others: Sequence[str | os.PathLike[str] | Bundle],
+    *,
+    prefer: str | None = None,
+    trust: Trust | None = None,
+    skip_damaged: bool = False,
+    dry_run: bool = False,
+    progress: ProgressListener = silent,
+) -> MergeResult:
+    """Unite a bundle with copies and parts of it that were worked on elsewhere, and write its tables.
+
+    Engines, cells, notes of checks, and files that the bundle has left out come into it; the order of ``others`` does
+    not matter. All is compared before anything is written. New files are written first, the manifest after them, the
+    tables last, so a merge that is killed leaves a bundle that is the old one but for cells, each whole; running it
+    again finishes it. Running it twice changes nothing.
+
+    Args:
+        bundle: The bundle that all goes into; it is held locked meanwhile.
+        others: Folders, packed files, or bundles that are open.
+        prefer: Whose cells and engines win where two contradict each other: ``ours``, ``theirs`` (of the newest of
+            several) or ``newer``; ``None``: nobody's, and nothing is written.
+        trust: Whose signature others must have; engines of a packed one are taken only where it is trusted.
+        skip_damaged: Pass over the cells of others that are damaged.
+        dry_run: Compare all, and write nothing.
+        progress: Called when a file has been copied.
+
+    Raises:
+        UsageError: The bundle is packed, ``prefer`` is unknown, or an argument is the bundle itself.
+        BundleError: Others are of other pairs, cells of theirs are damaged, or there are conflicts; all are named.
+        SignatureError: No trusted key signed an other that engines are taken from.
+        BundleBusyError: Another command is writing the bundle.
+        DscError: A file cannot be written; what was new is removed again.
+    """
+    if prefer is not None and prefer not in PREFERENCES:
+        raise UsageError(f"--prefer is {prefer!r}; {', '.join(PREFERENCES[:-1])} or {PREFERENCES[-1]} was expected.")
+    opened = [other if isinstance(other, Bundle) else Bundle.open(other, trust=trust) for other in others]
+    with bundle.lock():
+        for other in opened:
+            _require_other(bundle, other)
+        plan = _Plan(bundle, opened, prefer, skip_damaged=skip_damaged)
+        result = plan.result(dry_run=dry_run)
+        if not dry_run:
+            plan.write(progress)
+    if dry_run:
+        return result
+    adopt_tables(bundle, plan.others)
+    try:
+        tables = tuple(path.relative_to(bundle.path).as_posix() for path in write_tables(bundle))
+    except UsageError as e:
+        return dataclasses.replace(result, notes=(*result.notes, f"no table yet: {e}"))
+    return dataclasses.replace(result, tables=tables)
+
+
+def _require_other(bundle: Bundle, other: Bundle) -> None:
+    """Refuse a bundle that is the same one, or is of other pairs.
+
+    Raises:
+        UsageError: It is the same.
+        BundleError: It is of other pairs.
+    """
+    if other.path.resolve() == bundle.path.resolve():
+        raise UsageError(f"{str(other.path)!r} is the bundle that is merged into. Name another copy of it.")
+    ours, theirs = _graphs(bundle), _graphs(other)
+    if bundle.manifest["pair_id"] == other.manifest["pair_id"] and ours == theirs:
+        return
+    different = sorted(path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path))
+    raise BundleError(
+        f"{str(other.path)!r} is of other pairs than {str(bundle.path)!r}: {other.manifest['pair_id']}, and not "
+        f"{bundle.manifest['pair_id']}. Graphs that differ: {', '.join(different) or 'none'}. "
+        "Merge copies of one export."
+    )
+
+
+def _graphs(bundle: Bundle) -> dict[str, str]:
+    """Give the digest of every graph by its path."""
+    paths = [bundle.manifest["model"]["path"]]
+    paths += [path for split in bundle.splits for path in (split.head, split.tail)]
+    return {path: bundle.graph_digest(path) for path in paths}
+
+
+class _Plan:
+    """What a merge does, thought out whole before a byte is written.
+
+    Attributes:
+        others: The others, the newest last, so that their order on the command line has no effect.
+    """
+
+    def __init__(self, bundle: Bundle, others: Sequence[Bundle], prefer: str | None, *, skip_damaged: bool) -> None:
+        """Compare everything.
+
+        Raises:
+            BundleError: Cells are damaged, or there are conflicts; all are named.
+        """
+        self._bundle = bundle
+        self.others = sorted(others, key=lambda other: (other.manifest["revision"], _digest(other)))
+        copies = [bundle, *self.others]
+        self._notes: list[str] = []
+        read = [read_cells(copy) for copy in copies]
+        self._damaged = [text for _, damaged in read[1:] for text in damaged]
+        if self._damaged and not skip_damaged:
+            raise _refusal("damaged cells", self._damaged, "Copy them again, or leave them out with --skip-damaged.")
+        self._notes += [f"{text} It is ignored." for text in read[0][1]]
+        self._own_cells = read[0][0]
+        self._cells, conflicts = unite_cells(copies, [cells for cells, _ in read], prefer)
+        merger = TargetMerger(copies=copies, cells=list(self._cells.values()), prefer=prefer)
+        self._targets = {side: merger.unite(side) for side in SIDES}
+        settings, more = _unite_settings(copies, prefer)
+        conflicts += merger.conflicts + more
+        if conflicts:
+            choice = "Choose whose are right: --prefer ours, --prefer theirs or --prefer newer."
+            raise _refusal("conflicts", conflicts, choice)
+        self._files = {**self._graphs_and_samples(), **merger.engines}
+        self._manifest = self._united_manifest(settings, merger.engines)
+        listed = bundle.manifest["files"]
+        self._reports = self._memory_reports()
+        self._is_changed = self._manifest != _open(bundle.manifest)
+        self._copies = {path: item for path, item in self._files.items() if self._is_new(path, item)}
+        self._old = sorted(path for path in listed if path not in self._manifest["files"] and _is_engine(listed[path]))
+        for item in self._copies.values():
+            if _is_engine(item.listed):
+                item.bundle.require_trust(f"engine {item.path!r}")
+
+    def result(self, *, dry_run: bool) -> MergeResult:
+        """Say what is done."""
+        before = {side: {canonical_json(entry) for entry in self._bundle.manifest["targets"][side]} for side in SIDES}
+        new = {
+            side: [entry["target"] for entry in self._targets[side] if canonical_json(entry) not in before[side]]
+            for side in SIDES
+        }
+        changed = self._changed_cells()
+        added = [key for key in changed if key not in self._own_cells]
+        return MergeResult(
+            files=tuple(sorted([*self._copies, *self._reports])),
+            removed=tuple(self._old),
+            cells_added=len(added),
+            cells_replaced=len(changed) - len(added),
+            targets=new,
+            damaged=tuple(self._damaged),
+            notes=tuple(self._notes),
+            dry_run=dry_run,
+        )
+
+    def write(self, progress: ProgressListener) -> None:
+        """Write new files, cells, the manifest, in this order, and remove what was replaced."""
+        bundle = self._bundle
+        for folder in {(bundle.path / path).parent for path in self._files} | {bundle.path / "cells"}:
+            for leftover in folder.glob(".*.partial"):
+                leftover.unlink(missing_ok=True)
+        new: list[Path] = []
+        try:
+            self._write(new, progress)
+        except BaseException:
+            listed = Bundle.open(bundle.path).manifest["files"]  # the new ones where it fell after the last step
+            _remove(bundle, (path for path in new if path.relative_to(bundle.path).as_posix() not in listed))
+            raise
+        _remove(bundle, (bundle.file(path) for path in self._old))
+        if self._copies:
+            progress(Progress(stage="merge", label="", done=len(self._copies), total=len(self._copies)))
+
+    def _write(self, new: list[Path], progress: ProgressListener) -> None:
+        """Write all; ``new`` gets the files that were not there."""
+        bundle = self._bundle
+        with Hasher() as hasher:
+            for i, (path, found) in enumerate(self._copies.items()):
+                progress(Progress(stage="merge", label=path, done=i, total=len(self._copies)))
+                self._copy(path, found, hasher, new)
+        for name, data in self._reports.items():
+            bundle.unseal()
+            report = bundle.file(name)
+            report.parent.mkdir(exist_ok=True)
+            new.append(report)
+            write_bytes(report, data)
+        store = CellStore(bundle)
+        for key, cell in self._changed_cells().items():
+            if key not in self._own_cells:
+                new.append(store.path(cell.question))
+            store.put(cell)
+        if self._is_changed:
+            bundle.manifest = {**self._manifest, "revision": bundle.manifest["revision"]}
+            bundle.save()
+
+    def _changed_cells(self) -> dict[str, Cell]:
+        return {key: cell for key, cell in self._cells.items() if cell != self._own_cells.get(key)}
+
+    def _graphs_and_samples(self) -> dict[str, Found]:
+        """Find the files other than engines that the bundle does not hold and another one does."""
+        manifest, found = self._bundle.manifest, {}
+        for other in self.others:
+            for path, listed in other.manifest["files"].items():
+                if _is_engine(listed) or listed.get("role") in ("cell", "table"):
+                    continue
+                known = manifest["files"].get(path) or manifest["left_out"].get(path)
+                if known is not None and known["sha256"] != listed["sha256"]:
+                    self._notes.append(f"{path!r} of {str(other.path)!r} is another one; that of the bundle stays.")
+                elif path not in manifest["files"]:
+                    found[path] = Found(bundle=other, path=path, listed=dict(listed))
+        return found
+
+    def _memory_reports(self) -> dict[str, bytes]:
+        """Find what others measured of the memory of engines, and the bundle has no report of; the newest wins."""
+        return {
+            name: other.read(name) if name in other.manifest["files"] else other.storage.read(name)
+            for other in self.others
+            for name in other.storage.names()
+            if re.fullmatch(r"memory/[^/]+\.json", name) and not self._bundle.has(name)
+        }
+
+    def _united_manifest(self, settings: dict[str, Any], engines: dict[str, Found]) -> dict[str, Any]:
+        manifest = _open(self._bundle.manifest)
+        held = {path for path, item in engines.items() if item.path in item.bundle.manifest["files"]}
+        files = {path: item for path, item in manifest["files"].items() if not _is_engine(item) or path in held}
+        files |= {path: dict(item.listed) for path, item in self._files.items() if path in held or path not in engines}
+        left_out = {**manifest["left_out"], **{path: dict(item.listed) for path, item in engines.items()}}
+        left_out = {
+            path: item
+            for path, item in left_out.items()
+            if path not in files and (path in engines or not _is_engine(item))
+        }
+        sides = {copy.manifest["side"] for copy in (self._bundle, *self.others)}
+        side = manifest["side"] if left_out and len(sides) == 1 else None
+        return {
+            **manifest,
+            **settings,
+            "files": files,
+            "left_out": left_out,
+            "side": side,
+            "targets": {**manifest["targets"], **self._targets},
+        }
+
+    def _is_new(self, path: str, found: Found) -> bool:
+        """Tell whether a file has to be copied: it is held by another bundle, and not by this one."""
+        ours = self._bundle.manifest["files"].get(path)
+        if found.bundle is self._bundle or found.path not in found.bundle.manifest["files"]:
+            return False
+        return ours is None or ours["sha256"] != found.listed["sha256"]
+
+    def _copy(self, path: str, found: Found, hasher: Hasher, new: list[Path]) -> None:
+        """Copy a file, and see that it is what its manifest says; what a killed merge copied is there already.
+
+        Raises:
+            BundleError: It is not.
+        """
+        target, size_bytes, sha256 = self._bundle.file(path), found.listed["size"], found.listed["sha256"]
+        if target.is_file() and target.stat().st_size == size_bytes and sha256_file(target) == sha256:
+            return
+        new.append(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with found.bundle.storage.open(found.path) as source, new_file(target) as sink:
+            copied = hasher.read(source, sink)
+            if (copied.size_bytes, copied.sha256) != (size_bytes, sha256):
+                raise BundleError(
+                    f"{found.path!r} in {str(found.bundle.path)!r} has SHA-256 {copied.sha256[:12]}...; its manifest "
+                    f"says {sha256[:12]}.... It was changed or damaged; copy it again. Nothing was merged."
+                )
+
+
+def _remove(bundle: Bundle, paths: Iterable[Path]) -> None:
+    """Remove files, and folders of the bundle that are empty then."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        for folder in path.parents[: len(path.relative_to(bundle.path).parts) - 1]:
+            with contextlib.suppress(OSError):  # something else lies there
+                folder.rmdir()
+
+
+def _unite_settings(copies: Sequence[Bundle], prefer: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Unite what a table depends on besides the pair; gives the settings, and conflicts in words."""
+    settings, conflicts = {}, []
+    for key in _SETTINGS:
+        variants = [(number, bundle.manifest[key]) for number, bundle in enumerate(copies)]
+        if len({canonical_json(value) for _, value in variants}) > 1 and prefer is None:
+            each = "; ".join(f"{value!r} in {str(copies[number].path)!r}" for number, value in variants)
+            conflicts.append(f"the export's {key.replace('_', ' ')}: {each}")
+        settings[key] = choose(variants, prefer, lambda number, _: copies[number].manifest["revision"])[1]
+    return settings, conflicts
+
+
+def _open(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Give a manifest without what it lists only where it is sealed."""
+    result = copy.deepcopy(manifest)
+    result["files"] = {
+        path: item for path, item in result["files"].items() if item.get("role") not in ("cell", "table")
+    }
+    return result
+
+
+def _is_engine(listed: dict[str, Any]) -> bool:
+    return listed.get("role") == "engine"
+
+
+def _digest(bundle: Bundle) -> str:
+    return hashlib.sha256(canonical_json(bundle.manifest)).hexdigest()
+
+
+def _refusal(what: str, texts: Sequence[str], choice: str) -> DamagedError:
+    lines = "".join(f"\n  {text}" for text in texts)
+    counted = what.removesuffix("s") if len(texts) == 1 else what
+    return BundleError(f"{len(texts)} {counted}; nothing was merged.{lines}\n{choice}")
