@@ -7,7 +7,29 @@ from typing import Annotated, Any
 
 import typer
 
-from dsc_split.cli._options import number, positive_numbers
+from dsc_split.cli._options import number, positive_numbers, size_bytes
+
+__all__ = ["memory_budget", "table"]
+
+
+def memory_budget(text: str) -> dict[str, int]:
+    """Parse ``500MB`` or ``device=500MB,server=4GB`` into bytes by side; a plain size is the device's.
+
+    Raises:
+        typer.BadParameter: The text is no such list.
+    """
+    from dsc_split.engines._sides import SIDES
+
+    budget_bytes: dict[str, int] = {}
+    for item in text.split(","):
+        side, equals, size = item.strip().partition("=")
+        if not equals:
+            side, size = "device", side
+        if side not in SIDES or side in budget_bytes:
+            wrong = "stands twice" if side in budget_bytes else "is no side"
+            raise typer.BadParameter(f"{side!r} in {text!r} {wrong}: device=500MB,server=4GB was expected, or 500MB.")
+        budget_bytes[side] = size_bytes(size)
+    return budget_bytes
 
 
 def table(
@@ -29,6 +51,16 @@ def table(
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
     server: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
+    memory: Annotated[
+        Any,
+        typer.Option(
+            "--memory-budget",
+            parser=memory_budget,
+            metavar="[device=]SIZE,[server=SIZE]",
+            help="Keep the choices that lose least while all their engines stay loaded, such as 500MB, or "
+            "device=500MB,server=4GB. The table is written for these; without this option, for all again.",
+        ),
+    ] = None,
     rates: Annotated[
         Any, typer.Option(parser=positive_numbers, metavar="R,...", help="Data rates to show, in MB/s.")
     ] = "1,2,4,8,16,32,64,128",
@@ -61,6 +93,8 @@ def table(
     from dsc_split._table_header import header_name, table_header
     from dsc_split.benchmarks._plots import draw_plots
     from dsc_split.benchmarks._render import render_table, table_csv
+    from dsc_split.benchmarks._residency_budget import write_table_within
+    from dsc_split.benchmarks._residency_render import render_loss
     from dsc_split.benchmarks._table import write_table
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json
@@ -73,15 +107,19 @@ def table(
     if name is not None and header is None:
         raise UsageError("--name names the variable of a C++ header. Give --header FILE with it.")
     if check:
-        if csv or any(option is not None for option in (header, plots, device, server, link, count)):
+        if csv or any(option is not None for option in (header, plots, device, server, link, count, memory)):
             raise UsageError("--check reads a table that is there and makes nothing; it goes with --json alone.")
         check_table(source, as_json=json)
         return
+    loss = None
     if source.is_dir():
-        shown = write_table(Bundle.open(source), device=device, server=server, link=link, count=count)
-    elif any(option is not None for option in (device, server, link, count)):
+        bundle = Bundle.open(source)
+        shown = write_table(bundle, device=device, server=server, link=link, count=count)
+        if memory is not None:
+            shown, loss = write_table_within(bundle, shown, memory)
+    elif any(option is not None for option in (device, server, link, count, memory)):
         raise UsageError(
-            f"--device, --server, --link and --count make a table from a bundle's measurements; "
+            f"--device, --server, --link, --count and --memory-budget make a table from a bundle's measurements; "
             f"{str(source)!r} is no bundle. Give the bundle."
         )
     else:
@@ -93,8 +131,10 @@ def table(
         for path in draw_plots(shown, plots, batch=plot_batch, rate_mb_s=plot_rate):
             err.print(f"picture: {path}")
     if json:
-        print_json(shown.to_json())
+        print_json({**shown.to_json(), **({} if loss is None else {"residency": loss.to_json()})})
     elif csv:
         out.file.write(table_csv(shown))
     elif header is None:
         out.print(render_table(shown, rates_mb_s=rates, width=out.width))
+    if loss is not None:
+        (err if json or csv else out).print(render_loss(loss))

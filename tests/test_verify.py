@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 from tests.packed_bundles import NEW_ENGINE, TABLE_OF_OLD, add_cell, full_bundle, list_file, relist
 
-from dsc_split._contents import cell_fault, graph_faults
+from dsc_split._contents import graph_faults, record_fault
 from dsc_split._manifest import encode_manifest
 from dsc_split._progress import Progress
 from dsc_split.bundle import Bundle
@@ -208,7 +208,7 @@ def test_cell_that_was_measured_after_sealing_is_a_note_and_a_damaged_one_a_faul
     result = verify_bundle(sealed.path)
 
     assert result.ok
-    assert any("1 cells" in note for note in result.notes)
+    assert any("1 files of cells" in note for note in result.notes)
 
     (sealed.path / path).write_bytes((sealed.path / path).read_bytes().replace(b"2026", b"2027"))
     assert "its own SHA-256" in faults(verify_bundle(sealed.path))[path]
@@ -218,10 +218,10 @@ def test_cells_of_an_open_bundle_are_checked_by_what_they_say_of_themselves(bund
     path = add_cell(bundle, "onnx/model.onnx", "onnxruntime:cpu")
     data = (bundle.path / path).read_bytes()
 
-    assert cell_fault(path, data) == ""
-    assert "another cell" in cell_fault("cells/x.json", data)
-    assert "not written as cells are" in cell_fault(path, data + b"\n")
-    assert "no valid JSON" in cell_fault(path, data[:-9])
+    assert record_fault(path, data) == ""
+    assert "another cell" in record_fault("cells/x.json", data)
+    assert "not written as it is by dsc-split" in record_fault(path, data + b"\n")
+    assert "no valid JSON" in record_fault(path, data[:-9])
 
 
 def test_table_of_other_pairs_is_a_fault(bundle: Bundle) -> None:

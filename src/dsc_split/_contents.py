@@ -11,16 +11,34 @@ from dsc_split._onnx_scan import scan_graph
 from dsc_split.errors import DamagedError, DscError
 from dsc_split.lookup_table import LookupTable
 
-__all__ = ["PICKLES", "cell_fault", "graph_faults", "is_cell", "is_table", "samples_fault", "table_fault"]
+__all__ = [
+    "PICKLES",
+    "graph_faults",
+    "is_record",
+    "is_table",
+    "record_fault",
+    "role_of",
+    "samples_fault",
+    "table_fault",
+]
 
 PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 """How names of files end that run code when they are read."""
 
 
-def is_cell(name: str) -> bool:
-    """Tell whether a path is that of a cell."""
+RECORDS = {"cells": "cell", "memory": "memory"}
+"""Folder to the role of what was measured and lies there: JSON files with a digest of themselves."""
+
+
+def role_of(name: str) -> str:
+    """Give the role of a file that only a sealed bundle lists: of what was measured, or ``table``."""
+    return RECORDS.get(PurePosixPath(name).parent.as_posix(), "table")
+
+
+def is_record(name: str) -> bool:
+    """Tell whether a path is that of something that was measured: a cell, or what engines take in memory."""
     path = PurePosixPath(name)
-    return path.parent.as_posix() == "cells" and path.suffix == ".json"
+    return path.parent.as_posix() in RECORDS and path.suffix == ".json"
 
 
 def is_table(name: str) -> bool:
@@ -29,18 +47,18 @@ def is_table(name: str) -> bool:
     return name == "table.json" or (path.parent.as_posix() == "tables" and path.suffix == ".json")
 
 
-def cell_fault(name: str, data: bytes) -> str:
-    """Say what is wrong with a cell; nothing where it is what was written."""
+def record_fault(name: str, data: bytes) -> str:
+    """Say what is wrong with a record of what was measured; nothing where it is what was written."""
     try:
-        document = read_json(data, "cell", DamagedError)
+        document = read_json(data, role_of(name), DamagedError)
     except DamagedError as e:
         return str(e)
     stated = document.pop("body_sha256", None)
     if stated != body_digest(document):
         return "is not what its own SHA-256 says: it was changed or cut short"
     if canonical_json({**document, "body_sha256": stated}) + b"\n" != data:
-        return "is not written as cells are: it was changed"
-    if document.get("key") != PurePosixPath(name).stem:
+        return "is not written as it is by dsc-split: it was changed"
+    if role_of(name) == "cell" and document.get("key") != PurePosixPath(name).stem:
         return "has the name of another cell"
     return ""
 

@@ -41,7 +41,7 @@ VERSION = 2
 MANIFEST = "manifest.json"
 ENVELOPE = "manifest.dsse.json"
 """File of the signatures over the manifest's bytes."""
-SEALED_ROLES = ("cell", "table")
+SEALED_ROLES = ("cell", "memory", "table")
 """Roles of files that come and go while a bundle is worked on: it lists them only when it is sealed, as `pack` does."""
 DIGEST = "body_sha256"
 

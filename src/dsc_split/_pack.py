@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dsc_split._archive import Entry, write_archive
-from dsc_split._contents import cell_fault, is_cell, is_table, table_fault
+from dsc_split._contents import is_record, is_table, record_fault, role_of, table_fault
 from dsc_split._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
-from dsc_split._parts import SIDES, choose_targets, fits_cell, fits_table, held_files, put_last, side_graphs
+from dsc_split._parts import SIDES, choose_targets, fits_record, fits_table, held_files, put_last, side_graphs
 from dsc_split._progress import ProgressListener, silent
 from dsc_split._storage import SUFFIX
 from dsc_split._verify import Verification, progress_in_mb
@@ -166,7 +166,7 @@ class _Packing:
         self._newest_s = 0
 
     def choose_files(self, *, with_cells: bool | None) -> None:
-        """Choose among the files that the manifest lists, and among cells and tables, which it may not list yet."""
+        """Choose among the files that the manifest lists, and among what was measured, which it may not list yet."""
         manifest = self._bundle.manifest
         lasting = {path: item for path, item in manifest["files"].items() if item.get("role") not in SEALED_ROLES}
         held = set(lasting)
@@ -177,14 +177,14 @@ class _Packing:
         self._files = {path: item for path, item in lasting.items() if path in held}
         self._read_sealed()
         if with_cells is False or (with_cells is None and (self._side or manifest["side"])):
-            self._sealed = {name: data for name, data in self._sealed.items() if not is_cell(name)}
+            self._sealed = {name: data for name, data in self._sealed.items() if not is_record(name)}
         elif self._side is not None:
             graphs = {self._bundle.graph_digest(path) for path in side_graphs(manifest, self._side)}
             targets = self._targets[self._side]
             self._sealed = {
                 name: data
                 for name, data in self._sealed.items()
-                if not is_cell(name) or fits_cell(data, graphs, targets)
+                if not is_record(name) or fits_record(name, data, self._side, graphs, targets)
             }
         self._choose_tables()
 
@@ -196,7 +196,7 @@ class _Packing:
             name: {
                 "sha256": hashlib.sha256(data).hexdigest(),
                 "size": len(data),
-                "role": "cell" if is_cell(name) else "table",
+                "role": role_of(name),
             }
             for name, data in self._sealed.items()
         }
@@ -241,18 +241,18 @@ class _Packing:
         return paths[0] - paths[1]
 
     def _read_sealed(self) -> None:
-        """Read cells and tables, whose digests an open bundle does not list, and check what they say of themselves."""
+        """Read what only a sealed bundle lists, and check what it says of itself."""
         manifest, storage = self._bundle.manifest, self._bundle.storage
         listed = {path for path, item in manifest["files"].items() if item.get("role") in SEALED_ROLES}
-        names = {name for name in storage.names() if is_cell(name) or (is_table(name) and not manifest["sealed"])}
+        names = {name for name in storage.names() if is_record(name) or (is_table(name) and not manifest["sealed"])}
         for name in sorted(listed | names):
             data = self._bundle.read(name) if name in listed else storage.read(name)
-            fault = cell_fault(name, data) if is_cell(name) else table_fault(data, manifest["pair_id"])
+            fault = record_fault(name, data) if is_record(name) else table_fault(data, manifest["pair_id"])
             if fault:
                 again = f"Remove it, or make it again: dsc-split bench {self._bundle.path}"
                 raise BundleError(f"{name!r} in {str(self._bundle.path)!r} cannot be packed: {fault}. {again}")
             self._sealed[name] = data
-            if is_cell(name) and name not in listed:
+            if is_record(name) and name not in listed:
                 self._newest_s = max(self._newest_s, _measured_s(data))
 
     def _choose_tables(self) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from dsc_split._contents import role_of
 from dsc_split.errors import UsageError
 
-__all__ = ["SIDES", "choose_targets", "fits_cell", "fits_table", "held_files", "put_last", "side_graphs"]
+__all__ = ["SIDES", "choose_targets", "fits_record", "fits_table", "held_files", "put_last", "side_graphs"]
 
 SIDES = ("device", "server")
 
@@ -83,7 +84,10 @@ def fits_table(name: str, data: bytes, side: str, targets: Sequence[Entry]) -> b
     return len(ids) != len(SIDES) or any(ids[SIDES.index(side)].startswith(f"{entry['id']}-") for entry in targets)
 
 
-def fits_cell(data: bytes, graphs: set[str], targets: Sequence[Entry]) -> bool:
-    """Tell whether a cell is of one of these graphs, by their digests, on one of these targets."""
-    cell = json.loads(data)
-    return cell["question"]["graph_digest"] in graphs and any(entry["target"] == cell["target"] for entry in targets)
+def fits_record(name: str, data: bytes, side: str, graphs: set[str], targets: Sequence[Entry]) -> bool:
+    """Tell whether what was measured is of a side's graphs, by their digests, on one of its targets."""
+    document = json.loads(data)
+    if role_of(name) == "memory":
+        return document["side"] == side and any(entry["target"] == document["target"] for entry in targets)
+    asked = document["question"]["graph_digest"]
+    return asked in graphs and any(entry["target"] == document["target"] for entry in targets)

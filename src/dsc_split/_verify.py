@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsc_split._archive import Archive, name_faults
-from dsc_split._contents import PICKLES, cell_fault, graph_faults, is_cell, is_table, samples_fault, table_fault
+from dsc_split._contents import PICKLES, graph_faults, is_record, is_table, record_fault, samples_fault, table_fault
 from dsc_split._files import read_json
 from dsc_split._hashing import Hasher
 from dsc_split._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
@@ -245,9 +245,9 @@ class Verification:
         extra = [name for name in there if name not in listed and name not in (MANIFEST, ENVELOPE)]
         for name in extra:
             self._unlisted(name, sealed=manifest["sealed"])
-        kept = sum(manifest["sealed"] and is_cell(name) for name in extra)
+        kept = sum(manifest["sealed"] and is_record(name) for name in extra)
         if kept and isinstance(self._storage, Folder):
-            self._notes.append(f"{kept} cells were measured or kept here since it was sealed")
+            self._notes.append(f"{kept} files of cells and memory were written or kept here since it was sealed")
 
     def _listed(
         self, path: str, item: dict[str, Any], hasher: Hasher, copy: BinaryIO | None, tell: Callable[[str, int], None]
@@ -287,13 +287,13 @@ class Verification:
             self._content(path, data)
 
     def _unlisted(self, name: str, *, sealed: bool) -> None:
-        """Judge a file that the manifest does not list: cells and tables come and go while a bundle is open."""
+        """Judge a file that the manifest does not list: what is measured comes and goes while a bundle is open."""
         in_folder = isinstance(self._storage, Folder)
         if name.lower().endswith(PICKLES):
             self.fault(name, "is a pickle, which runs code when it is read; a bundle holds none")
-        elif sealed and not (is_cell(name) and in_folder):
+        elif sealed and not (is_record(name) and in_folder):
             self.fault(name, "is not listed in the manifest, which lists everything")
-        elif is_cell(name) or is_table(name):
+        elif is_record(name) or is_table(name):
             try:
                 data = self._storage.read(name)
             except BundleError as e:
@@ -305,15 +305,15 @@ class Verification:
             self._notes.append(f"{name!r} is no file of a bundle's, and is not looked at")
 
     def _is_looked_into(self, path: str) -> bool:
-        return path.endswith((".onnx", ".npz")) or is_cell(path) or is_table(path) or path in self._graphs()
+        return path.endswith((".onnx", ".npz")) or is_record(path) or is_table(path) or path in self._graphs()
 
     def _content(self, path: str, data: bytes) -> None:
         """Look into a file whose digest is right."""
         manifest = self._open().manifest
         weights = manifest["model"]["weights"]["path"]
         fault = ""
-        if is_cell(path):
-            fault = cell_fault(path, data)
+        if is_record(path):
+            fault = record_fault(path, data)
         elif is_table(path):
             fault = table_fault(data, manifest["pair_id"])
         elif path.endswith(".npz"):

@@ -1,0 +1,237 @@
+"""Measure what engines take that are kept loaded: each alone, all together, and the sets that are asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.benchmarks._environment import available_memory_bytes
+from dsc_split.benchmarks._process import ERROR_KINDS, WorkerDied, WorkerOutOfMemoryError
+from dsc_split.benchmarks._residency import (
+    MEASURED,
+    EngineMemory,
+    MemoryReport,
+    SetMemory,
+    builder_memory,
+    choice_name,
+    save_memory,
+)
+from dsc_split.engines import SideEngines, Target, choose_batches
+from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
+from dsc_split.engines._fingerprint import fingerprint_digest
+from dsc_split.engines._sides import last_target
+from dsc_split.errors import (
+    BackendError,
+    BackendUnavailable,
+    EngineMismatch,
+    OutOfMemoryError,
+    TableError,
+    UsageError,
+)
+from dsc_split.lookup_table import LookupTable
+
+if TYPE_CHECKING:
+    from dsc_split.bundle import Bundle
+    from dsc_split.engines._sides import SideGraph
+
+__all__ = ["measure_memory"]
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.8
+"""Share of the free memory that engines may hold."""
+
+
+def measure_memory(
+    bundle: Bundle,
+    side: str,
+    *,
+    target: str | None = None,
+    batch: int | None = None,
+    sets: Sequence[Collection[str]] = (),
+    progress: ProgressListener = silent,
+) -> MemoryReport:
+    """Measure what the engines of a side take that are loaded and have run, and keep it in the bundle.
+
+    Every engine is measured alone and all are measured together, each time in a fresh process. Where nothing can run
+    here, the numbers are those that the builder of the engines gave, which the manifest has already.
+
+    Args:
+        bundle: The bundle; it is held locked all the while.
+        side: ``device`` or ``server``.
+        target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
+        batch: Batch size of the run; the largest one of the bundle's table, else of those that the model takes, where
+            not given. An engine for which memory ends there runs half as many, and so on.
+        sets: Names of choices whose engines are measured together, too.
+        progress: Called when a process is started.
+
+    Raises:
+        UsageError: The side, the target, a batch size or a choice is unknown, or nothing was built for the target.
+        BackendUnavailable: The target cannot be used here, and the manifest has no numbers; or EngineMismatch.
+        BackendError: No engine could be run.
+        BundleBusyError: Another command is writing the bundle.
+    """
+    with bundle.lock():
+        try:
+            engines = SideEngines(bundle, side, target)
+            run_fingerprint = engines.backend.run_fingerprint()
+            options = engines.backend.options
+            batch = _batch(bundle, batch, None if options is None else options.batches)
+            measured, together = _Measuring(bundle, side, engines, progress).run(batch, sets)
+        except (BackendUnavailable, EngineMismatch) as e:
+            name = last_target(bundle, side) if target is None else str(Target.parse(target))
+            told = builder_memory(bundle, side, name, batch)
+            if told is None:
+                raise
+            logger.info("nothing runs here (%s): the numbers are those of the builder", e)
+            return told
+        report = MemoryReport(
+            pair_id=bundle.manifest["pair_id"],
+            side=side,
+            target=str(engines.backend.target),
+            fingerprint=fingerprint_digest(run_fingerprint),
+            run_fingerprint=run_fingerprint,
+            engines=measured,
+            sets=together,
+        )
+        save_memory(bundle, report)
+    return report
+
+
+def _batch(bundle: Bundle, asked: int | None, built: Sequence[int] | None) -> int:
+    """Give the batch size to run: as asked, else the largest of the table, of those built for, or of the usual ones."""
+    if asked is not None:
+        return choose_batches(bundle, [asked])[-1]
+    try:
+        return LookupTable.load(bundle).batches[-1].batch
+    except (TableError, UsageError):  # none yet, a damaged one, or one of other pairs
+        return choose_batches(bundle, built)[-1]
+
+
+class _Measuring:
+    """One run over all engines of a side."""
+
+    def __init__(self, bundle: Bundle, side: str, engines: SideEngines, progress: ProgressListener) -> None:
+        self._bundle = bundle
+        self._side = side
+        self._target = str(engines.backend.target)
+        self._graphs = {choice_name(graph, side): graph for graph in engines.graphs}
+        self._progress = progress
+        self._done = 0
+        self._total = 0
+
+    def run(
+        self, batch: int, sets: Sequence[Collection[str]]
+    ) -> tuple[tuple[EngineMemory, ...], tuple[SetMemory, ...]]:
+        """Measure every engine, all together, and the sets.
+
+        Raises:
+            UsageError: A set names a choice that this side has no part in.
+            BackendError: No engine could be run.
+        """
+        for name in (name for names in sets for name in names):
+            if name not in self._graphs:
+                known = ", ".join(map(repr, self._graphs))
+                raise UsageError(f"choice {name!r} has no engine on side {self._side!r}; that has {known}.")
+        self._total = len(self._graphs) + 1 + len(sets)
+        engines = tuple(self._alone(name, graph, batch) for name, graph in self._graphs.items())
+        there = {engine.choice: engine for engine in engines if engine.memory_bytes is not None}
+        if not there:
+            reasons = "; ".join(f"{engine.choice}: {engine.reason}" for engine in engines)
+            raise BackendError(f"no engine of the {self._side} could be run. {reasons or 'It has none.'}")
+        wanted: dict[frozenset[str], None] = dict.fromkeys([frozenset(there), *map(frozenset, sets)])
+        held = [self._together([there[name] for name in there if name in names]) for names in wanted if len(names) > 1]
+        return engines, tuple(item for item in held if item is not None)
+
+    def _alone(self, name: str, graph: SideGraph, batch: int) -> EngineMemory:
+        """Measure one engine, at the largest batch size at which memory does not end."""
+        reason = ""
+        try:
+            answer, batch = self._halving(graph, batch)
+        except (BackendUnavailable, EngineMismatch):
+            raise
+        except BackendError as e:
+            answer, reason = {}, str(e)
+        return EngineMemory(
+            choice=name,
+            graph=graph.path,
+            graph_digest=self._bundle.graph_digest(graph.path),
+            batch=batch,
+            resident_bytes=answer.get("resident_bytes"),
+            gpu_bytes=answer.get("gpu_bytes"),
+            load_ms=answer.get("load_ms"),
+            first_run_ms=answer.get("first_run_ms"),
+            source=MEASURED,
+            reason=reason,
+        )
+
+    def _halving(self, graph: SideGraph, batch: int) -> tuple[dict[str, Any], int]:
+        self._announce(graph.label)
+        while True:
+            try:
+                return self._ask([(graph.path, batch)]), batch
+            except OutOfMemoryError:
+                if batch == 1 or self._bundle.fixed_batch is not None:
+                    raise
+                batch //= 2
+
+    def _together(self, engines: Sequence[EngineMemory]) -> SetMemory | None:
+        """Measure a set of engines; ``None`` where they cannot be held together."""
+        names = tuple(engine.choice for engine in engines)
+        self._announce(", ".join(names))
+        try:
+            answer = self._ask([(engine.graph, engine.batch) for engine in engines])
+        except OutOfMemoryError as e:
+            logger.warning("%s cannot be kept loaded together: %s", ", ".join(names), e)
+            return None
+        return SetMemory(
+            choices=names, resident_bytes=answer["resident_bytes"], gpu_bytes=answer["gpu_bytes"], source=MEASURED
+        )
+
+    def _announce(self, label: str) -> None:
+        self._progress(Progress(stage=f"memory {self._side}", label=label, done=self._done, total=self._total))
+        self._done += 1
+
+    def _ask(self, engines: Sequence[tuple[str, int]]) -> dict[str, Any]:
+        """Have a fresh process hold engines, and give what it says.
+
+        Raises:
+            BackendError: It failed, or did not survive it: OutOfMemoryError, for want of memory.
+        """
+        limit_bytes = int(MEMORY_SHARE * available_memory_bytes())
+        command = [sys.executable, "-m", "dsc_split.benchmarks._residency_worker"]
+        request = {
+            "do": "hold",
+            "side": self._side,
+            "engines": [{"graph": graph, "batch": batch} for graph, batch in engines],
+        }
+        done = subprocess.run(
+            [*command, str(self._bundle.path), self._target, str(limit_bytes)],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode or not done.stdout.endswith("\n"):
+            raise _death(done)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        if answer.pop("ok"):
+            return answer
+        raise ERROR_KINDS.get(answer["kind"], BackendError)(answer["reason"])
+
+
+def _death(done: subprocess.CompletedProcess[str]) -> WorkerDied:
+    """Say how a process ended: killed, and words of want of memory, count as want of memory."""
+    status = done.returncode
+    last = next((line.strip() for line in reversed(done.stderr.split("\n")) if line.strip()), "it said nothing")
+    how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    said = f"the process that held the engines {how} ({last[:300]})"
+    starved = status == -signal.SIGKILL or any(piece in last.lower() for piece in OUT_OF_MEMORY_TEXTS)
+    return WorkerOutOfMemoryError(f"{said}: out of memory.") if starved else WorkerDied(f"{said}.")
