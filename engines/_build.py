@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split.bundle import Bundle
 from dsc_split.engines._base import BuildJob, BuiltEngine
 from dsc_split.engines._batches import choose_batches
 from dsc_split.engines._fingerprint import target_id
@@ -24,7 +25,6 @@ from dsc_split.engines._source import GraphReader
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, UsageError
 
 if TYPE_CHECKING:
-    from dsc_split.bundle import Bundle
     from dsc_split.engines._base import BackendLike
     from dsc_split.engines._target import Target
 
@@ -119,9 +119,12 @@ def build_engines(
     _require_opset(bundle, backend)
     with bundle.lock():
         build = _Build(bundle, side, backend, options, progress)
-        build.run()
-        if any(not row.reason for row in build.rows):
-            build.record()
+        try:
+            build.run()
+            if any(not row.reason for row in build.rows):
+                build.record()
+        finally:
+            _remove_unlisted(Bundle.open(bundle.path))
     return BuildResult(
         side=side,
         target=str(backend.target),
@@ -197,7 +200,6 @@ class _Build:
             "failed": [{"graph": row.graph, "reason": row.reason} for row in self.rows if row.reason],
         }
         record_target(self._bundle, self._side, self._backend, engines)
-        _remove_unlisted(self._bundle)
 
     def _one(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
         label = f"{graph.label}, batch {profile[2]}" if self._options.per_batch else graph.label

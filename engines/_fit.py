@@ -34,8 +34,8 @@ __all__ = ["Fit", "fit_here", "table_here"]
 
 logger = logging.getLogger(__name__)
 
-ELSEWHERE = ("host",)
-"""Facts in which machines of one kind differ, and which no time depends on."""
+ELSEWHERE = ("host", "locked_sm_clock_mhz")
+"""Facts that no time depends on, and what `bench --lock-clocks` holds only meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -312,7 +312,7 @@ def _finish(
     Pairs of other options may have the same names, so a bundle that was only half written would be a wrong one.
     """
     manifest = bundle.manifest
-    before, pair_id = set(manifest["files"]), manifest["pair_id"]
+    pair_id = manifest["pair_id"]
     files = {}
     aside = bundle.path / ".cut.partial"
     discard(aside)
@@ -323,6 +323,9 @@ def _finish(
             files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": roles[path]}
         _list_files(bundle, splits, failed, files)
         write_bytes(aside / "manifest.json", bundle.encode())
+        if manifest["pair_id"] != pair_id:  # a table of other pairs would send requests to graphs that are gone
+            (bundle.path / "table.json").unlink(missing_ok=True)
+            discard(bundle.path / "tables")
         for path in [*contents, "manifest.json"]:
             (bundle.path / path).parent.mkdir(exist_ok=True)
             (aside / path).replace(bundle.path / path)
@@ -331,11 +334,9 @@ def _finish(
     finally:
         discard(aside)
     (bundle.path / ENVELOPE).unlink(missing_ok=True)
-    for path in before - set(manifest["files"]):
-        bundle.file(path).unlink(missing_ok=True)
-    if manifest["pair_id"] != pair_id:  # a table of other pairs would send requests to graphs that are gone
-        (bundle.path / "table.json").unlink(missing_ok=True)
-        discard(bundle.path / "tables")
+    for name in bundle.storage.names():  # those of a run that was stopped, too
+        if name.startswith(("onnx/", "samples/", "engines/")) and name not in manifest["files"]:
+            bundle.file(name).unlink(missing_ok=True)
 
 
 def _list_files(

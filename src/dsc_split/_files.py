@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -39,30 +38,47 @@ _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside ``path`` for writing, and rename it onto ``path`` when the block ends well.
 
+    What a killed process has left of it is written over; two processes that write the same file take turns.
+
     Raises:
         DscError: The file cannot be written (no space, no permission, no such folder), or a link, a device, a pipe or a
             folder has its name; nothing is left behind.
     """
-    partial = None
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise DscError(f"cannot write {str(path)!r}: it is there, and no regular file. Nothing was changed.")
-        fd, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(partial).chmod(0o666 & ~umask)
-        Path(partial).replace(path)
-        partial = None
+        partial = path.with_name(f".{path.name}.partial")
+        with _open_locked(partial) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
         _sync_folder(path.parent)
     except OSError as e:
         raise DscError(f"cannot write {str(path)!r}: {e.strerror or e}. Nothing was changed.") from e
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Open an empty file that no other process of ours writes; it is locked until it is closed."""
+    import fcntl  # whoever only reads tables may do so on systems without it
+
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    file.truncate(0)
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # another process has renamed or removed it meanwhile
 
 
 def _sync_folder(folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
+import glob
 import os
 import shutil
 import sys
@@ -11,14 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dsc_split.errors import DscError
 
 __all__ = ["discard", "put_in_place", "unfinished_folder"]
 
-_KEPT = ("cells",)
-"""What a replaced bundle hands on: cells are keyed by what was measured, so they stay true."""
+_KEPT = ("cells", "memory")
+"""What a replaced bundle hands on: it is keyed by what was measured, so it stays true."""
 
 _LOCK = ".lock"
 """Held by whoever writes a folder; the name is that of a bundle's own lock."""
@@ -37,21 +37,45 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
         DscError: It cannot be made.
     """
     prefix, suffix = f".{folder.name}.", ".partial"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        left = [path for path in folder.parent.iterdir() if path.name.startswith(prefix) and path.suffix == suffix]
-        for path in left:
-            if (path / _LOCK).is_file():
-                with contextlib.suppress(Timeout), FileLock(path / _LOCK, timeout=0):
-                    discard(path)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=suffix))
-    except OSError as e:
-        raise DscError(f"cannot make a folder beside {str(folder)!r}: {e.strerror or e}.") from e
-    try:
-        with FileLock(partial / _LOCK):
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for path in folder.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+                with _held(path, wait=False) as is_ours:
+                    if is_ours:
+                        discard(path)
+            while True:
+                partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=suffix))
+                if stack.enter_context(_held(partial, wait=True)):
+                    break  # and no other process took it for litter before it was held
+        except OSError as e:
+            raise DscError(f"cannot make a folder beside {str(folder)!r}: {e.strerror or e}.") from e
+        try:
             yield partial
+        finally:
+            discard(partial)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Lock an unfinished folder for as long as the block lasts; tells whether it is there, and nobody else holds it."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # it is gone, or is no folder
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        is_there = folder.exists() and os.path.samestat(os.fstat(fd), folder.stat())
+    except BlockingIOError:
+        is_there = False
+    except OSError:
+        os.close(fd)
+        raise
+    try:
+        yield is_there
     finally:
-        discard(partial)
+        os.close(fd)
 
 
 def put_in_place(new: Path, folder: Path) -> None:

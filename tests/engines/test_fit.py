@@ -85,7 +85,6 @@ def test_on_another_machine_of_the_same_kind_engines_and_times_hold(built: Bundl
     [
         ({"power_mode": "15W"}, "power_mode", ("15W", "25W")),
         ({"gpu": {"name": "Orin", "driver": "570"}}, "gpu.driver", ("570", "580")),
-        ({"locked_sm_clock_mhz": 900}, "locked_sm_clock_mhz", (900, None)),
     ],
 )
 def test_engines_that_load_but_were_timed_otherwise_have_their_rows_marked(

@@ -1,0 +1,127 @@
+"""Commands that are killed, starved and run beside each other, on a bundle that is tiny and real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tests.faults.bundles import BENCH, BUILD, EXPORT, restore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a command ended."""
+
+    status: int
+    """Exit code; minus the signal's number where it was killed."""
+    output: str
+    """What it said, on either stream."""
+    duration_s: float
+    steps: int
+    """How often it was about to change the file system."""
+
+
+class Commands:
+    """Runs commands in a process that has imported everything already."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, *arguments: Any, folder: Path, **fate: Any) -> Run:
+        """Run one command in ``folder``.
+
+        Args:
+            arguments: What follows the program's name.
+            folder: The current folder meanwhile.
+            fate: ``kill_after_s``, ``kill_at_step`` or ``largest_file_bytes``.
+        """
+        (run,) = self.together([arguments], folder=folder, **fate)
+        return run
+
+    def together(self, several: Sequence[Sequence[Any]], *, folder: Path, **fate: Any) -> list[Run]:
+        """Run several commands at once."""
+        no_fate = {"kill_after_s": None, "kill_at_step": None, "largest_file_bytes": None}
+        requests = [
+            {**no_fate, **fate, "folder": str(folder), "arguments": [str(item) for item in arguments]}
+            for arguments in several
+        ]
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(requests) + "\n")
+        self._process.stdin.flush()
+        return [Run(**answer) for answer in json.loads(self._process.stdout.readline())]
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    """The warm process; its engine cache is its own."""
+    environment = {
+        **os.environ,
+        "DSC_SPLIT_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, str(Path(__file__).with_name("warm_server.py"))]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield Commands(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """x -Conv- a -Relu- b -Conv- c -Relu- y      the weights are large enough to lie in a file of their own"""
+    chance = np.random.default_rng(0)
+    weights = {
+        "v": chance.normal(size=(16, 3, 3, 3)).astype(np.float32),
+        "w": chance.normal(size=(8, 16, 3, 3)).astype(np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "v"], ["a"], pads=[1, 1, 1, 1], strides=[4, 4]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("Conv", ["b", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]),
+            helper.make_node("Relu", ["c"], ["y"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8, 2, 2])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path = tmp_path_factory.mktemp("network") / "net.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def base(commands: Commands, network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``bundle``: one pair, engines of the server, times of both sides, and its table."""
+    folder = tmp_path_factory.mktemp("base")
+    shutil.copy(network, folder / "net.onnx")
+    for arguments in (EXPORT, BUILD, BENCH):
+        run = commands(*arguments, folder=folder)
+        assert run.status == 0, run.output
+    return folder
+
+
+@pytest.fixture
+def work(base: Path, tmp_path: Path) -> Path:
+    """A copy of ``base`` to break."""
+    return restore(base, tmp_path / "work")
