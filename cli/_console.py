@@ -109,10 +109,11 @@ class _Lines:
         if step.stage == self._stage:
             if step.total and now_s - self._printed_s >= SECONDS_BETWEEN_LINES:
                 self._printed_s = now_s
-                err.print(f"{step.stage}: {step.done} of {step.total} done, now {step.label}")
+                unit = "" if step.unit == "steps" else f" {step.unit}"
+                err.print(f"{step.stage}: {step.done} of {step.total}{unit} done, now {step.label}")
             return
         self._stage, self._printed_s = step.stage, now_s
-        steps = f" ({step.total} steps)" if step.total > 1 else ""
+        steps = f" ({step.total} {step.unit})" if step.total > 1 else ""
         err.print(f"{step.stage}{steps}: {step.label}" if step.label else f"{step.stage}{steps}")
 
 

@@ -390,7 +390,7 @@ def test_progress_counts_megabytes(bundle: Bundle) -> None:
     verify_bundle(bundle.path, progress=seen.append)
 
     assert [step.done for step in seen] == sorted({step.done for step in seen})
-    assert (seen[-1].stage, seen[-1].done, seen[-1].total) == ("verify (MB)", 3, 3)
+    assert (seen[-1].stage, seen[-1].unit, seen[-1].done, seen[-1].total) == ("verify", "MB", 3, 3)
 
 
 def flips(sizes: dict[str, int], count: int) -> list[tuple[str, int, int]]:

@@ -20,6 +20,8 @@ class Progress:
     """Steps that are finished."""
     total: int
     """Steps in all; 0 where it is not known."""
+    unit: str = "steps"
+    """What is counted."""
 
 
 ProgressListener = Callable[[Progress], None]

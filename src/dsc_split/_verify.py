@@ -359,7 +359,7 @@ def progress_in_mb(stage: str, size_bytes: int, progress: ProgressListener) -> C
         done_bytes += count
         if (mb := done_bytes // 10**6) != shown_mb:
             shown_mb = mb
-            progress(Progress(stage=f"{stage} (MB)", label=name, done=mb, total=size_bytes // 10**6))
+            progress(Progress(stage=stage, label=name, done=mb, total=size_bytes // 10**6, unit="MB"))
 
     return tell
 
