@@ -235,6 +235,16 @@ def test_revision_grows_with_every_save_though_the_clock_stands_still(
     assert found == [1000, 1001, 1002]
 
 
+def test_what_was_sent_is_remembered_when_it_is_changed(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, {**MANIFEST, "sealed": True, "side": "device"})
+
+    bundle.save()
+    bundle.save()
+
+    manifest = Bundle.open(tmp_path).manifest
+    assert manifest["released"] == MANIFEST["revision"] < manifest["revision"]
+
+
 def test_manifest_is_written_in_one_form_whatever_the_order_of_its_keys() -> None:
     turned = dict(reversed(list(MANIFEST.items())))
 

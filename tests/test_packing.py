@@ -418,6 +418,18 @@ def test_older_bundle_does_not_replace_a_newer_one_unless_it_is_allowed(
     assert unpack_bundle(packed, out, trust=ANYONE, allow_older=True).manifest["revision"] == 10
 
 
+def test_next_release_replaces_a_part_that_was_timed_on_the_device_meanwhile(tmp_path: Path, bundle: Bundle) -> None:
+    for revision in (10, 11):
+        pack_bundle(bundle, tmp_path / f"{revision}.dscb", side="device", revision=revision)
+    part = unpack_bundle(tmp_path / "10.dscb", tmp_path / "out", trust=ANYONE)
+    part.save()
+
+    assert part.manifest["revision"] > 11
+    assert unpack_bundle(tmp_path / "11.dscb", tmp_path / "out", trust=ANYONE).manifest["revision"] == 11
+    with pytest.raises(BundleError, match="is newer: 11"):
+        unpack_bundle(tmp_path / "10.dscb", tmp_path / "out", trust=ANYONE)
+
+
 def test_new_export_replaces_the_old_one_and_keeps_what_was_measured_here(tmp_path: Path, packed: Path) -> None:
     out = tmp_path / "out"
     before = unpack_bundle(packed, out, trust=ANYONE)

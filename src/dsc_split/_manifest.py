@@ -198,6 +198,7 @@ _MANIFEST = fields(
         "notes": items(text),
         "conversion": fields(_CONVERSION),
         "provenance": some_object,
+        "released": count,
         "samples": fields({}, {"batch": positive, "files": entries(text)}),
     },
 )

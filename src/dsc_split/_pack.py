@@ -190,7 +190,7 @@ class _Packing:
 
     def manifest(self, revision: int | None) -> dict[str, Any]:
         """Make the manifest of what is packed."""
-        whole = self._bundle.manifest
+        whole = {key: value for key, value in self._bundle.manifest.items() if key != "released"}
         lasting = {path: item for path, item in whole["files"].items() if item.get("role") not in SEALED_ROLES}
         sealed = {
             name: {

@@ -126,9 +126,10 @@ def _check_place(folder: Path, revision: int, *, allow_older: bool) -> None:
     if allow_older:
         return
     try:
-        there = Bundle.open(folder).manifest["revision"]
+        manifest = Bundle.open(folder).manifest
     except BundleError as e:
         raise BundleError(f"{e} Or give --allow-older to replace it, whatever its revision is.") from e
+    there = manifest["revision"] if manifest["side"] is None else manifest.get("released", manifest["revision"])
     if revision < there:
         raise BundleError(
             f"the packed bundle has revision {revision}, and {str(folder)!r} is newer: {there}. An older bundle "

@@ -212,6 +212,8 @@ class Bundle:
         manifest = self.manifest
         listed = manifest["files"]
         manifest["files"] = {path: item for path, item in listed.items() if item.get("role") not in SEALED_ROLES}
+        if manifest["sealed"]:  # what was sent, which what is timed here makes no newer
+            manifest["released"] = manifest["revision"]
         manifest["sealed"] = False
         manifest["revision"] = max(manifest["revision"] + 1, int(time.time()))
         return encode_manifest(manifest)
