@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._files import canonical_json, new_file, sha256_file, write_bytes
 from dsc_split._hashing import Hasher
+from dsc_split._manifest import SEALED_ROLES
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._cells import Cell, CellStore
 from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
@@ -33,6 +34,8 @@ __all__ = ["PREFERENCES", "MergeResult", "merge_bundles"]
 logger = logging.getLogger(__name__)
 
 PREFERENCES = ("ours", "theirs", "newer")
+_FOLDERS = ("engines", "onnx", "samples")
+"""Where files lie that come from others, cells and reports on memory apart."""
 _SETTINGS = ("batch", "full_offload", "input_bytes_stated")
 """Keys of the manifest that are not of the pair, and that a table depends on."""
 
@@ -183,6 +186,11 @@ class _Plan:
             choice = "Choose whose are right: --prefer ours, --prefer theirs or --prefer newer."
             raise _refusal("conflicts", conflicts, choice)
         self._files = {**self._graphs_and_samples(), **merger.engines}
+        if strange := [path for path in self._files if path.partition("/")[0] not in _FOLDERS]:
+            raise BundleError(
+                f"others list {', '.join(map(repr, strange))} as a graph, a sample or an engine; these lie in "
+                f"{', '.join(_FOLDERS)}. See what is wrong: dsc-split verify OTHER"
+            )
         self._manifest = self._united_manifest(settings, merger.engines)
         listed = bundle.manifest["files"]
         self._reports = self._memory_reports()
@@ -260,7 +268,7 @@ class _Plan:
         manifest, found = self._bundle.manifest, {}
         for other in self.others:
             for path, listed in other.manifest["files"].items():
-                if _is_engine(listed) or listed.get("role") in ("cell", "table"):
+                if _is_engine(listed) or listed.get("role") in SEALED_ROLES:
                     continue
                 known = manifest["files"].get(path) or manifest["left_out"].get(path)
                 if known is not None and known["sha256"] != listed["sha256"]:
@@ -351,9 +359,7 @@ def _unite_settings(copies: Sequence[Bundle], prefer: str | None) -> tuple[dict[
 def _open(manifest: dict[str, Any]) -> dict[str, Any]:
     """Give a manifest without what it lists only where it is sealed."""
     result = copy.deepcopy(manifest)
-    result["files"] = {
-        path: item for path, item in result["files"].items() if item.get("role") not in ("cell", "table")
-    }
+    result["files"] = {path: item for path, item in result["files"].items() if item.get("role") not in SEALED_ROLES}
     return result
 
 

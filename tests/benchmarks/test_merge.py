@@ -506,6 +506,22 @@ def test_a_damaged_engine_does_not_come_and_nothing_else_does(bundle: Bundle) ->
     assert not (bundle.path / "engines").exists()
 
 
+@pytest.mark.parametrize("name", ["table.json", "cells/x.txt", ".lock", "program.py"])
+def test_a_file_that_has_no_place_there_does_not_come(bundle: Bundle, name: str) -> None:
+    other = twin(bundle, "other")
+    (other.path / "cells").mkdir(exist_ok=True)
+    (other.path / name).write_text("{}")
+    listed = {"sha256": sha256_file(other.path / name), "size": 2, "role": "sample"}
+    other.manifest["files"][name] = listed
+    other.save()
+    before = contents(bundle.path)
+
+    with pytest.raises(BundleError, match="as a graph, a sample or an engine"):
+        merge_bundles(bundle, [other.path])
+
+    assert contents(bundle.path) == before
+
+
 def test_a_full_disk_leaves_the_bundle_as_it_was(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     other = twin(bundle, "other")
     build_side(other, "device")
