@@ -98,7 +98,7 @@ def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | Non
     if rebuild or loadable:
         retime = f"dsc-split bench {shlex.quote(str(bundle.path))} --side {side} --stale"
     if loadable:
-        table = _find_table(bundle, side, text, here)
+        table = next(_tables_of(bundle, side, text), None)  # the one that is used, whether another one fits or not
         timed_on = None if table is None else _side(table, side).run_fingerprint
         if timed_on is not None:
             changed = _since(timed_on, here)
@@ -144,14 +144,16 @@ def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | N
     except UNUSABLE as e:
         logger.warning("%s: whether its times hold here cannot be told: %s", text, e)
         here = {}
-    table = _find_table(bundle, side, text, here)
-    if table is None:
+    found = list(_tables_of(bundle, side, text))
+    if not found:
         raise UsageError(
             f"bundle {str(bundle.path)!r} has no table with times of {text!r} on side {side!r}. "
             f"Make it: dsc-split bench {shlex.quote(str(bundle.path))}"
         )
-    if _is_timed(table, side, here):
+    table = next((table for table in found if _is_timed(table, side, here)), None)
+    if table is not None:
         return table
+    table = found[0]
     choices = {choice.id: choice for choice in table.choices}
     batches = [
         dataclasses.replace(
@@ -166,10 +168,9 @@ def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | N
     return dataclasses.replace(table, batches=tuple(batches))
 
 
-def _find_table(bundle: Bundle, side: str, target: str, here: Mapping[str, Any]) -> LookupTable | None:
-    """Choose among a bundle's tables: one whose times hold here, or else the first one for the target."""
-    found = [table for table in _tables(bundle) if _side(table, side).target == target]
-    return next((table for table in found if _is_timed(table, side, here)), next(iter(found), None))
+def _tables_of(bundle: Bundle, side: str, target: str) -> Iterator[LookupTable]:
+    """Read the tables with times of a target, the one that is used first."""
+    return (table for table in _tables(bundle) if _side(table, side).target == target)
 
 
 def _tables(bundle: Bundle) -> Iterator[LookupTable]:

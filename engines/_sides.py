@@ -175,7 +175,7 @@ def read_samples(source: Path | bytes, name: str) -> dict[str, np.ndarray]:
     """Read samples: arrays under keys like ``input:NAME``.
 
     Args:
-        source: The file, or its bytes.
+        source: A user's file, or the bytes of a bundle's, which are not compressed.
         name: Of the file, for messages.
 
     Raises:
@@ -184,12 +184,16 @@ def read_samples(source: Path | bytes, name: str) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
+        if isinstance(source, bytes):
+            with zipfile.ZipFile(io.BytesIO(source)) as members:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                    raise ValueError("it is compressed, and may be of any size")
         with (
             source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
             np.load(file, allow_pickle=False) as archive,
         ):
             return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile) as e:
         why = "it is no file of plain arrays" if isinstance(e, ValueError) else e
         raise BundleError(f"samples {name!r} cannot be read: {why}. Make them again, or export again.") from e
 

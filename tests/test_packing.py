@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from tests.packed_bundles import (
     NEW,
@@ -327,6 +328,40 @@ def test_signatures_stay_while_nothing_changes_and_go_when_it_does(tmp_path: Pat
 # ---- unpacking ---------------------------------------------------------------------------------------------
 
 
+def test_engines_of_others_are_signed_only_where_they_are_trusted(tmp_path: Path, bundle: Bundle) -> None:
+    pytest.importorskip("cryptography")
+    theirs, ours = (generate_key(tmp_path / f"{name}.pem") for name in ("theirs", "ours"))
+    source, output = tmp_path / "x.dscb", tmp_path / "y.dscb"
+    pack_bundle(bundle, source, sign=[theirs])
+
+    with pytest.raises(SignatureError, match=r"'engines/.* is native code"):
+        pack_bundle(Bundle.open(source), output, sign=[ours])
+    assert not output.exists()
+    assert pack_bundle(Bundle.open(source), output).signatures == 1
+    for trust in (Trust(keys=(Path(f"{theirs}.pub"),)), ANYONE):
+        assert pack_bundle(Bundle.open(source, trust=trust), output, sign=[ours]).signatures == 2
+
+
+def test_compiled_code_in_a_graph_of_others_is_not_signed(tmp_path: Path, bundle: Bundle) -> None:
+    pytest.importorskip("cryptography")
+    key = generate_key(tmp_path / "ours.pem")
+    pack_bundle(bundle, tmp_path / "x.dscb", side="server")
+    assert pack_bundle(Bundle.open(tmp_path / "x.dscb"), tmp_path / "y.dscb", sign=[key]).signatures == 1
+
+    model = onnx.load(bundle.path / "onnx/a.tail.onnx", load_external_data=False)
+    model.graph.node.add(op_type="EPContext", domain="com.microsoft", name="blob")
+    (bundle.path / "onnx/a.tail.onnx").write_bytes(model.SerializeToString())
+    relist(bundle, "onnx/a.tail.onnx")
+    bundle.manifest["pair_id"] = bundle.compute_pair_id()
+    bundle.manifest["targets"]["device"] = []
+    bundle.save()
+    for path in [*(bundle.path / "tables").iterdir(), bundle.path / "table.json"]:
+        path.unlink()
+    pack_bundle(bundle, tmp_path / "x.dscb", side="server")
+    with pytest.raises(SignatureError, match=r"'onnx/a\.tail\.onnx' .* is native code"):
+        pack_bundle(Bundle.open(tmp_path / "x.dscb"), tmp_path / "y.dscb", sign=[key])
+
+
 @pytest.fixture
 def packed(tmp_path: Path, bundle: Bundle) -> Path:
     path = tmp_path / "x.dscb"
@@ -381,6 +416,31 @@ def test_nothing_is_unpacked_where_one_file_is_another(tmp_path: Path, packed: P
         unpack_bundle(forged(packed, tmp_path / "y.dscb", change), tmp_path / "out", trust=ANYONE)
 
     assert around(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["cells/x.json", "tables/x.json", "memory/device-x.json"])
+def test_packed_bundle_with_a_file_that_is_not_listed_is_not_opened(tmp_path: Path, packed: Path, name: str) -> None:
+    more = forged(packed, tmp_path / "y.dscb", lambda files: files.update({name: b"{}"}))
+
+    with pytest.raises(BundleError, match=f"holds '{name}', which its manifest does not list"):
+        Bundle.open(more, trust=ANYONE)
+
+
+def test_what_was_verified_is_what_is_unpacked_though_the_file_answers_otherwise_the_next_time(
+    tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, seen = Archive.read, list[str]()
+
+    def read_twice(self: Archive, name: str, **limits: Any) -> bytes:
+        seen.append(name)
+        data = read(self, name, **limits)
+        return data if seen.count(name) == 1 else data.replace(b"tiny", b"evil")
+
+    monkeypatch.setattr(Archive, "read", read_twice)
+    unpack_bundle(packed, tmp_path / "out", trust=ANYONE)
+
+    assert b"evil" not in (tmp_path / "out/manifest.json").read_bytes()
+    assert verify_bundle(tmp_path / "out").rows == ()
 
 
 def test_nothing_is_unpacked_where_a_file_is_missing_or_too_many(tmp_path: Path, packed: Path) -> None:

@@ -19,6 +19,7 @@ from dsc_split._contents import graph_faults, record_fault
 from dsc_split._manifest import encode_manifest
 from dsc_split._progress import Progress
 from dsc_split.bundle import Bundle
+from dsc_split.engines._sides import golden_samples
 from dsc_split.errors import BundleError, UsageError
 from dsc_split.packing import Trust, VerifyResult, generate_key, pack_bundle, unpack_bundle, verify_bundle
 
@@ -262,6 +263,27 @@ def test_samples_that_are_no_arrays_are_a_fault(bundle: Bundle, data: bytes) -> 
     assert "no file of plain arrays" in faults(verify_bundle(bundle.path))["samples/a.npz"]
 
 
+def test_compressed_samples_which_may_be_of_any_size_are_a_fault_and_not_read(bundle: Bundle) -> None:
+    with np.load(bundle.path / "samples/model.npz") as arrays:
+        np.savez_compressed(bundle.path / "samples/model.npz", **dict(arrays))
+    relist(bundle, "samples/model.npz")
+    bundle.save()
+
+    assert "compressed" in faults(verify_bundle(bundle.path))["samples/model.npz"]
+    with pytest.raises(BundleError, match=r"samples/model\.npz"):
+        golden_samples(bundle, None)
+
+
+def test_lock_that_is_a_link_is_a_fault_and_what_it_points_to_stays(tmp_path: Path, bundle: Bundle) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (bundle.path / ".lock.holder").symlink_to(tmp_path / "precious")
+
+    assert "symbolic link" in faults(verify_bundle(bundle.path))[".lock.holder"]
+    with bundle.lock():
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "weights.data/../x", "other.data"])
 def test_graph_that_refers_to_another_file_than_the_weights_is_a_fault(bundle: Bundle, location: str) -> None:
     path = bundle.path / "onnx/a.head.onnx"
@@ -304,6 +326,17 @@ def test_external_data_is_seen_wherever_a_tensor_can_stand() -> None:
     for place in ("branch", "constant", "initializer", "function", "training", "sparse"):
         assert f"'in_{place}'" in fault
     assert not has_ep_context
+
+
+def test_tag_whose_upper_bits_another_library_drops_hides_nothing() -> None:
+    model = helper.make_model(helper.make_graph([], "g", [], [], [external_tensor("../secret")]))
+    data = model.SerializeToString()
+    tag = bytes([7 << 3 | 2])
+    place = data.index(tag)
+    hidden = data[:place] + bytes([tag[0] | 0x80, 0x80, 0x80, 0x80, 0x10]) + data[place + 1 :]
+
+    assert "'../secret'" in graph_faults(data, "weights.data")[0]
+    assert "tag at byte" in graph_faults(hidden, "weights.data")[0]
 
 
 def test_names_that_hold_the_words_that_are_searched_for_are_no_external_data() -> None:

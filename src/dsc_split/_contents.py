@@ -98,8 +98,11 @@ def samples_fault(data: bytes) -> str:
 
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as file:
+            for info in archive.infolist():
+                name = info.filename
+                if info.compress_type != zipfile.ZIP_STORED:
+                    return f"holds {name!r} compressed; it may be of any size then, and samples are stored as they are"
+                with archive.open(info) as file:
                     version = npy.read_magic(file)
                     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
                     _, _, dtype = read(file)

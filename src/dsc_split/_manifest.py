@@ -112,6 +112,12 @@ def _digest(value: Any, where: str) -> None:
         fail(value, where, "64 hexadecimal digits")
 
 
+def _cut_name(value: Any, where: str) -> None:
+    text(value, where)
+    if not value.isprintable() or set(value) & set("/\\"):
+        fail(value, where, "a name that a file can have")
+
+
 def _dimension(value: Any, where: str) -> None:
     (text if isinstance(value, str) else count)(value, where)
 
@@ -124,7 +130,7 @@ _TENSOR = {
     "itemsize": count,
 }
 _SPLIT = {
-    "name": text,
+    "name": _cut_name,
     "tensors": items(fields({**_TENSOR, "passthrough": flag})),
     "head": text,
     "tail": text,

@@ -17,6 +17,7 @@ CONTEXT = b"EPContext"
 """Operator whose nodes carry a compiled engine, in whatever domain."""
 MARKS = (CONTEXT, b"location")
 """A message without these bytes holds neither such a node nor a reference to a file."""
+MAX_TAG_BYTES = 5
 MAX_DEPTH = 100
 """Messages within messages; graphs that nest deeper are refused."""
 
@@ -126,8 +127,11 @@ class _Scan:
         """Give the fields of a message: numbers as they are, all else as where it lies."""
         position, end = span
         while position < end:
+            start = position
             tag, position = self._varint(position, end)
             number, wire_type = tag >> 3, tag & 7
+            if not number or tag >= 2**32 or position - start > MAX_TAG_BYTES:  # some libraries drop the upper bits
+                raise DamagedError(f"it is no ONNX model: the tag at byte {start} is none")
             if wire_type == 0:
                 value, position = self._varint(position, end)
                 yield number, value

@@ -58,10 +58,11 @@ class Folder:
         found = []
         for folder, folders, files in os.walk(self.path):
             folders[:] = [name for name in folders if not name.endswith(".partial")]
-            links = [name for name in folders if Path(folder, name).is_symlink()]
-            for name in (*files, *links):
-                if not name.endswith(".partial") and name not in _NOT_OURS:
-                    found.append(Path(folder, name).relative_to(self.path).as_posix())
+            for path in [Path(folder, name) for name in (*files, *folders)]:
+                name = path.relative_to(self.path).as_posix()
+                passing = name in _NOT_OURS or name.endswith(".partial")
+                if path.is_symlink() or (path.name in files and not passing):
+                    found.append(name)
         return tuple(sorted(found))
 
     def size_bytes(self, name: str) -> int | None:

@@ -74,9 +74,10 @@ def unpack_bundle(
             _refuse_faults(check, path)
             if not trusted and check.ep_context:
                 _refuse_code(path, set(check.ep_context))
-            for name in {MANIFEST, ENVELOPE} & set(archive.names()):
-                with _new(partial / name) as file:
-                    file.write(archive.read(name))
+            for name, data in ((MANIFEST, check.manifest_data), (ENVELOPE, check.envelope)):
+                if data is not None:
+                    with _new(partial / name) as file:
+                        file.write(data)
             with lock_folder(place) if Bundle.is_bundle(place) else contextlib.nullcontext():
                 _check_place(folder, manifest["revision"], allow_older=allow_older)
                 put_in_place(partial, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -159,6 +160,16 @@ class Verification:
 
     # ---- the manifest --------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def manifest_data(self) -> bytes:
+        """The manifest's file, read once: what was signed is what is parsed and copied."""
+        return self._storage.read(MANIFEST)
+
+    @functools.cached_property
+    def envelope(self) -> bytes | None:
+        """The signatures' file, read once; ``None`` where there is none."""
+        return self._storage.read(ENVELOPE) if self._storage.size_bytes(ENVELOPE) is not None else None
+
     def signature(self, trust: Trust | None) -> None:
         """Find out who signed the manifest.
 
@@ -167,16 +178,15 @@ class Verification:
         """
         from dsc_split._signature import Trust
 
-        envelope = self._storage.read(ENVELOPE) if self._storage.size_bytes(ENVELOPE) is not None else None
         what = f"bundle {str(self._storage.path)!r}"
-        self.signed_by = (trust or Trust()).check(self._storage.read(MANIFEST), envelope, what)
-        if envelope is not None and (trust is None or not trust.keys):
+        self.signed_by = (trust or Trust()).check(self.manifest_data, self.envelope, what)
+        if self.envelope is not None and (trust is None or not trust.keys):
             self._notes.append("it is signed; give --trust PUBLIC_KEY to know by whom")
 
     def manifest(self, min_revision: int | None = None) -> bool:
         """Check the manifest itself; tells whether it can be read, and the rest be checked by it."""
         try:
-            data = self._storage.read(MANIFEST)
+            data = self.manifest_data
             manifest = parse_manifest(data, MANIFEST)
         except BundleError as e:
             self.fault(MANIFEST, str(e))

@@ -170,6 +170,8 @@ class Bundle:
         data = storage.read(MANIFEST)
         manifest = parse_manifest(data, _manifest_name(path))
         trusted = isinstance(storage, Folder)
+        if not trusted:
+            _require_sealed(storage, manifest)
         if trust is not None:
             signature = storage.read(ENVELOPE) if ENVELOPE in storage.names() else None
             trusted = bool(trust.check(data, signature, f"bundle {str(path)!r}")) or trust.allow_unsigned or trusted
@@ -385,6 +387,20 @@ class Bundle:
         return tuple(item["target"] for item in self.manifest["targets"][side])
 
 
+def _require_sealed(storage: Storage, manifest: dict[str, Any]) -> None:
+    """Refuse a packed file with more in it than its manifest, which signatures are of, lists.
+
+    Raises:
+        BundleError: The message names what is not listed.
+    """
+    strange = sorted({*storage.names()} - {*manifest["files"], MANIFEST, ENVELOPE})
+    if strange:
+        raise BundleError(
+            f"packed bundle {str(storage.path)!r} holds {strange[0]!r}, which its manifest does not list "
+            f"({len(strange)} files in all). It was changed since it was packed; ask for another copy."
+        )
+
+
 def _manifest_name(path: str | os.PathLike[str]) -> str:
     return f"manifest {str(Path(path) / MANIFEST)!r}"
 
@@ -412,8 +428,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as e:
         raise DscError(f"bundle {str(folder)!r} cannot be locked for writing: {e.strerror or e}.") from e
     try:
-        with contextlib.suppress(OSError):
-            holder_path.write_text(json.dumps({"pid": os.getpid()}))
+        with contextlib.suppress(DscError):
+            write_bytes(holder_path, json.dumps({"pid": os.getpid()}).encode())
         yield
     finally:
         holder_path.unlink(missing_ok=True)

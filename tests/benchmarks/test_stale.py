@@ -83,6 +83,19 @@ def test_after_a_change_of_power_mode_one_command_times_that_side_again(
     assert "nothing is stale" in dsc("bench", timed.path, "--side", "device", "--stale", *OPTIONS).stderr
 
 
+def test_going_back_to_a_state_that_was_timed_before_brings_its_table_back_without_timing(
+    timed: Bundle, dsc: Callable[..., Any], change: Callable[..., None]
+) -> None:
+    found = []
+    for power_mode, reused in (("15W", 0), ("25W", 0), ("15W", 2)):
+        change(power_mode=power_mode)
+        done = dsc("bench", timed.path, "--side", "device", "--stale", *OPTIONS)
+        assert f"{reused} of them reused" in done.stdout, done.stderr
+        found.append(LookupTable.load(timed.path).device.fingerprint)
+
+    assert found[0] == found[2] != found[1]
+
+
 def test_stale_without_a_table_says_how_to_make_one(bundle: Bundle, dsc: Callable[..., Any]) -> None:
     done = dsc("bench", bundle.path, "--stale")
 

@@ -123,14 +123,15 @@ def test_engines_of_another_version_are_not_loadable_and_the_command_rebuilds_th
     assert str(fit.retime).endswith("--stale")
 
 
-def test_of_several_tables_the_one_that_was_timed_here_is_taken(built: Bundle) -> None:
+def test_of_several_tables_the_one_that_was_timed_here_is_given_and_the_one_in_use_judged(built: Bundle) -> None:
     make_table(built, elsewhere(power_mode="15W"))
     make_table(built, elsewhere(power_mode="MAXN"), name="tables/b.json")
     make_table(built, elsewhere(), name="tables/c.json")
     make_table(built, elsewhere(), "onnxruntime:cpu", name="tables/d.json")
     (built.path / "tables/e.json").write_text("{")
 
-    assert fit_here(built, "device", OwnBackend()).timing_valid
+    assert not fit_here(built, "device", OwnBackend()).timing_valid
+    assert fit_here(built, "device", OwnBackend(power="15W")).timing_valid
     table = table_here(built, "device", OwnBackend())
     assert valid(table) == [True] * 3
     assert table.device.run_fingerprint == elsewhere()
