@@ -13,7 +13,7 @@ from dsc_split._folders import unfinished_folder
 from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split._table_types import FULL_OFFLOAD
 from dsc_split.bundle import Bundle, TensorInfo, lock_folder
-from dsc_split.errors import DscError, UsageError
+from dsc_split.errors import BundleError, DscError, UsageError
 from dsc_split.serving._triton_config import (
     ModelConfig,
     describe_tensors,
@@ -142,13 +142,14 @@ def export_triton(
     Raises:
         UsageError: An option or the target does not fit, Triton does not load what was built for it, or a folder of
             the same name holds something else.
-        BundleError: A file is missing, or is not what the manifest says.
+        BundleError: The pair_id is not that of the graphs, or a file is missing or not what the manifest says.
         SignatureError: Plans of a packed bundle that is not trusted.
         EngineFileError: A plan is damaged, or of another graph.
         EngineMismatch: A plan is of another version than ``expect_trt``.
         BackendUnavailable: The package ``onnx``, which ONNX models need, is not installed.
         DscError: The folder cannot be written. Each model in it is the old one or the new one.
     """
+    _check_pair_id(bundle)
     options = _Options(
         max_batch=max_batch, instances=instances, max_queue_delay_us=max_queue_delay_us, expect_trt=expect_trt
     )
@@ -171,6 +172,16 @@ def export_triton(
 
 
 # ---- before anything is written ----------------------------------------------------------------------------
+
+
+def _check_pair_id(bundle: Bundle) -> None:
+    """Refuse a pair_id that models of other graphs may have: it names the models, and tells which are replaced."""
+    said, found = bundle.manifest["pair_id"], bundle.compute_pair_id()
+    if said != found:
+        raise BundleError(
+            f"manifest of {str(bundle.path)!r} says pair_id {said!r}; by its graphs {found!r} was expected. Files of "
+            "two exports were mixed, or it was changed. Copy, unpack or export it again."
+        )
 
 
 def _check_options(bundle: Bundle, options: _Options) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsc_split._files import new_file
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LoneGraph", "Piece", "copy_pieces", "detach_graph"]
 
+WEIGHTS_FILE = "weights.data"
+"""Name of every graph's own weights, whatever the bundle calls them: they never take the place of a graph."""
 ALIGNMENT = 64
 PAGE_BYTES = 4096
 LARGE_BYTES = 1024 * 1024
@@ -83,10 +85,11 @@ def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: 
     starts = [piece.start for piece in pieces]
     for tensor, (start, size_bytes) in zip(external, spans, strict=True):
         piece = pieces[bisect.bisect_right(starts, start) - 1] if size_bytes else None
-        for entry in tensor.external_data:
-            if entry.key == "offset":
-                entry.value = str(piece.own_start + start - piece.start if piece else 0)
-    return LoneGraph(data=encode_graph(proto), weights_name=PurePosixPath(weights).name, pieces=pieces)
+        own_start = piece.own_start + start - piece.start if piece else 0
+        del tensor.external_data[:]
+        for key, value in (("location", WEIGHTS_FILE), ("offset", own_start), ("length", size_bytes)):
+            tensor.external_data.add(key=key, value=str(value))
+    return LoneGraph(data=encode_graph(proto), weights_name=WEIGHTS_FILE, pieces=pieces)
 
 
 def copy_pieces(bundle: Bundle, outputs: Mapping[Path, Sequence[Piece]]) -> dict[Path, str]:

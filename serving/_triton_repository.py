@@ -47,7 +47,7 @@ def triton_model_name(bundle: Bundle, choice: str) -> str:
 def name_prefix(bundle: Bundle) -> str:
     """Give how the names of all models of a bundle begin."""
     name = _slug(str(bundle.manifest["model"].get("name") or "model"))[:60]
-    return f"{name}-{bundle.manifest['pair_id'].removeprefix('sha256:')[:DIGITS]}"
+    return f"{name}-{_slug(bundle.manifest['pair_id'].removeprefix('sha256:'))[:DIGITS]}"
 
 
 def _slug(text: str) -> str:

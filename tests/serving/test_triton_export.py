@@ -50,6 +50,7 @@ def replace_tail(bundle: Bundle, *nodes: onnx.NodeProto) -> Bundle:
         "size": path.stat().st_size,
         "role": "tail",
     }
+    bundle.manifest["pair_id"] = bundle.compute_pair_id()
     return bundle
 
 
@@ -228,6 +229,54 @@ def test_weights_that_overlap_stay_together(make: Make, tmp_path: Path) -> None:
     np.testing.assert_array_equal(weights["part"], weights["w4"][1:3])
 
 
+def test_weights_never_take_the_place_of_a_graph(make: Make, tmp_path: Path) -> None:
+    bundle = make("branches")
+    expected = export_triton(bundle, tmp_path / "models")
+    manifest = bundle.manifest
+    graphs = [manifest["model"]["path"], *(split[key] for split in manifest["splits"] for key in ("head", "tail"))]
+    moved = dict(zip(graphs, [f"onnx/{index}.onnx" for index in range(len(graphs))], strict=True))
+    moved[manifest["model"]["weights"]["path"]] = "onnx/model.onnx"
+    for old, new in moved.items():
+        data = bundle.file(old).read_bytes()
+        if old in graphs:
+            proto = onnx.ModelProto.FromString(data)
+            for tensor in proto.graph.initializer:
+                for entry in tensor.external_data:
+                    entry.value = "model.onnx" if entry.key == "location" else entry.value
+            data = proto.SerializeToString(deterministic=True)
+        bundle.file(new).write_bytes(data)
+        role = manifest["files"].pop(old)["role"]
+        manifest["files"][new] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "role": role}
+    manifest["model"]["path"] = moved[manifest["model"]["path"]]
+    manifest["model"]["weights"]["path"] = "onnx/model.onnx"
+    for split in manifest["splits"]:
+        split.update(head=moved[split["head"]], tail=moved[split["tail"]])
+    manifest["pair_id"] = bundle.compute_pair_id()
+
+    result = export_triton(bundle, tmp_path / "others")
+
+    assert [model.files for model in result.models] == [model.files for model in expected.models]
+    for model in result.models:
+        for path, digest in model.files.items():
+            assert sha256_file(tmp_path / "others" / model.name / path) == digest
+
+
+@pytest.mark.parametrize("said", ["/../../evil_", "that of another export"])
+def test_pair_id_that_the_graphs_do_not_have_is_refused(make: Make, tmp_path: Path, said: str) -> None:
+    export_triton(make("branches"), tmp_path / "out" / "models")
+    before = files_of(tmp_path / "out")
+    bundle = make("new-branches")
+    if said.startswith("that"):
+        said = Bundle.open(tmp_path / "branches").manifest["pair_id"]
+    bundle.manifest["pair_id"] = said
+
+    with pytest.raises(BundleError, match=re.escape(repr(said))):
+        export_triton(bundle, tmp_path / "out" / "models")
+
+    assert files_of(tmp_path / "out") == before
+    assert "/" not in triton_model_name(bundle, "full-offload")
+
+
 def test_graph_with_another_border_than_the_manifest_says_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = make("sequence")
     bundle.manifest["splits"][0]["tensors"][0]["name"] = "b"
@@ -263,6 +312,7 @@ def test_choice_with_a_tensor_that_triton_does_not_carry_is_left_out(make: Make,
 def test_bundle_without_anything_to_serve_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = make("sequence")
     bundle.manifest.update(full_offload=False, splits=[])
+    bundle.manifest["pair_id"] = bundle.compute_pair_id()
 
     with pytest.raises(UsageError, match="nothing to serve"):
         export_triton(bundle, tmp_path / "models")
