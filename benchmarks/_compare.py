@@ -142,9 +142,9 @@ def compare_tables(before: LookupTable, after: LookupTable, *, tolerance: float 
     """Say what changed from one table to another.
 
     A latency is slower or faster where the 95 % confidence intervals of the medians do not overlap, and the medians
-    differ by more than the tolerance. Another choice is the best where both tables say so by more than their
-    uncertainty. A switch rate moved where the rates that the terms' intervals allow do not overlap, and it differs
-    by more than the tolerance.
+    differ by more than the tolerance. Another choice is the best over the data rates at which both tables say so by
+    more than their uncertainty. A switch rate moved where the rates that the terms' intervals allow do not overlap,
+    and it differs by more than the tolerance.
 
     Args:
         before: What is compared with.
@@ -152,12 +152,18 @@ def compare_tables(before: LookupTable, after: LookupTable, *, tolerance: float 
         tolerance: Smaller relative differences are none.
 
     Raises:
-        UsageError: ``tolerance`` is not finite, or negative.
+        UsageError: ``tolerance`` is not finite, or negative; the tables have no batch size in common.
     """
     if not 0.0 <= tolerance < math.inf:
         raise UsageError(f"tolerance is {tolerance!r}; a finite number from 0 was expected.")
     sizes = {item.batch for item in before.batches}, {item.batch for item in after.batches}
     common = sorted(sizes[0] & sizes[1])
+    if not common:
+        first, second = (",".join(map(str, sorted(batches))) for batches in sizes)
+        raise UsageError(
+            f"the first table has batches {first}, the second {second}: with none in common nothing can be compared. "
+            f"Measure the second as the first was: dsc-split bench BUNDLE --batches {first}"
+        )
     latencies = tuple(
         change
         for batch in common
@@ -290,24 +296,28 @@ class _Lines:
         """Name the best choice."""
         return next(name for name, end in zip(self.best, self.ends_mb_s, strict=True) if rate_mb_s < end)
 
-    def is_surely_better(self, name: str, other: str, rate_mb_s: float) -> bool:
-        """Tell whether a choice is better than another by more than is uncertain; so it is where that has no row."""
-        if other not in self._index or name not in self._index:
-            return name in self._index
-        times_ms = evaluate(self._lines, rate_mb_s)
-        gain_ms = times_ms[self._index[other]] - times_ms[self._index[name]]
-        return gain_ms > self._uncertainty_ms(name, other)
+    def sure_range_mb_s(self, name: str, other: str) -> tuple[float, float]:
+        """Give the data rates between which a choice is better than another by more than is uncertain.
+
+        So it is at every rate where the other has no row. What it gains is a straight line in the inverse of the
+        rate: the range begins at 0 where it sends less, and has no end where it does not. Infinite twice: nowhere.
+        """
+        if other not in self._index:
+            return 0.0, math.inf
+        i, j = self._index[name], self._index[other]
+        more_mb = self._slopes_mb[i] - self._slopes_mb[j]
+        sure_ms = self._intercepts_ms[j] - self._intercepts_ms[i] - self._uncertainty_ms(name, other)
+        if more_mb < 0.0:
+            return 0.0, 1000.0 * more_mb / sure_ms if sure_ms < 0.0 else math.inf
+        return 1000.0 * more_mb / sure_ms if sure_ms > 0.0 else math.inf, math.inf
 
     def switches(self) -> dict[tuple[str, str], tuple[float, tuple[float, float]]]:
         """Give the rate at which a choice gives way to the next one, and where it may be."""
         found = {}
         for (below, above), rate_mb_s in zip(itertools.pairwise(self.best), self.ends_mb_s, strict=False):
-            i, j = self._index[below], self._index[above]
-            more_mb = abs(self._slopes_mb[j] - self._slopes_mb[i])
-            gain_ms = abs(self._intercepts_ms[i] - self._intercepts_ms[j])
-            unsure_ms = self._uncertainty_ms(below, above)
-            end = 1000.0 * more_mb / (gain_ms - unsure_ms) if gain_ms > unsure_ms else math.inf
-            found[below, above] = rate_mb_s, (1000.0 * more_mb / (gain_ms + unsure_ms), end)
+            _, low = self.sure_range_mb_s(below, above)
+            high, _ = self.sure_range_mb_s(above, below)
+            found[below, above] = rate_mb_s, (low, high)
         return found
 
     def _uncertainty_ms(self, name: str, other: str) -> float:
@@ -316,19 +326,19 @@ class _Lines:
 
 
 def _choices(batch: int, before: LookupTable, after: LookupTable) -> Iterator[ChoiceChange]:
-    """Find where another choice is the best, but for the ranges over which a switch rate moved."""
+    """Find where another choice is surely the best, but for the ranges over which a switch rate moved."""
     then, now = _Lines(before, batch), _Lines(after, batch)
     moved = {frozenset(pair) for pair in then.switches().keys() & now.switches().keys()}
     ends = sorted({*then.ends_mb_s, *now.ends_mb_s})
     for start, end in itertools.pairwise([0.0, *ends]):
-        inside = 2.0 * start if end == math.inf else 2.0 * end / (1.0 + end / start) if start else end / 2.0
-        inside = inside or 1.0  # one choice at every rate
-        best, best_now = then.best_at(inside), now.best_at(inside)
+        best, best_now = then.best_at(start), now.best_at(start)
         if best == best_now or frozenset((best, best_now)) in moved:
             continue
-        if then.is_surely_better(best, best_now, inside) and now.is_surely_better(best_now, best, inside):
-            below = None if end == math.inf else end
-            yield ChoiceChange(batch=batch, from_rate_mb_s=start, below_rate_mb_s=below, before=best, after=best_now)
+        sure, sure_now = then.sure_range_mb_s(best, best_now), now.sure_range_mb_s(best_now, best)
+        low, high = max(start, sure[0], sure_now[0]), min(end, sure[1], sure_now[1])
+        if low < high:
+            below = None if high == math.inf else high
+            yield ChoiceChange(batch=batch, from_rate_mb_s=low, below_rate_mb_s=below, before=best, after=best_now)
 
 
 def _switches(batch: int, before: LookupTable, after: LookupTable, tolerance: float) -> Iterator[SwitchChange]:

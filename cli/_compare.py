@@ -33,7 +33,7 @@ def compare(
     """Compare the times and choices of two bundles or tables.
 
     A difference counts where the 95 % confidence intervals do not overlap and it is larger than the tolerance. Of a
-    bundle its table.json is taken; its other tables lie in tables/.
+    bundle its table.json is taken; its other tables lie in tables/. Without a batch size in common it is an error.
     """
     from dsc_split.benchmarks import compare_tables
     from dsc_split.benchmarks._compare_render import render_comparison

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -146,8 +147,80 @@ def test_another_choice_counts_where_both_tables_are_sure() -> None:
 
     (low, high) = compare_tables(table(), table(without_use)).choices
     assert (low.before, low.after, high.before, high.after) == ("a", "no-offload", "a", "full-offload")
-    assert (low.from_rate_mb_s, high.below_rate_mb_s) == pytest.approx((200 / 52, 100))
+    to_device_ms, to_server_ms = (0.8**2 + 0.2**2 + 0.08**2) ** 0.5, (0.2**2 + 0.08**2 + 0.1**2) ** 0.5
+    assert low.from_rate_mb_s == pytest.approx(200 / (52 - to_device_ms))
+    assert high.below_rate_mb_s == pytest.approx(1800 / (18 + to_server_ms))
     assert compare_tables(table(half=0.9), table(without_use, half=0.9)).choices == ()
+
+
+def test_another_choice_is_found_where_tables_become_sure_at_high_rates_alone() -> None:
+    before, after = (
+        table({0: (0.0, 10.0, 2_000_000), 1: (head_ms, 0.1, 200_000)}, half=0.1) for head_ms in (11.5, 8.5)
+    )
+    (change,) = compare_tables(before, after).choices
+
+    assert (change.before, change.after, change.below_rate_mb_s) == ("full-offload", "a", None)
+    assert change.from_rate_mb_s == pytest.approx(1800 / (1.6 - (1.15**2 + 0.01**2 + 1.0**2) ** 0.5))
+
+
+Times = dict[int, tuple[float, float, int]]
+
+
+def sure_gain_ms(times: Times, half: float, better: int, other: int, rate_mb_s: float) -> float:
+    """What a choice gains on another beyond what is uncertain."""
+    if other not in times:
+        return math.inf
+    both = times[better], times[other]
+    gain_ms = total_ms(times, other, rate_mb_s) - total_ms(times, better, rate_mb_s)
+    return gain_ms - half * math.sqrt(sum(head_ms**2 + tail_ms**2 for head_ms, tail_ms, _ in both))
+
+
+def total_ms(times: Times, choice: int, rate_mb_s: float) -> float:
+    head_ms, tail_ms, size_bytes = times[choice]
+    return head_ms + tail_ms + size_bytes / 1000 / rate_mb_s
+
+
+def test_other_choices_are_claimed_at_the_very_rates_at_which_both_tables_are_sure() -> None:
+    random = Random(0)
+    names = ("full-offload", "a", "b", "c", "d", "no-offload")
+    choices = tuple(
+        Choice(id=i, kind=name if "offload" in name else "split", name=name) for i, name in enumerate(names)
+    )
+    seen = {"choice": 0, "switch": 0, "unsure": 0}
+    for _ in range(100):
+        then: Times = {
+            i: (random.uniform(1, 60), random.uniform(0.5, 30), int(10 ** random.uniform(4, 6.5))) for i in range(1, 5)
+        }
+        then |= {0: (0.0, random.uniform(0.5, 30), 2_000_000), 5: (random.uniform(30, 200), 0.0, 0)}
+        now = {i: (head_ms * random.uniform(0.6, 1.5), tail_ms, size) for i, (head_ms, tail_ms, size) in then.items()}
+        now = {i: terms for i, terms in now.items() if i in (0, 5) or random.random() < 0.9}
+        halves = random.uniform(0, 0.2), random.uniform(0, 0.2)
+        before, after = (
+            table(times, half=half, choices=choices) for times, half in zip((then, now), halves, strict=True)
+        )
+        found = compare_tables(before, after, tolerance=0.0)
+        moved = {frozenset((item.below, item.above)) for item in found.switches}
+        for rate_mb_s in (10 ** random.uniform(-1, 4) for _ in range(60)):
+            best = min(then, key=lambda i: total_ms(then, i, rate_mb_s))
+            best_now = min(now, key=lambda i: total_ms(now, i, rate_mb_s))
+            claimed = [
+                (item.before, item.after)
+                for item in found.choices
+                if item.from_rate_mb_s <= rate_mb_s < (item.below_rate_mb_s or math.inf)
+            ]
+            sure = (
+                best != best_now
+                and sure_gain_ms(then, halves[0], best, best_now, rate_mb_s) > 0
+                and sure_gain_ms(now, halves[1], best_now, best, rate_mb_s) > 0
+            )
+            pair = names[best], names[best_now]
+            if sure and frozenset(pair) not in moved:
+                assert claimed == [pair]
+                seen["choice"] += 1
+            else:
+                assert claimed == []
+                seen["switch" if sure else "unsure"] += best != best_now
+    assert min(seen.values()) > 50, seen
 
 
 def test_what_makes_tables_less_comparable_is_said_first() -> None:
@@ -179,6 +252,11 @@ def test_noise_alone_is_no_change() -> None:
 def test_a_tolerance_below_zero_is_refused() -> None:
     with pytest.raises(UsageError, match="tolerance is -1"):
         compare_tables(table(), table(), tolerance=-1)
+
+
+def test_tables_without_a_batch_size_in_common_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"batches 1,2, the second 4: .* dsc-split bench BUNDLE --batches 1,2$"):
+        compare_tables(table(batches=(1, 2)), table(batches=(4,)))
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -230,3 +308,14 @@ def test_the_exit_code_is_for_automatic_checks(
     before, after = reversed(files) if turned else files
 
     assert dsc("compare", before, after, *options).exit_code == exit_code
+
+
+@pytest.mark.parametrize("fail_on", ["slower", "change", "never"])
+def test_the_command_fails_where_nothing_can_be_compared(
+    files: tuple[Path, Path], dsc: Callable[..., Any], fail_on: str
+) -> None:
+    files[1].write_text(json.dumps(table(batches=(2,)).to_json()))
+    done = dsc("compare", *files, "--fail-on", fail_on)
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "the first table has batches 1, the second 2" in done.stderr
