@@ -9,16 +9,19 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsc_split._archive import name_faults
+from dsc_split._contents import PICKLES, record_fault
 from dsc_split._files import canonical_json, new_file, sha256_file, write_bytes
 from dsc_split._hashing import Hasher
 from dsc_split._manifest import SEALED_ROLES
 from dsc_split._progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks._cells import Cell, CellStore
+from dsc_split._verify import engine_files
+from dsc_split.benchmarks._cells import Cell, CellStore, read_measured
 from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
 from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
 from dsc_split.benchmarks._table import adopt_tables, write_tables
@@ -34,8 +37,8 @@ __all__ = ["PREFERENCES", "MergeResult", "merge_bundles"]
 logger = logging.getLogger(__name__)
 
 PREFERENCES = ("ours", "theirs", "newer")
-_FOLDERS = ("engines", "onnx", "samples")
-"""Where files lie that come from others, cells and reports on memory apart."""
+_FOLDERS = ("onnx", "samples")
+"""Where files lie that a bundle can have left out, engines apart."""
 _SETTINGS = ("batch", "full_offload", "input_bytes_stated")
 """Keys of the manifest that are not of the pair, and that a table depends on."""
 
@@ -185,20 +188,16 @@ class _Plan:
         if conflicts:
             choice = "Choose whose are right: --prefer ours, --prefer theirs or --prefer newer."
             raise _refusal("conflicts", conflicts, choice)
-        self._files = {**self._graphs_and_samples(), **merger.engines}
-        if strange := [path for path in self._files if path.partition("/")[0] not in _FOLDERS]:
-            raise BundleError(
-                f"others list {', '.join(map(repr, strange))} as a graph, a sample or an engine; these lie in "
-                f"{', '.join(_FOLDERS)}. See what is wrong: dsc-split verify OTHER"
-            )
+        self._reports = self._memory_reports()
+        self._files = {**self._left_out(), **merger.engines}
+        self._check_names(merger.engines)
         self._manifest = self._united_manifest(settings, merger.engines)
         listed = bundle.manifest["files"]
-        self._reports = self._memory_reports()
         self._is_changed = self._manifest != _open(bundle.manifest)
         self._copies = {path: item for path, item in self._files.items() if self._is_new(path, item)}
         self._old = sorted(path for path in listed if path not in self._manifest["files"] and _is_engine(listed[path]))
         for item in self._copies.values():
-            if _is_engine(item.listed):
+            if item.path in engine_files(item.bundle.manifest):
                 item.bundle.require_trust(f"engine {item.path!r}")
 
     def result(self, *, dry_run: bool) -> MergeResult:
@@ -249,12 +248,12 @@ class _Plan:
             bundle.unseal()
             report = bundle.file(name)
             report.parent.mkdir(exist_ok=True)
-            new.append(report)
+            _note_new(new, report)
             write_bytes(report, data)
         store = CellStore(bundle)
         for key, cell in self._changed_cells().items():
             if key not in self._own_cells:
-                new.append(store.path(cell.question))
+                _note_new(new, store.path(cell.question))
             store.put(cell)
         if self._is_changed:
             bundle.manifest = {**self._manifest, "revision": bundle.manifest["revision"]}
@@ -263,28 +262,56 @@ class _Plan:
     def _changed_cells(self) -> dict[str, Cell]:
         return {key: cell for key, cell in self._cells.items() if cell != self._own_cells.get(key)}
 
-    def _graphs_and_samples(self) -> dict[str, Found]:
-        """Find the files other than engines that the bundle does not hold and another one does."""
+    def _left_out(self) -> dict[str, Found]:
+        """Find the files other than engines that the bundle has left out and another one holds."""
         manifest, found = self._bundle.manifest, {}
         for other in self.others:
+            engines = engine_files(other.manifest)
             for path, listed in other.manifest["files"].items():
-                if _is_engine(listed) or listed.get("role") in SEALED_ROLES:
+                if path in engines or listed.get("role") in SEALED_ROLES:
                     continue
                 known = manifest["files"].get(path) or manifest["left_out"].get(path)
-                if known is not None and known["sha256"] != listed["sha256"]:
-                    self._notes.append(f"{path!r} of {str(other.path)!r} is another one; that of the bundle stays.")
+                where = f"{path!r} of {str(other.path)!r}"
+                if known is None:
+                    self._notes.append(f"{where} is no file of the bundle's, and does not come.")
+                elif known["sha256"] != listed["sha256"]:
+                    self._notes.append(f"{where} is another one; that of the bundle stays.")
                 elif path not in manifest["files"]:
-                    found[path] = Found(bundle=other, path=path, listed=dict(listed))
+                    found[path] = Found(bundle=other, path=path, listed=dict(known))
         return found
+
+    def _check_names(self, engines: Collection[str]) -> None:
+        """Refuse files that would come to a place that is not theirs, or make the bundle one that cannot be packed.
+
+        Raises:
+            BundleError: There are some.
+        """
+        manifest, coming = self._bundle.manifest, [*self._files, *self._reports]
+        faults = dict(name_faults(dict.fromkeys([*manifest["files"], *manifest["left_out"], *coming])))
+        for path in self._files:
+            folder, slash, _ = path.partition("/")
+            folders = ("engines",) if path in engines else _FOLDERS
+            if not slash or folder not in folders:
+                faults.setdefault(path, f"does not lie in {' or '.join(map(repr, folders))}")
+            elif path.lower().endswith(PICKLES):
+                faults.setdefault(path, "is a pickle, which runs code when it is read; a bundle holds none")
+        if faults:
+            texts = [f"{path!r} {fault}." for path, fault in faults.items()]
+            raise _refusal("files that cannot come", texts, "See what is wrong: dsc-split verify OTHER")
 
     def _memory_reports(self) -> dict[str, bytes]:
         """Find what others measured of the memory of engines, and the bundle has no report of; the newest wins."""
-        return {
-            name: other.read(name) if name in other.manifest["files"] else other.storage.read(name)
-            for other in self.others
-            for name in other.storage.names()
-            if re.fullmatch(r"memory/[^/]+\.json", name) and not self._bundle.has(name)
-        }
+        found = {}
+        for other in self.others:
+            for name in other.storage.names():
+                if not re.fullmatch(r"memory/[^/]+\.json", name) or self._bundle.has(name):
+                    continue
+                data = read_measured(other, name)
+                if fault := record_fault(name, data):
+                    self._notes.append(f"{name!r} of {str(other.path)!r} {fault}. It does not come.")
+                else:
+                    found[name] = data
+        return found
 
     def _united_manifest(self, settings: dict[str, Any], engines: dict[str, Found]) -> dict[str, Any]:
         manifest = _open(self._bundle.manifest)
@@ -324,7 +351,7 @@ class _Plan:
         target, size_bytes, sha256 = self._bundle.file(path), found.listed["size"], found.listed["sha256"]
         if target.is_file() and target.stat().st_size == size_bytes and sha256_file(target) == sha256:
             return
-        new.append(target)
+        _note_new(new, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with found.bundle.storage.open(found.path) as source, new_file(target) as sink:
             copied = hasher.read(source, sink)
@@ -333,6 +360,12 @@ class _Plan:
                     f"{found.path!r} in {str(found.bundle.path)!r} has SHA-256 {copied.sha256[:12]}...; its manifest "
                     f"says {sha256[:12]}.... It was changed or damaged; copy it again. Nothing was merged."
                 )
+
+
+def _note_new(new: list[Path], path: Path) -> None:
+    """Note a file that is about to be written, unless something stands there already."""
+    if not os.path.lexists(path):
+        new.append(path)
 
 
 def _remove(bundle: Bundle, paths: Iterable[Path]) -> None:

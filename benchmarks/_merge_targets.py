@@ -175,11 +175,16 @@ class TargetMerger:
         """Give what a manifest says of an engine's file.
 
         Raises:
-            BundleError: It does not list it.
+            BundleError: It does not list it, or not as an engine.
         """
         manifest, path = self.copies[number].manifest, engine["path"]
         for files in (manifest["files"], manifest["left_out"]):
             if path in files:
+                if (role := files[path].get("role")) != "engine":
+                    raise BundleError(
+                        f"the manifest of {self._name(number)} names {path!r} as an engine of a target, and lists it "
+                        f"with role {role!r}; 'engine' was expected. Build or copy it again."
+                    )
                 return dict(files[path])
         raise BundleError(f"the manifest of {self._name(number)} does not list {path!r}. Build or copy it again.")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dsc_split._files import body_digest, canonical_json, read_json, write_bytes
 from dsc_split._form import count, entries, fail, fields, items, number, one_of, or_null, positive, some_object, text
 from dsc_split._table_types import FULL_OFFLOAD, NO_OFFLOAD
+from dsc_split.benchmarks._cells import read_measured
 from dsc_split.engines._sides import SIDES, SideGraph, recorded_target, side_graphs
 from dsc_split.errors import BundleError, DamagedError, DscError
 
@@ -311,7 +312,7 @@ def load_memory(bundle: Bundle, side: str, part: Side) -> MemoryReport | None:
     for name in bundle.storage.names():
         if not name.startswith(f"{FOLDER}/{side}-"):
             continue
-        report = MemoryReport.parse(bundle.storage.read(name), name)
+        report = MemoryReport.parse(read_measured(bundle, name), name)
         if report.side == side and _is_measured_on(report, part):
             return _without_strangers(report, digests)
     return builder_memory(bundle, side, part.target)

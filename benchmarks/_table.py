@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsc_split import _table_json
 from dsc_split._files import read_json, write_json
-from dsc_split.benchmarks._cells import Cell, CellStore
+from dsc_split.benchmarks._cells import Cell, CellStore, read_measured
 from dsc_split.benchmarks._marks import describe_marks
 from dsc_split.benchmarks._side_times import (
     SideTimes,
@@ -305,8 +305,7 @@ def _tables(bundle: Bundle) -> list[LookupTable]:
     tables = []
     for name in (*([TABLE] if bundle.has(TABLE) else []), *names):
         try:
-            listed = name in bundle.manifest["files"]
-            table = LookupTable.load(bundle.read(name) if listed else bundle.storage.read(name))
+            table = LookupTable.load(read_measured(bundle, name))
         except DamagedError as e:
             logger.info("%s: %s", name, e)
             continue

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsc_split.cli._trust import SignKeys
+from dsc_split.cli._trust import AllowUnsigned, RequireSignature, SignKeys, TrustKeys, make_trust
 
 __all__ = ["pack"]
 
@@ -47,11 +47,15 @@ def pack(
         ),
     ] = None,
     sign: SignKeys = None,
+    trust: TrustKeys = None,
+    require_signature: RequireSignature = False,
+    allow_unsigned: AllowUnsigned = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Pack a bundle, or one side of it, into one file.
 
-    The same bundle gives the same file, byte for byte. Signatures stay where nothing has changed.
+    The same bundle gives the same file, byte for byte. Signatures stay where nothing has changed. Engines of a packed
+    bundle are signed again only where it is trusted.
     """
     from dsc_split._sizes import size_text
     from dsc_split._storage import SUFFIX
@@ -59,7 +63,9 @@ def pack(
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.packing import pack_bundle
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(
+        bundle, trust=make_trust(trust, require_signature=require_signature, allow_unsigned=allow_unsigned)
+    )
     if output is None:
         place = bundle.resolve()
         name = place.stem if opened.is_packed else place.name

@@ -330,7 +330,9 @@ def test_signatures_stay_while_nothing_changes_and_go_when_it_does(tmp_path: Pat
 
 def test_engines_of_others_are_signed_only_where_they_are_trusted(tmp_path: Path, bundle: Bundle) -> None:
     pytest.importorskip("cryptography")
-    theirs, ours = (generate_key(tmp_path / f"{name}.pem") for name in ("theirs", "ours"))
+    theirs, ours = tmp_path / "theirs.pem", tmp_path / "ours.pem"
+    public = generate_key(theirs)
+    generate_key(ours)
     source, output = tmp_path / "x.dscb", tmp_path / "y.dscb"
     pack_bundle(bundle, source, sign=[theirs])
 
@@ -338,13 +340,14 @@ def test_engines_of_others_are_signed_only_where_they_are_trusted(tmp_path: Path
         pack_bundle(Bundle.open(source), output, sign=[ours])
     assert not output.exists()
     assert pack_bundle(Bundle.open(source), output).signatures == 1
-    for trust in (Trust(keys=(Path(f"{theirs}.pub"),)), ANYONE):
+    for trust in (Trust(keys=(public,)), ANYONE):
         assert pack_bundle(Bundle.open(source, trust=trust), output, sign=[ours]).signatures == 2
 
 
 def test_compiled_code_in_a_graph_of_others_is_not_signed(tmp_path: Path, bundle: Bundle) -> None:
     pytest.importorskip("cryptography")
-    key = generate_key(tmp_path / "ours.pem")
+    key = tmp_path / "ours.pem"
+    generate_key(key)
     pack_bundle(bundle, tmp_path / "x.dscb", side="server")
     assert pack_bundle(Bundle.open(tmp_path / "x.dscb"), tmp_path / "y.dscb", sign=[key]).signatures == 1
 

@@ -20,7 +20,7 @@ from dsc_split._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifes
 from dsc_split._parts import SIDES, choose_targets, fits_record, fits_table, held_files, put_last, side_graphs
 from dsc_split._progress import ProgressListener, silent
 from dsc_split._storage import SUFFIX
-from dsc_split._verify import Verification, progress_in_mb
+from dsc_split._verify import Verification, engine_files, progress_in_mb
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, UsageError
 
@@ -91,12 +91,14 @@ def pack_bundle(
         with_onnx: Whether a part holds the graphs, too, where it has engines.
         with_cells: Whether the measurements are held; default: in a whole bundle.
         revision: Number that tells new bundles from old ones; default: seconds since 1970 of the newest change.
-        sign: Private keys to sign it with. Signatures that it has stay where nothing changed.
+        sign: Private keys to sign it with; engines of a packed bundle are signed only where it is trusted. Signatures
+            that it has stay where nothing changed.
         progress: Told how many MB were packed.
 
     Raises:
         UsageError: An argument is unknown or does not fit the bundle.
         BundleError: A file is missing, damaged or not what the manifest says.
+        SignatureError: It was to be signed, and holds engines of a packed bundle that is not trusted.
         BundleBusyError: Another command is writing the bundle.
         DscError: The file cannot be written.
     """
@@ -111,6 +113,8 @@ def pack_bundle(
         packing = _Packing(bundle, side, {"device": device, "server": server}, with_onnx=with_onnx)
         packing.choose_files(with_cells=with_cells)
         manifest = packing.manifest(revision)
+        if sign and not bundle.trusted:
+            _refuse_code(bundle, manifest)
         data = encode_manifest(manifest)
         envelope = _envelope(bundle, data, sign)
         extra = {MANIFEST: data, **({ENVELOPE: envelope} if envelope else {})}
@@ -246,7 +250,8 @@ class _Packing:
         listed = {path for path, item in manifest["files"].items() if item.get("role") in SEALED_ROLES}
         names = {name for name in storage.names() if is_record(name) or (is_table(name) and not manifest["sealed"])}
         for name in sorted(listed | names):
-            data = self._bundle.read(name) if name in listed else storage.read(name)
+            checked = self._bundle.is_packed or name in listed
+            data = self._bundle.read(name) if checked else storage.read(name)
             fault = record_fault(name, data) if is_record(name) else table_fault(data, manifest["pair_id"])
             if fault:
                 again = f"Remove it, or make it again: dsc-split bench {self._bundle.path}"
@@ -292,6 +297,22 @@ def _remove_unfinished(target: Path) -> None:
 def _entry(name: str, data: bytes) -> Entry:
     digest = hashlib.sha256(data).hexdigest()
     return Entry(name=name, size_bytes=len(data), sha256=digest, open=partial(io.BytesIO, data))
+
+
+def _refuse_code(bundle: Bundle, manifest: dict[str, Any]) -> None:
+    """Refuse to sign native code that came from elsewhere; graphs may hold some, too.
+
+    Raises:
+        SignatureError: There is some.
+    """
+    code = engine_files(manifest)
+    if not code:
+        check = Verification(bundle.storage)
+        check.manifest()
+        check.files()
+        code = {*check.ep_context} & {*manifest["files"]}
+    if code:
+        bundle.require_trust(repr(min(code)))
 
 
 def _envelope(bundle: Bundle, manifest: bytes, keys: Sequence[Path]) -> bytes | None:

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from dsc_split._files import sha256_file
+from dsc_split._files import body_digest, canonical_json, sha256_file
 from dsc_split.benchmarks import BenchSettings, Cell, CellStore, Question, bench_bundle, merge_bundles, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.engines._fingerprint import fingerprint_digest, target_id
-from dsc_split.errors import BundleBusyError, BundleError, DscError, UsageError
+from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
 from dsc_split.lookup_table import LookupTable
 from dsc_split.packing import pack_bundle
 
@@ -119,6 +120,15 @@ def build_side(
         "failed": [],
     }
     bundle.manifest["targets"][side].append(entry)
+    bundle.save()
+
+
+def list_samples(bundle: Bundle) -> None:
+    """List the samples, so that the bundle can be packed."""
+    for name in ("samples/model.npz", "samples/a.npz"):
+        size = (bundle.path / name).stat().st_size
+        bundle.manifest["files"][name] = {"sha256": sha256_file(bundle.path / name), "size": size, "role": "sample"}
+    bundle.manifest["pair_id"] = bundle.compute_pair_id()
     bundle.save()
 
 
@@ -278,10 +288,12 @@ def test_several_gpus_live_under_one_target(bundle: Bundle) -> None:
 def test_what_was_measured_of_memory_comes_too(bundle: Bundle) -> None:
     other = twin(bundle, "other")
     (other.path / "memory").mkdir()
-    (other.path / "memory/device-0123456789ab.json").write_bytes(b"theirs")
+    theirs = canonical_json({"body_sha256": body_digest({})}) + b"\n"
+    (other.path / "memory/device-0123456789ab.json").write_bytes(theirs)
+    (other.path / "memory/device-ffffffffffff.json").write_bytes(theirs[1:])
 
     assert merge_bundles(bundle, [other.path]).files == ("memory/device-0123456789ab.json",)
-    assert (bundle.path / "memory/device-0123456789ab.json").read_bytes() == b"theirs"
+    assert (bundle.path / "memory/device-0123456789ab.json").read_bytes() == theirs
     assert not merge_bundles(bundle, [other.path]).changed
 
 
@@ -302,11 +314,7 @@ def test_one_table_that_lacks_a_row_does_not_take_it_from_the_others_of_a_part(b
 def test_packed_parts_are_merged_in_place_and_their_engines_only_where_they_are_trusted(
     bundle: Bundle, dsc: Callable[..., Any]
 ) -> None:
-    for name in ("samples/model.npz", "samples/a.npz"):
-        size = (bundle.path / name).stat().st_size
-        bundle.manifest["files"][name] = {"sha256": sha256_file(bundle.path / name), "size": size, "role": "sample"}
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
-    bundle.save()
+    list_samples(bundle)
     other = twin(bundle, "other")
     build_side(other, "device")
     time_side(other, "device", "edge")
@@ -516,10 +524,91 @@ def test_a_file_that_has_no_place_there_does_not_come(bundle: Bundle, name: str)
     other.save()
     before = contents(bundle.path)
 
-    with pytest.raises(BundleError, match="as a graph, a sample or an engine"):
+    result = merge_bundles(bundle, [other.path])
+
+    assert (result.changed, f"{name!r} of" in str(result.notes)) == (False, True)
+    assert contents(bundle.path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("table.json", "does not lie in 'engines'"),
+        ("engines", "does not lie in 'engines'"),
+        ("onnx/a.plan", "does not lie in 'engines'"),
+        ("engines/x/a.pkl", "is a pickle"),
+        ("engines/.hid", "is no plain path"),
+        ("engines/A.PLAN", "differs from 'engines/a.plan' in nothing but case"),
+        ("engines/a.plan/b", "lies in 'engines/a.plan', which is a file"),
+    ],
+)
+def test_an_engine_comes_to_no_place_that_makes_the_bundle_unusable(bundle: Bundle, name: str, fault: str) -> None:
+    other = twin(bundle, "other")
+    build_side(other, "device")
+    engine = other.manifest["targets"]["device"][0]["engines"][0]
+    listed = other.manifest["files"].pop(engine["path"])
+    other.manifest["files"][name], engine["path"] = listed, name
+    other.save()
+    bundle.manifest["left_out"]["engines/a.plan"] = listed
+    bundle.save()
+    before = contents(bundle.path)
+
+    with pytest.raises(BundleError, match=re.escape(f"{name!r} {fault}")):
         merge_bundles(bundle, [other.path])
 
     assert contents(bundle.path) == before
+
+
+def test_native_code_of_another_role_does_not_come_without_trust(tmp_path: Path, bundle: Bundle) -> None:
+    list_samples(bundle)
+    other = twin(bundle, "other")
+    build_side(other, "device")
+    pack_bundle(other, tmp_path / "honest.dscb")
+    with pytest.raises(SignatureError, match="is native code"):
+        merge_bundles(bundle, [tmp_path / "honest.dscb"])
+
+    for engine in other.manifest["targets"]["device"][0]["engines"]:
+        other.manifest["files"][engine["path"]]["role"] = "sample"
+    other.save()
+    pack_bundle(other, tmp_path / "liar.dscb")
+    with pytest.raises(BundleError, match=r"with role 'sample'; 'engine' was expected"):
+        merge_bundles(bundle, [tmp_path / "liar.dscb"])
+    other.manifest["targets"]["device"] = []
+    other.save()
+    pack_bundle(other, tmp_path / "stray.dscb")
+    assert not merge_bundles(bundle, [tmp_path / "stray.dscb"]).files
+    assert not (bundle.path / "engines").exists()
+
+
+def test_what_stood_there_stays_where_a_merge_fails(bundle: Bundle) -> None:
+    other = twin(bundle, "other")
+    build_side(other, "device")
+    first, second = (Path(engine["path"]) for engine in other.manifest["targets"]["device"][0]["engines"])
+    (other.path / second).write_bytes(b"x" + (other.path / second).read_bytes()[1:])
+    (bundle.path / first).parent.mkdir(parents=True)
+    (bundle.path / first).write_bytes(b"not listed")
+
+    with pytest.raises(BundleError, match="changed or damaged"):
+        merge_bundles(bundle, [other.path])
+
+    assert (bundle.path / first).is_file()
+    assert not (bundle.path / second).exists()
+
+
+def test_what_a_packed_bundle_does_not_list_is_not_believed(tmp_path: Path, bundle: Bundle) -> None:
+    list_samples(bundle)
+    other = twin(bundle, "other")
+    time_side(other, "device", "edge")
+    pack_bundle(other, tmp_path / "other.dscb")
+    packed = Bundle.open(tmp_path / "other.dscb")
+    names = [name for name in packed.manifest["files"] if name.startswith("cells/")]
+    del packed.manifest["files"][names[0]]
+
+    with pytest.raises(BundleError, match="does not list"):
+        CellStore(packed).read(names[0])
+    with pytest.raises(BundleError, match=f"does not list '{names[0]}'"):
+        merge_bundles(bundle, [packed])
+    assert not CellStore(bundle).names()
 
 
 def test_a_full_disk_leaves_the_bundle_as_it_was(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,7 +647,7 @@ def test_a_merge_that_is_killed_is_finished_by_the_next(bundle: Bundle, monkeypa
     replace, left = Path.replace, [0]
 
     def replace_some(path: Path, target: Any) -> Any:
-        left[0] -= 1
+        left[0] -= Path(target).name != ".lock.holder"
         if left[0] < 0:
             raise Killed
         return replace(path, target)

@@ -89,6 +89,16 @@ def test_engines_of_other_graphs_are_passed_over_with_their_sets(bundle: Bundle)
     assert ([item.choice for item in found.engines], found.sets) == ([NONE], ())
 
 
+def test_a_report_that_is_sealed_is_read_as_it_was_sealed(tmp_path: Path, bundle: Bundle) -> None:
+    digest = bundle.graph_digest("onnx/model.onnx")
+    path = save_memory(bundle, report("device", {}, engines=(engine(NONE, 123, graph_digest=digest),)))
+    data, name = path.read_bytes(), path.relative_to(bundle.path).as_posix()
+    bundle.manifest["files"][name] = {"sha256": 64 * "0", "size": len(data), "role": "memory"}
+
+    with pytest.raises(BundleError, match="has SHA-256"):
+        load_memory(bundle, "device", Side(target="onnxruntime:cpu", fingerprint="f" * 64))
+
+
 def test_every_changed_byte_of_a_report_is_found(bundle: Bundle) -> None:
     path = save_memory(bundle, report("device", {NONE: 123, "a": 77}, held(150, NONE, "a")))
     data = path.read_bytes()

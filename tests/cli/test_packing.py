@@ -75,6 +75,20 @@ def test_road_from_pack_with_a_signature_to_unpack_and_back(tmp_path: Path, bund
     assert dsc("verify", out, *trust).exit_code == 0
 
 
+def test_packed_bundle_is_signed_again_with_trust(tmp_path: Path, bundle: Bundle, dsc: Program) -> None:
+    pytest.importorskip("cryptography")
+    theirs, ours, packed = tmp_path / "theirs.pem", tmp_path / "ours.pem", tmp_path / "b4.dscb"
+    dsc("keygen", theirs)
+    dsc("keygen", ours)
+    dsc("pack", bundle.path, "--sign", theirs)
+    again = ("pack", packed, "--output", tmp_path / "again.dscb", "--sign", ours)
+
+    refused = dsc(*again)
+    assert (refused.exit_code, "is native code" in refused.stderr) == (6, True)
+    assert dsc(*again, "--trust", f"{ours}.pub").exit_code == 6
+    assert "2 signatures" in dsc(*again, "--trust", f"{theirs}.pub").stdout
+
+
 def test_unpack_refuses_engines_without_trust_and_older_bundles(tmp_path: Path, bundle: Bundle, dsc: Program) -> None:
     packed, out = tmp_path / "b4.dscb", tmp_path / "out"
     dsc("pack", bundle.path, "--revision", 2)
