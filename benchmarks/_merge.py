@@ -174,6 +174,11 @@ class _Plan:
         self.others = sorted(others, key=lambda other: (other.manifest["revision"], _digest(other)))
         copies = [bundle, *self.others]
         self._notes: list[str] = []
+        if bundle.manifest["side"] is not None:
+            self._notes.append(
+                f"{str(bundle.path)!r} is the {bundle.manifest['side']}'s part of a bundle, and all goes into it; "
+                "usually parts are merged into the whole bundle"
+            )
         read = [read_cells(copy) for copy in copies]
         self._damaged = [text for _, damaged in read[1:] for text in damaged]
         if self._damaged and not skip_damaged:

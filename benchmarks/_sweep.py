@@ -120,6 +120,11 @@ def bench_bundle(
         DscError: A cell cannot be written.
     """
     settings = settings or BenchSettings()
+    if stale and sides is None and bundle.manifest["side"] is None:
+        raise UsageError(
+            f"{str(bundle.path)!r} has both sides, and this machine may be one of them alone: say which one is to be "
+            "timed again here, --side device or --side server, or --side both for one machine."
+        )
     sides = _sides(bundle, sides)
     given = {"device": device, "server": server}
     table = LookupTable.load(bundle) if stale else None

@@ -25,7 +25,7 @@ from dsc_split.benchmarks._side_times import (
 )
 from dsc_split.benchmarks._table_rows import IncompleteError, Plan, make_batches, make_plans
 from dsc_split.engines._sides import SIDES, last_target
-from dsc_split.errors import BundleError, DamagedError, DscError, TableError, UsageError
+from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable, Side
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def write_tables(bundle: Bundle, *, device: str | Side | None = None, server: st
         if not tables or device is not None or server is not None:
             raise
         main = list(tables.values())[-1]
+    _tell_budget(bundle)
     path = save_table(bundle, main)
     return [path, *(_save(bundle, name, table) for name, table in tables.items() if name != path.name)]
 
@@ -128,7 +129,8 @@ def adopt_tables(bundle: Bundle, others: Sequence[Bundle]) -> None:
     """Take the tables of copies for pairs of run fingerprints that a bundle has none of; the last copy's first."""
     known = {(table.device, table.server) for table in _tables(bundle)}
     for other in reversed(others):
-        for table in _tables(other):
+        tables = _tables(other)
+        for table in (*tables[1:], *tables[:1]):  # table.json, the first one, may be cut down to a memory budget
             pair = (table.device, table.server)
             if pair not in known and table.pair_id == bundle.manifest["pair_id"]:
                 known.add(pair)
@@ -314,6 +316,21 @@ def _tables(bundle: Bundle) -> list[LookupTable]:
     return tables
 
 
+def _tell_budget(bundle: Bundle) -> None:
+    """Say that a memory budget does not outlast new times: what loses least may be another set."""
+    try:
+        document = read_json(bundle.path / TABLE, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES)
+    except TableError:
+        return
+    budget = (document.get("residency") or {}).get("budget_bytes", {})
+    if budget:
+        words = ",".join(f"{side}={size_bytes}B" for side, size_bytes in budget.items())
+        logger.warning(
+            "table.json has all choices again, within no memory budget. Choose anew: "
+            f"dsc-split table {bundle.path} --memory-budget {words}"
+        )
+
+
 def _kept(table: LookupTable) -> tuple[Link, str]:
     """Give link and count of a table, so that making it anew does not lose them."""
     source = table.link.source.removesuffix(_PER_ELEMENT) if table.count == "elements" else table.link.source
@@ -343,9 +360,13 @@ def _put(bundle: Bundle, path: Path, table: LookupTable) -> None:
             return
     except TableError:  # none, or a damaged one
         pass
-    if bundle.manifest["sealed"]:
-        with bundle.lock():
-            bundle.unseal()
+    if bundle.manifest["sealed"] or path.name == TABLE:
+        try:
+            with bundle.lock():
+                bundle.save()  # another table makes a bundle newer
+        except BundleBusyError:
+            if bundle.manifest["sealed"]:
+                raise
     write_json(path, document)
     logger.info("table: %s", path)
 

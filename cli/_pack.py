@@ -37,7 +37,7 @@ def pack(
         typer.Option(
             "--with-cells/--without-cells",
             show_default=False,
-            help="Hold the measurements. Default: a whole bundle does, a side's part does not.",
+            help="Hold the measurements. Default: yes, unless --side is given.",
         ),
     ] = None,
     revision: Annotated[

@@ -28,6 +28,8 @@ def memory_budget(text: str) -> dict[str, int]:
         if side not in SIDES or side in budget_bytes:
             wrong = "stands twice" if side in budget_bytes else "is no side"
             raise typer.BadParameter(f"{side!r} in {text!r} {wrong}: device=500MB,server=4GB was expected, or 500MB.")
+        if size.strip().isdigit():
+            raise typer.BadParameter(f"{size!r} has no unit: a size such as 500MB was expected.")
         budget_bytes[side] = size_bytes(size)
     return budget_bytes
 

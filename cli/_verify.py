@@ -49,9 +49,8 @@ def verify(
     fit = _fit(bundle, here, asked) if here is not None and result.ok else None
     _show(result, fit, as_json=json)
     if not result.ok:
-        raise BundleError(
-            f"bundle {str(bundle)!r} has {len(result.rows)} faults; see above. Copy, unpack or export it again."
-        )
+        faults = "1 fault" if len(result.rows) == 1 else f"{len(result.rows)} faults"
+        raise BundleError(f"bundle {str(bundle)!r} has {faults}; see above.")
 
 
 def _fit(bundle: Path, side: str, trust: Trust) -> Fit:
@@ -76,7 +75,8 @@ def _show(result: VerifyResult, fit: Fit | None, *, as_json: bool) -> None:
     if result.ok:
         what = f"the {result.side}'s part" if result.side else "whole bundle"
         state = "sealed" if result.sealed else "open"
-        signed = f"signed by {', '.join(result.signed_by)}" if result.signed_by else "signed by no key that was given"
+        signed = f"signed by {', '.join(result.signed_by)}" if result.signed_by else "by whom is not known"
+        signed = signed if result.signed_by or result.is_signed else "not signed"
         out.print(
             f"{result.path}: {what}, {state}, revision {result.revision}, {result.files} files, "
             f"{size_text(result.size_bytes)}, all as the manifest says; {signed}"

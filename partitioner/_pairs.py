@@ -324,6 +324,8 @@ def _finish(
         _list_files(bundle, splits, failed, files)
         write_bytes(aside / "manifest.json", bundle.encode())
         if manifest["pair_id"] != pair_id:  # a table of other pairs would send requests to graphs that are gone
+            if (bundle.path / "table.json").exists():
+                logger.warning("the tables are of the pairs there were, and go; give --link and --count again")
             (bundle.path / "table.json").unlink(missing_ok=True)
             discard(bundle.path / "tables")
         for path in [*contents, "manifest.json"]:

@@ -149,14 +149,19 @@ def test_part_for_one_device_has_its_engines_alone_and_its_table_in_the_place_th
     assert TABLE_OF_NEW not in part.storage.names()
 
 
-def test_newest_of_several_fitting_tables_is_the_one_that_is_read(bundle: Bundle, pack: Callable[..., Any]) -> None:
-    newer = TABLE_OF_OLD.replace("aaaaaaaaaaaa", "000000000000")
+def test_of_several_fitting_tables_the_one_most_like_the_one_in_use_is_read_whenever_it_was_written(
+    bundle: Bundle, pack: Callable[..., Any]
+) -> None:
+    other = TABLE_OF_OLD.replace("aaaaaaaaaaaa", "ffffffffffff")
     table = json.loads((bundle.path / TABLE_OF_OLD).read_bytes())
-    (bundle.path / newer).write_text(json.dumps({**table, "note": "newer"}))
+    link = {**table["link"], "source": "another"}
+    (bundle.path / other).write_text(json.dumps({**table, "link": link}))
     os.utime(bundle.path / TABLE_OF_OLD, (1, 1))
-    _, part = pack(device=OLD)
 
-    assert part.read("table.json") == (bundle.path / newer).read_bytes()
+    assert pack(device=OLD)[1].read("table.json") == (bundle.path / TABLE_OF_OLD).read_bytes()
+    used = json.loads((bundle.path / "table.json").read_bytes())
+    (bundle.path / "table.json").write_text(json.dumps({**used, "link": link}))
+    assert pack(device=OLD)[1].read("table.json") == (bundle.path / other).read_bytes()
 
 
 def test_part_without_a_fitting_table_has_none_and_says_so(bundle: Bundle, pack: Callable[..., Any]) -> None:
@@ -572,9 +577,50 @@ def test_what_is_unpacked_is_private_until_it_is_verified(
 
 
 def test_folder_and_nothing_are_no_packed_bundle(tmp_path: Path, bundle: Bundle) -> None:
-    for source in (bundle.path, tmp_path / "none"):
-        with pytest.raises(UsageError, match="no packed bundle"):
+    for source, fault in ((bundle.path, "is a folder, not a packed bundle"), (tmp_path / "none", "no packed bundle")):
+        with pytest.raises(UsageError, match=fault):
             unpack_bundle(source, tmp_path / "out")
+
+
+def test_a_part_does_not_take_the_place_of_the_whole_bundle(tmp_path: Path, bundle: Bundle) -> None:
+    pack_bundle(bundle, tmp_path / "part.dscb", side="device")
+    before = around(bundle.path)
+
+    with pytest.raises(UsageError, match="holds a whole bundle, and the packed file the device's part"):
+        unpack_bundle(tmp_path / "part.dscb", bundle.path, trust=ANYONE, allow_older=True)
+
+    assert around(bundle.path) == before
+
+
+def test_other_contents_of_the_same_revision_are_not_taken_for_newer(tmp_path: Path, bundle: Bundle) -> None:
+    pack_bundle(bundle, tmp_path / "one.dscb", revision=10)
+    (bundle.path / TABLE_OF_OLD).unlink()
+    pack_bundle(bundle, tmp_path / "two.dscb", revision=10)
+    unpack_bundle(tmp_path / "one.dscb", tmp_path / "out", trust=ANYONE)
+
+    with pytest.raises(BundleError, match="have the same revision, 10, and other contents"):
+        unpack_bundle(tmp_path / "two.dscb", tmp_path / "out", trust=ANYONE)
+
+
+def test_unsigned_file_does_not_take_the_place_of_a_signed_one(tmp_path: Path, bundle: Bundle) -> None:
+    generate_key(tmp_path / "key")
+    pack_bundle(bundle, tmp_path / "x.dscb", sign=[tmp_path / "key"])
+    before = (tmp_path / "x.dscb").read_bytes()
+
+    with pytest.raises(UsageError, match="is a signed bundle, and what is packed has no signature"):
+        pack_bundle(bundle, tmp_path / "x.dscb")
+
+    assert (tmp_path / "x.dscb").read_bytes() == before
+
+
+def test_measurements_of_a_part_are_packed_to_be_carried_home(tmp_path: Path, bundle: Bundle) -> None:
+    pack_bundle(bundle, tmp_path / "part.dscb", side="device")
+    part = unpack_bundle(tmp_path / "part.dscb", tmp_path / "part", trust=ANYONE)
+    cell = add_cell(part, "onnx/model.onnx", SERVER)
+
+    pack_bundle(part, tmp_path / "back.dscb")
+
+    assert Bundle.open(tmp_path / "back.dscb").has(cell)
 
 
 def test_damaged_bundle_is_replaced_only_when_it_is_said_that_its_revision_does_not_matter(

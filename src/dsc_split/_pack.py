@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_split._archive import Entry, write_archive
+from dsc_split._archive import Archive, Entry, write_archive
 from dsc_split._contents import is_record, is_table, record_fault, role_of, table_fault
 from dsc_split._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
 from dsc_split._parts import SIDES, choose_targets, fits_record, fits_table, held_files, put_last, side_graphs
@@ -89,7 +90,7 @@ def pack_bundle(
         device: Target of the device, as text or id: its engines alone are held, and the table is its. Default: all.
         server: The same of the server.
         with_onnx: Whether a part holds the graphs, too, where it has engines.
-        with_cells: Whether the measurements are held; default: in a whole bundle.
+        with_cells: Whether the measurements are held; default: unless a side is chosen.
         revision: Number that tells new bundles from old ones; default: seconds since 1970 of the newest change.
         sign: Private keys to sign it with; engines of a packed bundle are signed only where it is trusted. Signatures
             that it has stay where nothing changed.
@@ -117,6 +118,8 @@ def pack_bundle(
             _refuse_code(bundle, manifest)
         data = encode_manifest(manifest)
         envelope = _envelope(bundle, data, sign)
+        if envelope is None:
+            _keep_signed(target)
         extra = {MANIFEST: data, **({ENVELOPE: envelope} if envelope else {})}
         entries = [*packing.entries(), *(_entry(name, content) for name, content in extra.items())]
         if bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) != data:
@@ -180,7 +183,7 @@ class _Packing:
             held -= self._engines_of_others()
         self._files = {path: item for path, item in lasting.items() if path in held}
         self._read_sealed()
-        if with_cells is False or (with_cells is None and (self._side or manifest["side"])):
+        if with_cells is False or (with_cells is None and self._side):
             self._sealed = {name: data for name, data in self._sealed.items() if not is_record(name)}
         elif self._side is not None:
             graphs = {self._bundle.graph_digest(path) for path in side_graphs(manifest, self._side)}
@@ -275,15 +278,19 @@ class _Packing:
         if used is not None and not all(fits_table(same, used, side, self._targets[side]) for side in asked):
             used = None
         if used is None and fitting:
-            used = others[max(fitting, key=self._age)]
+            before = json.loads(tables[TABLE]) if TABLE in tables else {}
+            used = others[max(fitting, key=lambda name: (_likeness(json.loads(others[name]), before), name))]
         if used is None and tables:
             self.notes.append("it holds no lookup table: none is of the targets that were chosen")
         kept = {**{name: others[name] for name in fitting}, **({TABLE: used} if used is not None else {})}
         self._sealed = {name: data for name, data in self._sealed.items() if name not in tables} | kept
 
-    def _age(self, name: str) -> tuple[float, str]:
-        """Order tables by when they were written, where that is known, and by name."""
-        return (0.0 if self._bundle.is_packed else self._bundle.file(name).stat().st_mtime, name)
+
+def _likeness(table: dict[str, Any], other: dict[str, Any]) -> int:
+    """Count in how much two tables agree of what they are for: sides, link, count, batch sizes."""
+    keys = ("device", "server", "link", "count")
+    batches = [[item["batch"] for item in each.get("batches", ())] for each in (table, other)]
+    return sum([*(table.get(key) == other.get(key) for key in keys), batches[0] == batches[1]])
 
 
 def _remove_unfinished(target: Path) -> None:
@@ -324,10 +331,33 @@ def _envelope(bundle: Bundle, manifest: bytes, keys: Sequence[Path]) -> bytes | 
     return sign_manifest(manifest, keys, before) if keys else before
 
 
+def _keep_signed(target: Path) -> None:
+    """Refuse to put an unsigned file in the place of a signed one.
+
+    Raises:
+        UsageError: A signed bundle has the name.
+    """
+    try:
+        is_signed = target.is_file() and ENVELOPE in Archive(target).names()
+    except BundleError:  # damaged, and no loss
+        return
+    if is_signed:
+        raise UsageError(
+            f"{str(target)!r} is a signed bundle, and what is packed has no signature. Choose another --output, or "
+            "sign it: --sign KEY"
+        )
+
+
 def _measured_s(cell: bytes) -> int:
     """Give when a cell was measured last, in seconds since 1970; 0 where nothing was."""
     rounds = json.loads(cell).get("rounds")
-    return int(datetime.fromisoformat(rounds[-1]["started"]).timestamp()) if rounds else 0
+    if not rounds:
+        return 0
+    try:
+        started_s = datetime.fromisoformat(rounds[-1]["started"]).timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError):  # it is no time, and makes nothing newer
+        return 0
+    return int(min(started_s, time.time()))  # a clock that is wrong makes no bundle newer than today's
 
 
 def _by_role(files: dict[str, Any]) -> tuple[RoleSize, ...]:

@@ -166,6 +166,10 @@ def generate_key(path: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DscError(f"cannot make folder {str(path.parent)!r}: {e.strerror or e}.") from e
     _write_new(public_path, public_pem, 0o644)
     try:
         _write_new(path, private_pem, 0o600)

@@ -6,11 +6,11 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsc_split._archive import Archive
 from dsc_split._folders import put_in_place, unfinished_folder
-from dsc_split._manifest import ENVELOPE, MANIFEST
+from dsc_split._manifest import ENVELOPE, MANIFEST, encode_manifest
 from dsc_split._progress import ProgressListener, silent
 from dsc_split._verify import Verification, engine_files
 from dsc_split.bundle import Bundle, lock_folder
@@ -54,6 +54,8 @@ def unpack_bundle(
         DscError: The folder cannot be written.
     """
     path, folder = Path(source), Path(output)
+    if path.is_dir():
+        raise UsageError(f"{str(path)!r} is a folder, not a packed bundle. Copy it as it is, or pack it first.")
     if not path.is_file():
         raise UsageError(f"no packed bundle {str(path)!r}: there is no such file. Make one: dsc-split pack BUNDLE")
     archive = Archive(path)
@@ -66,7 +68,7 @@ def unpack_bundle(
     manifest = check.bundle.manifest if check.bundle else {}
     if not trusted and (engines := engine_files(manifest)):
         _refuse_code(path, engines)
-    _check_place(folder, manifest["revision"], allow_older=allow_older)
+    _check_place(folder, manifest, allow_older=allow_older)
     place = folder.resolve()
     with unfinished_folder(place) as partial:
         try:
@@ -79,7 +81,7 @@ def unpack_bundle(
                     with _new(partial / name) as file:
                         file.write(data)
             with lock_folder(place) if Bundle.is_bundle(place) else contextlib.nullcontext():
-                _check_place(folder, manifest["revision"], allow_older=allow_older)
+                _check_place(folder, manifest, allow_older=allow_older)
                 put_in_place(partial, place)
         except OSError as e:
             raise DscError(f"cannot write {str(folder)!r}: {e.strerror or e}. Nothing was changed.") from e
@@ -114,8 +116,8 @@ def _refuse_code(path: Path, files: set[str]) -> None:
     )
 
 
-def _check_place(folder: Path, revision: int, *, allow_older: bool) -> None:
-    """Refuse to replace what is no bundle, and a newer bundle by an older one."""
+def _check_place(folder: Path, new: dict[str, Any], *, allow_older: bool) -> None:
+    """Refuse to replace what is no bundle, a bundle by a part of one, and a newer bundle by an older one."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"--output {str(folder)!r} is a file or a link; it is not replaced. Choose another name.")
     if not folder.exists() or not any(folder.iterdir()):
@@ -124,15 +126,28 @@ def _check_place(folder: Path, revision: int, *, allow_older: bool) -> None:
         raise UsageError(f"--output {str(folder)!r} exists and is no bundle; it is not replaced. Choose another name.")
     if folder.samefile(Path.cwd()):
         raise UsageError(f"--output {str(folder)!r} is the current folder, which is not replaced. Choose another name.")
-    if allow_older:
-        return
     try:
         manifest = Bundle.open(folder).manifest
     except BundleError as e:
+        if allow_older:
+            return
         raise BundleError(f"{e} Or give --allow-older to replace it, whatever its revision is.") from e
+    if new["side"] not in (None, manifest["side"]):
+        there = "a whole bundle" if manifest["side"] is None else f"the {manifest['side']}'s part of one"
+        raise UsageError(
+            f"--output {str(folder)!r} holds {there}, and the packed file the {new['side']}'s part: what the folder "
+            "has in addition would be lost. Choose another name, or merge: dsc-split merge BUNDLE PACKED"
+        )
+    if allow_older:
+        return
     there = manifest["revision"] if manifest["side"] is None else manifest.get("released", manifest["revision"])
-    if revision < there:
+    if new["revision"] == there and manifest["sealed"] and encode_manifest(new) != encode_manifest(manifest):
         raise BundleError(
-            f"the packed bundle has revision {revision}, and {str(folder)!r} is newer: {there}. An older bundle "
+            f"the packed bundle and {str(folder)!r} have the same revision, {there}, and other contents; which is "
+            "newer cannot be told. Pack it with a higher --revision, or give --allow-older."
+        )
+    if new["revision"] < there:
+        raise BundleError(
+            f"the packed bundle has revision {new['revision']}, and {str(folder)!r} is newer: {there}. An older bundle "
             "may have been sent again. Give --allow-older if you want it back."
         )

@@ -69,6 +69,8 @@ class VerifyResult:
     """What one should know, and is not wrong."""
     signed_by: tuple[str, ...]
     """Names of the trusted keys that signed it."""
+    is_signed: bool = False
+    """Whether it has signatures at all, whoever made them."""
 
     @property
     def ok(self) -> bool:
@@ -156,6 +158,7 @@ class Verification:
             rows=tuple(sorted(set(self.rows), key=lambda row: (row.path, row.fault))),
             notes=tuple(notes),
             signed_by=self.signed_by,
+            is_signed=self._storage.size_bytes(ENVELOPE) is not None,
         )
 
     # ---- the manifest --------------------------------------------------------------------------------------

@@ -444,7 +444,10 @@ def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
     """Read the table of a bundle, and see that it is of the pairs that the bundle has now."""
     from dsc_split.bundle import Bundle
 
+    is_part = Bundle.is_bundle(folder) and Bundle.open(folder).manifest["side"] is not None
     again = f"Make it: dsc-split bench {folder}"
+    if is_part:  # the other side's times are elsewhere
+        again = f"{again}, and unite it with the other side's: dsc-split merge BUNDLE {folder} OTHER"
     if folder.is_dir() and not (folder / "table.json").exists():
         raise UsageError(f"{str(folder)!r} has no table.json. {again}")
     bundle = Bundle.open(folder) if folder.is_file() or Bundle.is_bundle(folder) else None

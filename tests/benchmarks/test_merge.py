@@ -206,7 +206,8 @@ def test_a_device_part_and_a_server_part_become_the_whole_bundle(bundle: Bundle)
     assert (merged.manifest["side"], merged.manifest["left_out"]) == (None, {})
     assert merged.manifest["files"] == whole["files"]
     assert [merged.read(path) for path in merged.manifest["files"]]
-    assert "no table yet" in result.notes[0]
+    assert "is the device's part of a bundle" in result.notes[0]
+    assert "no table yet" in result.notes[-1]
     assert engines_of(merged) == engines_of(bundle)
 
 

@@ -56,11 +56,11 @@ def test_times_that_hold_are_not_taken_again(
     before = (timed.path / "table.json").read_bytes()
     change(host="a twin of this machine")
 
-    done = dsc("bench", timed.path, "--stale", *OPTIONS)
+    done = dsc("bench", timed.path, "--side", "both", "--stale", *OPTIONS)
 
     assert (done.exit_code, done.stdout) == (0, "")
     assert "nothing is stale" in done.stderr
-    assert json.loads(dsc("bench", timed.path, "--stale", "--json").stdout)["cells"] == []
+    assert json.loads(dsc("bench", timed.path, "--side", "both", "--stale", "--json").stdout)["cells"] == []
     assert (timed.path / "table.json").read_bytes() == before
 
 
@@ -97,7 +97,8 @@ def test_going_back_to_a_state_that_was_timed_before_brings_its_table_back_witho
 
 
 def test_stale_without_a_table_says_how_to_make_one(bundle: Bundle, dsc: Callable[..., Any]) -> None:
-    done = dsc("bench", bundle.path, "--stale")
+    assert "say which one is to be timed" in dsc("bench", bundle.path, "--stale").stderr
+    done = dsc("bench", bundle.path, "--side", "both", "--stale")
 
     assert done.exit_code == 2
     assert "has no table.json" in done.stderr
