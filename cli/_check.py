@@ -19,7 +19,8 @@ def check(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle: a folder, or a packed file.")],
     side: Annotated[str, typer.Option("--side", metavar="device|server", help="The side to check.")],
     target: Annotated[
-        str | None, typer.Option("--target", help="What to run on. Default: the target recorded last.")
+        str | None,
+        typer.Option("--target", metavar="TARGET", help="What to run on. Default: the target recorded last."),
     ] = None,
     against: Annotated[
         Path | None,

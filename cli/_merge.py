@@ -15,7 +15,7 @@ __all__ = ["merge"]
 def merge(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder that all goes into.")],
     others: Annotated[
-        list[Path], typer.Argument(metavar="OTHER...", help="Copies and parts of it: folders, or NAME.dscb.")
+        list[Path], typer.Argument(metavar="OTHER", help="Copies and parts of it: folders, or NAME.dscb.")
     ],
     prefer: Annotated[
         str | None,

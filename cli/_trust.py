@@ -29,7 +29,7 @@ RequireSignature = Annotated[
     bool, typer.Option("--require-signature", help="Refuse what no trusted key signed, even where none is given.")
 ]
 AllowUnsigned = Annotated[
-    bool, typer.Option("--allow-unsigned", help="Take a bundle without any signature, and load its engines.")
+    bool, typer.Option("--allow-unsigned", help="Take a bundle without any signature, its engines included.")
 ]
 
 
