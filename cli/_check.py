@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dsc_split.cli._trust import AllowUnsigned, RequireSignature, TrustKeys, make_trust
-
-if TYPE_CHECKING:
-    from dsc_split.engines import Fit
 
 __all__ = ["check"]
 
@@ -54,6 +51,7 @@ def check(
     """
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json, progress
+    from dsc_split.cli._fit import print_fit
     from dsc_split.engines import check_engines, fit_here
     from dsc_split.errors import BackendError
 
@@ -74,20 +72,7 @@ def check(
             out.print(f"{row.label}: {row.reason or 'passed'}{error}")
         tolerance = max(row.tolerance for row in result.rows)
         err.print(f"{result.side}: {result.target} against {result.against}, tolerance {tolerance:g}")
-        _print_fit(fit)
+        print_fit(fit)
     failed = sum(not row.passed for row in result.rows)
     if failed:
         raise BackendError(f"{failed} of {len(result.rows)} engines did not pass; see above.")
-
-
-def _print_fit(fit: Fit) -> None:
-    """Say whether engines and times are for this machine, and what to do where they are not."""
-    from dsc_split.cli._console import out
-
-    out.print(f"engines for this machine: {'yes' if fit.loadable else 'no'}")
-    out.print(f"times taken on a machine like this: {'yes' if fit.timing_valid else 'no'}")
-    for reason in fit.reasons:
-        out.print(f"  {reason}")
-    for what, command in (("build again", fit.rebuild), ("time again", fit.retime)):
-        if command is not None:
-            out.print(f"  {what}: {command}")

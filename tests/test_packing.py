@@ -636,8 +636,9 @@ def test_damaged_bundle_is_replaced_only_when_it_is_said_that_its_revision_does_
 
 
 def test_what_a_killed_pack_has_left_is_removed_by_the_next_one(tmp_path: Path, bundle: Bundle) -> None:
-    (tmp_path / ".x.dscb.abc123.partial").write_bytes(b"half")
-    (tmp_path / ".y.dscb.abc123.partial").write_bytes(b"another file's")
+    (tmp_path / ".x.dscb.partial").write_bytes(b"half of what is longer than a small bundle" * 10_000)
+    (tmp_path / ".y.dscb.partial").write_bytes(b"another file's")
     pack_bundle(bundle, tmp_path / "x.dscb")
 
-    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "x.dscb", ".y.dscb.abc123.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "x.dscb", ".y.dscb.partial"}
+    assert verify_bundle(tmp_path / "x.dscb").ok

@@ -124,8 +124,6 @@ def pack_bundle(
         entries = [*packing.entries(), *(_entry(name, content) for name, content in extra.items())]
         if bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) != data:
             packing.notes.append("the signatures that it had were left out: what they sign has changed")
-        if not bundle.is_packed:
-            _remove_unfinished(target)
         write_archive(
             target, entries, tell=progress_in_mb("pack", sum(entry.size_bytes for entry in entries), progress)
         )
@@ -291,14 +289,6 @@ def _likeness(table: dict[str, Any], other: dict[str, Any]) -> int:
     keys = ("device", "server", "link", "count")
     batches = [[item["batch"] for item in each.get("batches", ())] for each in (table, other)]
     return sum([*(table.get(key) == other.get(key) for key in keys), batches[0] == batches[1]])
-
-
-def _remove_unfinished(target: Path) -> None:
-    """Remove what killed processes have left of a packed file; hold the bundle's lock around this."""
-    if target.parent.is_dir():
-        for path in target.parent.iterdir():
-            if path.name.startswith(f".{target.name}.") and path.suffix == ".partial":
-                path.unlink(missing_ok=True)
 
 
 def _entry(name: str, data: bytes) -> Entry:
