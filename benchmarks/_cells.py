@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import body_digest, canonical_json, read_json, sha256_text, write_bytes
-from dsc_split._form import count, fail, fields, items, number, one_of, or_null, positive, some_object, text
+from dsc_split._support.checks import count, fail, fields, items, number, one_of, or_null, positive, some_object, text
+from dsc_split._support.files import body_digest, canonical_json, read_json, sha256_text, write_bytes
 from dsc_split.errors import DamagedError, DscError
 
 if TYPE_CHECKING:

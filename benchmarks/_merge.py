@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._archive import name_faults
 from dsc_split._contents import PICKLES, record_fault
-from dsc_split._files import canonical_json, new_file, sha256_file, write_bytes
-from dsc_split._hashing import Hasher
 from dsc_split._manifest import SEALED_ROLES
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.files import canonical_json, new_file, sha256_file, write_bytes
+from dsc_split._support.hashing import Hasher
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split._verify import engine_files
 from dsc_split.benchmarks._cells import Cell, CellStore, read_measured
 from dsc_split.benchmarks._merge_cells import read_cells, unite_cells

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import canonical_json
+from dsc_split._support.files import canonical_json
 from dsc_split.benchmarks._cells import CellStore
 from dsc_split.benchmarks._merge_targets import choose
 from dsc_split.errors import DamagedError

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.benchmarks._plots import add_legend, choice_names, choice_styles, new_figure, plain_ticks, save_figure
 from dsc_split.benchmarks._replay_stats import mean
 from dsc_split.benchmarks._words import number_text

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._replay_delayed import DelayedIdeal
 from dsc_split.benchmarks._replay_device import Device, PolicyUnderTest
 from dsc_split.benchmarks._replay_stats import Method

@@ -9,8 +9,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import body_digest, canonical_json, read_json, write_bytes
-from dsc_split._form import count, entries, fail, fields, items, number, one_of, or_null, positive, some_object, text
+from dsc_split._support.checks import (
+    count,
+    entries,
+    fail,
+    fields,
+    items,
+    number,
+    one_of,
+    or_null,
+    positive,
+    some_object,
+    text,
+)
+from dsc_split._support.files import body_digest, canonical_json, read_json, write_bytes
 from dsc_split._table_types import FULL_OFFLOAD, NO_OFFLOAD
 from dsc_split.benchmarks._cells import read_measured
 from dsc_split.engines._sides import SIDES, SideGraph, recorded_target, side_graphs

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import write_json
-from dsc_split._sizes import size_text
+from dsc_split._support.files import write_json
+from dsc_split._support.sizes import size_text
 from dsc_split._table_types import FULL_OFFLOAD, NO_OFFLOAD
 from dsc_split.benchmarks._residency import load_memory
 from dsc_split.errors import UsageError

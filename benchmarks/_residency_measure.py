@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._environment import available_memory_bytes
 from dsc_split.benchmarks._process import ERROR_KINDS, WorkerDied, WorkerOutOfMemoryError
 from dsc_split.benchmarks._residency import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from dsc_split._sizes import size_text
+from dsc_split._support.sizes import size_text
 from dsc_split._table_types import NO_OFFLOAD
 from dsc_split.benchmarks._render import columns
 from dsc_split.benchmarks._residency import BUILDER, ESTIMATED

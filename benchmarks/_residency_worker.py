@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.benchmarks._worker import Bench, serve
 from dsc_split.errors import BackendError
 

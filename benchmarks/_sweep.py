@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._cells import STATUSES, Cell, CellStore
 from dsc_split.benchmarks._clocks import locked_clocks
 from dsc_split.benchmarks._environment import available_memory_bytes, live_state, static_environment

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsc_split import _table_json
-from dsc_split._files import read_json, write_json
+from dsc_split._support.files import read_json, write_json
 from dsc_split.benchmarks._cells import Cell, CellStore, read_measured
 from dsc_split.benchmarks._marks import describe_marks
 from dsc_split.benchmarks._side_times import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsc_split._sizes import size_text
+from dsc_split._support.sizes import size_text
 from dsc_split.cli._options import positive_integers, size_bytes
 from dsc_split.errors import UsageError
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsc_split._sizes import size_text
+from dsc_split._support.sizes import size_text
 
 if TYPE_CHECKING:
     from dsc_split.engines._cache import CacheEntry, EngineCache

@@ -28,7 +28,7 @@ from rich.table import Column
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from dsc_split._progress import Progress, ProgressListener
+    from dsc_split._support.progress import Progress, ProgressListener
 
 __all__ = ["err", "out", "print_json", "progress"]
 

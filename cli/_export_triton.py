@@ -88,7 +88,7 @@ def _show(result: TritonResult) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from dsc_split._sizes import size_text
+    from dsc_split._support.sizes import size_text
     from dsc_split.cli._console import err, out
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import typer
 
-from dsc_split._sizes import parse_size
+from dsc_split._support.sizes import parse_size
 
 __all__ = ["number", "positive_integers", "positive_numbers", "size_bytes"]
 

@@ -89,7 +89,7 @@ def replay(
     Says what the ideal choice, every static one and the switching policy take. The ideal knows the state of every
     request. The policy sees what a device would see: how long its own requests and probes took, once they are over.
     """
-    from dsc_split._progress import silent
+    from dsc_split._support.progress import silent
     from dsc_split.benchmarks._plot_replay import check_picture, draw_replay
     from dsc_split.benchmarks._render_replay import render_replay, replay_csv, replay_json
     from dsc_split.benchmarks._replay import replay as run
@@ -173,7 +173,7 @@ def _read_parameters(path: Path, records: dict[str, type[Any]]) -> dict[str, dic
     """
     import dataclasses
 
-    from dsc_split._files import read_json
+    from dsc_split._support.files import read_json
     from dsc_split.errors import DamagedError, UsageError
 
     what = f"policy {str(path)!r}"

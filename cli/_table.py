@@ -91,7 +91,7 @@ def table(
     For a bundle the table is made from its measurements, written to table.json and to tables/, and shown; a
     table.json is shown as it is. With --check, what is there is read and nothing is made.
     """
-    from dsc_split._files import write_bytes
+    from dsc_split._support.files import write_bytes
     from dsc_split._table_header import header_name, table_header
     from dsc_split.benchmarks._plots import draw_plots
     from dsc_split.benchmarks._render import render_table, table_csv

@@ -61,7 +61,7 @@ def _fit(bundle: Path, side: str, trust: Trust) -> Fit:
 
 
 def _show(result: VerifyResult, fit: Fit | None, *, as_json: bool) -> None:
-    from dsc_split._sizes import size_text
+    from dsc_split._support.sizes import size_text
     from dsc_split.cli._console import err, out, print_json
     from dsc_split.cli._fit import print_fit
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.engines._base import BuildJob, BuiltEngine
 from dsc_split.engines._batches import choose_batches

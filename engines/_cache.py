@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from dsc_split._files import canonical_json, new_file, read_json, sha256_file, write_json
-from dsc_split._form import count, fields, some_object, text
-from dsc_split._sizes import parse_size
+from dsc_split._support.checks import count, fields, some_object, text
+from dsc_split._support.files import canonical_json, new_file, read_json, sha256_file, write_json
+from dsc_split._support.sizes import parse_size
 from dsc_split.engines._plan_file import read_header
 from dsc_split.errors import DamagedError, DscError, UsageError
 

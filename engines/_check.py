@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import new_file
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.files import new_file
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.engines._registry import get_backend
 from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
 __all__ = ["CudaLayer", "Handle", "hold", "open_cuda"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_split._files import canonical_json
+from dsc_split._support.files import canonical_json
 from dsc_split.engines._gpu_state import gpu_facts
 from dsc_split.engines._jetson import first_line, power_mode
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import canonical_json, read_json
+from dsc_split._support.files import canonical_json, read_json
 from dsc_split._table_types import FULL_OFFLOAD
 from dsc_split.engines._fingerprint import differences
 from dsc_split.engines._side_engines import (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.engines._base import Backend, Engine, TensorSpec
 from dsc_split.engines._cuda import CudaLayer, hold, open_cuda
 from dsc_split.engines._fingerprint import gpu

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dsc_split._files import canonical_json, new_file, read_json
-from dsc_split._form import (
+from dsc_split._support.checks import (
     Check,
     count,
     entries,
@@ -35,6 +34,7 @@ from dsc_split._form import (
     some_object,
     text,
 )
+from dsc_split._support.files import canonical_json, new_file, read_json
 from dsc_split.engines._source import EngineSource
 from dsc_split.errors import DamagedError, EngineFileError
 

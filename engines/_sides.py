@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import sha256_file
+from dsc_split._support.files import sha256_file
 from dsc_split.engines._fingerprint import kind_of, target_id
 from dsc_split.engines._source import read_listed, require_listed
 from dsc_split.errors import BundleError, UsageError

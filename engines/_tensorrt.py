@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import write_bytes
+from dsc_split._support.files import write_bytes
 from dsc_split.engines._base import BuildJob
 from dsc_split.engines._cache import cache_folder
 from dsc_split.engines._options import BuildOptions

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import new_file, sha256_file
-from dsc_split._sizes import size_text
+from dsc_split._support.files import new_file, sha256_file
+from dsc_split._support.sizes import size_text
 from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
 from dsc_split.engines._batches import DEFAULT_BATCHES
 from dsc_split.engines._cache import EngineCache, cache_folder

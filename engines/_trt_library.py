@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.errors import BackendUnavailable
 
 __all__ = ["TrtLibrary", "TrtLogger", "interruptible", "open_library"]

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from dsc_split._files import write_bytes
+from dsc_split._support.files import write_bytes
 from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
 from dsc_split.engines._trt_library import TrtLogger
 from dsc_split.errors import (

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.errors import ModelFileError
 from dsc_split.partitioner._graph import is_shape_query, reads_of
 from dsc_split.partitioner._shapes import fit_line, known_shape, line_of, line_text

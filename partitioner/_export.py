@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dsc_split._files import sha256_file
 from dsc_split._folders import discard, put_in_place, unfinished_folder
-from dsc_split._optional import require
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.files import sha256_file
+from dsc_split._support.optional import require
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
 from dsc_split.partitioner._conversion import check_precision, convert_to_half, must_convert

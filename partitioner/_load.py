@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import TensorInfo
 from dsc_split.errors import UsageError
 from dsc_split.partitioner._cuts import CutList, find_cuts

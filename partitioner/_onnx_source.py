@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._onnx_scan import scan_graph
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.errors import ModelFileError, UsageError
 from dsc_split.partitioner._normalize import settle_shapes
 from dsc_split.partitioner._samples import load_sample

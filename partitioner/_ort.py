@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.bundle import TensorInfo
 from dsc_split.errors import BackendError, OutOfMemoryError
 

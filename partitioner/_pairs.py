@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsc_split._files import sha256_file, write_bytes
 from dsc_split._folders import discard
 from dsc_split._manifest import ENVELOPE
-from dsc_split._optional import require
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.files import sha256_file, write_bytes
+from dsc_split._support.optional import require
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, Split, TensorInfo
 from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
 from dsc_split.partitioner._cuts import Cut, CutList, find_cuts

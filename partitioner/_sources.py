@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_split._progress import Progress, ProgressListener, silent
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def load_source(source: str, options: SourceOptions, *, progress: ProgressListen
 
 def _export(load: Callable[[], object], source: str, options: SourceOptions, progress: ProgressListener) -> LoadedModel:
     """Load a PyTorch model and export it, with all that PyTorch has to say kept from the terminal."""
-    from dsc_split._optional import require
+    from dsc_split._support.optional import require
 
     for package in ("torch", "onnx", "onnx_ir", "onnxscript"):
         require(package, extra="export", purpose=f"load {source!r}")

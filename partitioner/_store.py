@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import new_file, write_bytes
+from dsc_split._support.files import new_file, write_bytes
 
 if TYPE_CHECKING:
     import onnx

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.errors import ModelFileError, UsageError
 from dsc_split.partitioner._torch_source import describe
 

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._optional import require
+from dsc_split._support.optional import require
 from dsc_split.errors import ExportError, ModelFileError, UsageError
 from dsc_split.partitioner._torch_source import TorchModel, describe
 from dsc_split.partitioner._weights import fill_zero_layers, load_weights

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dsc_split._files import new_file
-from dsc_split._optional import require
+from dsc_split._support.files import new_file
+from dsc_split._support.optional import require
 from dsc_split.errors import BundleError
 
 if TYPE_CHECKING:

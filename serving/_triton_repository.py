@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_split._files import sha256_text
 from dsc_split._folders import discard, put_in_place
+from dsc_split._support.files import sha256_text
 from dsc_split._table_types import FULL_OFFLOAD
 from dsc_split.errors import UsageError
 

@@ -15,7 +15,7 @@ from tests.benchmarks.conftest import tiny_bundle
 from tests.table_documents import GOLDEN
 from tests.test_bundle import OPTIONS
 
-from dsc_split._files import body_digest, canonical_json, sha256_file
+from dsc_split._support.files import body_digest, canonical_json, sha256_file
 from dsc_split.bundle import Bundle
 
 OLD, NEW, SERVER = "tensorrt-rtx:sm75", "tensorrt-rtx:sm89", "onnxruntime:cpu"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from dsc_split._files import write_bytes
 from dsc_split._manifest import ENVELOPE, encode_manifest
 from dsc_split._storage import is_plain_name
+from dsc_split._support.files import write_bytes
 from dsc_split.bundle import FORMAT, VERSION, Bundle
 from dsc_split.engines._options import GEMM_POLICIES
 from dsc_split.errors import BundleError, DscError

@@ -28,8 +28,8 @@ from tests.packed_bundles import (
 )
 
 from dsc_split._archive import Archive
-from dsc_split._files import body_digest, canonical_json
 from dsc_split._manifest import encode_manifest
+from dsc_split._support.files import body_digest, canonical_json
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
 from dsc_split.lookup_table import LookupTable

@@ -13,7 +13,7 @@ import pytest
 from tests.cpp.compiling import CACHE, INCLUDE, WARNINGS, build, require, run
 from tests.vectors import bits, random_table
 
-from dsc_split._files import sha256_text
+from dsc_split._support.files import sha256_text
 from dsc_split._table_header import header_name, table_header
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable

@@ -17,7 +17,7 @@ from tests.packed_bundles import NEW_ENGINE, TABLE_OF_OLD, add_cell, full_bundle
 
 from dsc_split._contents import graph_faults, record_fault
 from dsc_split._manifest import encode_manifest
-from dsc_split._progress import Progress
+from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.engines._sides import golden_samples
 from dsc_split.errors import BundleError, UsageError

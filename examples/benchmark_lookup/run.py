@@ -18,7 +18,7 @@ from typing import Any
 
 import nlohmann_json
 
-from dsc_split._files import write_json
+from dsc_split._support.files import write_json
 from dsc_split._table_header import table_header
 from dsc_split.engines._fingerprint import processor_name
 from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsc_split._files import body_digest, read_json
-from dsc_split._form import (
+from dsc_split._support.checks import (
     count,
     entries,
     fail,
@@ -23,6 +22,7 @@ from dsc_split._form import (
     some_object,
     text,
 )
+from dsc_split._support.files import body_digest, read_json
 from dsc_split.errors import BundleError, DamagedError
 
 __all__ = [

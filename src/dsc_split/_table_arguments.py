@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 
-from dsc_split._form import shown
+from dsc_split._support.checks import shown
 from dsc_split.errors import UsageError
 
 __all__ = ["batch_size", "finite_number", "is_p95", "number"]

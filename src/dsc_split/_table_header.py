@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._files import canonical_json
+from dsc_split._support.files import canonical_json
 from dsc_split._table_math import make_lines, neighbour
 from dsc_split._table_types import half_width
 from dsc_split.errors import UsageError

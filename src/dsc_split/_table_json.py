@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dsc_split._form import shown
+from dsc_split._support.checks import shown
 from dsc_split._table_math import Lines, evaluate, slopes
 from dsc_split._table_types import (
     FULL_OFFLOAD,

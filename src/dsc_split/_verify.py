@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsc_split._archive import Archive, name_faults
 from dsc_split._contents import PICKLES, graph_faults, is_record, is_table, record_fault, samples_fault, table_fault
-from dsc_split._files import read_json
-from dsc_split._hashing import Hasher
 from dsc_split._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
-from dsc_split._progress import Progress, ProgressListener, silent
 from dsc_split._storage import Folder, Storage, open_storage
+from dsc_split._support.files import read_json
+from dsc_split._support.hashing import Hasher
+from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError
 

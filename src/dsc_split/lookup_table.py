@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dsc_split import _table_json
-from dsc_split._files import read_json
-from dsc_split._form import shown
 from dsc_split._storage import SUFFIX
+from dsc_split._support.checks import shown
+from dsc_split._support.files import read_json
 from dsc_split._table_arguments import batch_size, finite_number, is_p95, number
 from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, neighbour, switch_rates
 from dsc_split._table_pick import Pick

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dsc_split._files import sha256_file
+from dsc_split._support.files import sha256_file
 from dsc_split.benchmarks import BenchSettings
 from dsc_split.bundle import FORMAT, VERSION, Bundle
 

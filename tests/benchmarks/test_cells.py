@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dsc_split._files import canonical_json, sha256_text
+from dsc_split._support.files import canonical_json, sha256_text
 from dsc_split.benchmarks import Cell, CellStore, Question
 from dsc_split.bundle import Bundle
 from dsc_split.errors import DscError

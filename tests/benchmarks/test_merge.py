@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dsc_split._files import body_digest, canonical_json, sha256_file
+from dsc_split._support.files import body_digest, canonical_json, sha256_file
 from dsc_split.benchmarks import BenchSettings, Cell, CellStore, Question, bench_bundle, merge_bundles, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.engines._fingerprint import fingerprint_digest, target_id

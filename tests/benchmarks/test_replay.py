@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tests.benchmarks.replaying import Scripted, at_rates, by_name, fading, golden, text_of, under_test
 
-from dsc_split._progress import Progress
+from dsc_split._support.progress import Progress
 from dsc_split.benchmarks._render_replay import replay_csv, replay_json
 from dsc_split.benchmarks._replay import MAX_REQUESTS, plan_requests, replay
 from dsc_split.benchmarks._replay_device import PROBE_LIMIT_MS

@@ -9,7 +9,7 @@ from onnx import helper
 from tests.benchmarks.conftest import A, X
 from tests.benchmarks.residents import NONE, engine, held, make_table, report
 
-from dsc_split._files import body_digest
+from dsc_split._support.files import body_digest
 from dsc_split.benchmarks import _residency_measure
 from dsc_split.benchmarks._residency import MemoryReport, SetMemory, builder_memory, load_memory, save_memory
 from dsc_split.benchmarks._residency_budget import keep_within

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from onnx import helper
 
-from dsc_split._progress import Progress
+from dsc_split._support.progress import Progress
 from dsc_split.benchmarks import BenchSettings, CellStore, bench_bundle
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleBusyError, UsageError

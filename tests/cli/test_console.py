@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from dsc_split._progress import Progress
+from dsc_split._support.progress import Progress
 from dsc_split.cli import _console
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.engines.plan_header import HEADER
 
-from dsc_split._sizes import parse_size
+from dsc_split._support.sizes import parse_size
 from dsc_split.engines import _cache
 from dsc_split.engines._cache import EngineCache, cache_folder
 from dsc_split.engines._plan_file import read_plan, write_plan
@@ -183,7 +183,7 @@ def test_full_disk_is_a_warning(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dsc_split._files.os.fsync", full)
+    monkeypatch.setattr("dsc_split._support.files.os.fsync", full)
     cache.put(key(), path)
 
     assert "No space left on device" in caplog.text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.engines.own_backend import OwnBackend
 
-from dsc_split._files import sha256_file
+from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.engines import SideEngines, build_engines, check_engines
 from dsc_split.engines._inputs import engine_inputs

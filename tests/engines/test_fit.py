@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.engines.own_backend import OwnBackend
 
-from dsc_split._files import sha256_file, write_json
+from dsc_split._support.files import sha256_file, write_json
 from dsc_split.bundle import Bundle
 from dsc_split.engines import build_engines, fit_here, get_backend, table_here
 from dsc_split.errors import UsageError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engines.plan_header import HEADER
 
-from dsc_split._files import canonical_json
+from dsc_split._support.files import canonical_json
 from dsc_split.engines._plan_file import export_raw, read_header, read_plan, write_plan
 from dsc_split.errors import DscError, EngineFileError
 
@@ -252,7 +252,7 @@ def test_write_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.Mo
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dsc_split._files.os.fsync", full)
+    monkeypatch.setattr("dsc_split._support.files.os.fsync", full)
 
     with pytest.raises(DscError, match="No space left"):
         write_plan(path, HEADER, b"new")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsc_split._files import sha256_file
+from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.engines import (
     BuildJob,

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dsc_split._files import sha256_file
-from dsc_split._progress import Progress
+from dsc_split._support.files import sha256_file
+from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
 from dsc_split.engines._plan_file import read_header, read_plan

@@ -22,7 +22,7 @@ from tests.faults.bundles import (
 )
 from tests.faults.conftest import Commands
 
-from dsc_split._files import sha256_file
+from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsc_split._progress import Progress
+from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, ExportError, UsageError
 from dsc_split.partitioner import CutList, CutOptions, ExportOptions, SourceOptions, export_bundle

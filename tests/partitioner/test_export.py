@@ -14,8 +14,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from dsc_split._files import sha256_file
-from dsc_split._progress import Progress
+from dsc_split._support.files import sha256_file
+from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle, lock_folder
 from dsc_split.errors import BundleBusyError, BundleError, CutError, DscError, ExportError, UsageError
 from dsc_split.partitioner import (

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from dsc_split._files import sha256_file
+from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
 from dsc_split.serving import export_triton, triton_model_name
