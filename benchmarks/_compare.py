@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._table_math import evaluate, slopes
-from dsc_split._table_types import NO_OFFLOAD, SPLIT
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable
+from dsc_split.table._arithmetic import evaluate, slopes
+from dsc_split.table._types import NO_OFFLOAD, SPLIT
 
 if TYPE_CHECKING:
     from dsc_split.lookup_table import Choice

@@ -23,14 +23,14 @@ from dsc_split._support.checks import (
     text,
 )
 from dsc_split._support.files import body_digest, canonical_json, read_json, write_bytes
-from dsc_split._table_types import FULL_OFFLOAD, NO_OFFLOAD
 from dsc_split.benchmarks._cells import read_measured
 from dsc_split.engines._sides import SIDES, SideGraph, recorded_target, side_graphs
 from dsc_split.errors import BundleError, DamagedError, DscError
+from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
 
 if TYPE_CHECKING:
-    from dsc_split._table_types import Side
     from dsc_split.bundle import Bundle
+    from dsc_split.table._types import Side
 
 __all__ = [
     "BUILDER",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import write_json
 from dsc_split._support.sizes import size_text
-from dsc_split._table_types import FULL_OFFLOAD, NO_OFFLOAD
 from dsc_split.benchmarks._residency import load_memory
 from dsc_split.errors import UsageError
+from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
 
 if TYPE_CHECKING:
     import numpy as np

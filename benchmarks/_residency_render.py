@@ -8,11 +8,11 @@ from rich.console import Group
 from rich.text import Text
 
 from dsc_split._support.sizes import size_text
-from dsc_split._table_types import NO_OFFLOAD
 from dsc_split.benchmarks._render import columns
 from dsc_split.benchmarks._residency import BUILDER, ESTIMATED
 from dsc_split.benchmarks._words import number_text, percent_text
 from dsc_split.engines import Target
+from dsc_split.table._types import NO_OFFLOAD
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._table_types import Row
 from dsc_split.benchmarks._cells import Cell
 from dsc_split.engines import Target
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable, Side
+from dsc_split.table._types import Row
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle

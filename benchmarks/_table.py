@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_split import _table_json
 from dsc_split._support.files import read_json, write_json
 from dsc_split.benchmarks._cells import Cell, CellStore, read_measured
 from dsc_split.benchmarks._marks import describe_marks
@@ -27,6 +26,7 @@ from dsc_split.benchmarks._table_rows import IncompleteError, Plan, make_batches
 from dsc_split.engines._sides import SIDES, last_target
 from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable, Side
+from dsc_split.table import _json as _table_json
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle

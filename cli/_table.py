@@ -92,7 +92,6 @@ def table(
     table.json is shown as it is. With --check, what is there is read and nothing is made.
     """
     from dsc_split._support.files import write_bytes
-    from dsc_split._table_header import header_name, table_header
     from dsc_split.benchmarks._plots import draw_plots
     from dsc_split.benchmarks._render import render_table, table_csv
     from dsc_split.benchmarks._residency_budget import write_table_within
@@ -103,6 +102,7 @@ def table(
     from dsc_split.cli._table_check import check_table
     from dsc_split.errors import UsageError
     from dsc_split.lookup_table import LookupTable
+    from dsc_split.table._header import header_name, table_header
 
     if json and csv:
         raise UsageError("--json and --csv exclude each other: stdout takes one document.")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import canonical_json, read_json
-from dsc_split._table_types import FULL_OFFLOAD
 from dsc_split.engines._fingerprint import differences
 from dsc_split.engines._side_engines import (
     UNUSABLE,
@@ -24,6 +23,7 @@ from dsc_split.engines._side_engines import (
 from dsc_split.engines._target import Target
 from dsc_split.errors import BackendUnavailable, DamagedError, SignatureError, UsageError
 from dsc_split.lookup_table import LookupTable
+from dsc_split.table._types import FULL_OFFLOAD
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle

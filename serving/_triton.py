@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dsc_split._folders import unfinished_folder
 from dsc_split._support.files import new_file, write_bytes, write_json
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split._table_types import FULL_OFFLOAD
 from dsc_split.bundle import Bundle, TensorInfo, lock_folder
 from dsc_split.errors import BundleError, DscError, UsageError
 from dsc_split.serving._triton_config import (
@@ -30,6 +29,7 @@ from dsc_split.serving._triton_repository import (
     replace_models,
     triton_model_name,
 )
+from dsc_split.table._types import FULL_OFFLOAD
 
 if TYPE_CHECKING:
     from dsc_split.serving._triton_plans import Plan

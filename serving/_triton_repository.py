@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from dsc_split._folders import discard, put_in_place
 from dsc_split._support.files import sha256_text
-from dsc_split._table_types import FULL_OFFLOAD
 from dsc_split.errors import UsageError
+from dsc_split.table._types import FULL_OFFLOAD
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle

@@ -14,9 +14,9 @@ from tests.cpp.compiling import CACHE, INCLUDE, WARNINGS, build, require, run
 from tests.vectors import bits, random_table
 
 from dsc_split._support.files import sha256_text
-from dsc_split._table_header import header_name, table_header
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable
+from dsc_split.table._header import header_name, table_header
 
 GOLDEN = Path(__file__).parent / "data" / "tables" / "golden.json"
 HOSTILE_NAME = 'a"b\\c\n*/??/ ??= \t\x00\x07 // %s R"(é✂\u202e)" \\'

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_split._table_types import Row, Segment
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Side
+from dsc_split.table._types import Row, Segment
 
 FOLDER = Path(__file__).parent / "data" / "vectors"
 GOLDEN = FOLDER / "golden.txt.gz"

@@ -19,9 +19,9 @@ from typing import Any
 import nlohmann_json
 
 from dsc_split._support.files import write_json
-from dsc_split._table_header import table_header
 from dsc_split.engines._fingerprint import processor_name
 from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.table._header import table_header
 
 HERE = Path(__file__).resolve().parent
 SIZES = ((7, 8), (16, 16), (32, 32), (64, 64))

@@ -26,15 +26,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dsc_split import _table_json
 from dsc_split._storage import SUFFIX
 from dsc_split._support.checks import shown
 from dsc_split._support.files import read_json
-from dsc_split._table_arguments import batch_size, finite_number, is_p95, number
-from dsc_split._table_math import Lines, bytes_at, evaluate, make_lines, neighbour, switch_rates
-from dsc_split._table_pick import Pick
-from dsc_split._table_types import BatchTable, Choice, Link, Row, Segment, Side, Terms
 from dsc_split.errors import TableError, UsageError
+from dsc_split.table import _json as _table_json
+from dsc_split.table._arguments import batch_size, finite_number, is_p95, number
+from dsc_split.table._arithmetic import Lines, bytes_at, evaluate, make_lines, neighbour, switch_rates
+from dsc_split.table._pick import Pick
+from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Side, Terms
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle

@@ -17,9 +17,9 @@ import pytest
 from tests.cpp.compiling import json_include, require, run
 
 from dsc_split import __version__
-from dsc_split._table_header import table_header
 from dsc_split.cli import _cmake_dir
 from dsc_split.lookup_table import LookupTable
+from dsc_split.table._header import table_header
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"
 BATCH, RATE_MB_S = 1, 8.0

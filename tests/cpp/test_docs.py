@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.cpp.compiling import CACHE, INCLUDE, build, run
 
-from dsc_split._table_header import table_header
 from dsc_split.lookup_table import LookupTable
+from dsc_split.table._header import table_header
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"
 

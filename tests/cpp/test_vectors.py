@@ -13,9 +13,9 @@ import pytest
 from tests.cpp.compiling import CACHE, INCLUDE, PROGRAMS, build, has_fma, run
 from tests.vectors import Question, answer, golden_tables, golden_vectors, random_questions, random_table
 
-from dsc_split._table_header import table_header
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable
+from dsc_split.table._header import table_header
 
 FUSING = ("-O2", "-march=native", "-ffp-contract=fast")
 OTHERS = [

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import canonical_json
-from dsc_split._table_math import make_lines, neighbour
-from dsc_split._table_types import half_width
 from dsc_split.errors import UsageError
+from dsc_split.table._arithmetic import make_lines, neighbour
+from dsc_split.table._types import half_width
 
 if TYPE_CHECKING:
     from dsc_split.lookup_table import LookupTable

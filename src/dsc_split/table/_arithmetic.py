@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dsc_split._table_types import BatchTable, Choice, Link, Row, Segment
+from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment
 
 __all__ = ["Lines", "best_index", "bytes_at", "evaluate", "make_lines", "neighbour", "slopes", "switch_rates"]
 

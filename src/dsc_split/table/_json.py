@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dsc_split._support.checks import shown
-from dsc_split._table_math import Lines, evaluate, slopes
-from dsc_split._table_types import (
+from dsc_split.errors import TableError
+from dsc_split.table._arithmetic import Lines, evaluate, slopes
+from dsc_split.table._types import (
     FULL_OFFLOAD,
     NO_OFFLOAD,
     SPLIT,
@@ -21,7 +22,6 @@ from dsc_split._table_types import (
     Segment,
     Side,
 )
-from dsc_split.errors import TableError
 
 if TYPE_CHECKING:
     from dsc_split.lookup_table import LookupTable

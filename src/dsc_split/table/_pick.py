@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsc_split._table_math import Lines
-    from dsc_split._table_types import Choice, Segment, Terms
     from dsc_split.lookup_table import LookupTable
+    from dsc_split.table._arithmetic import Lines
+    from dsc_split.table._types import Choice, Segment, Terms
 
 __all__ = ["Pick"]
 
