@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._archive import name_faults
 from dsc_split._contents import PICKLES, record_fault
-from dsc_split._manifest import SEALED_ROLES
 from dsc_split._support.files import canonical_json, new_file, sha256_file, write_bytes
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
@@ -26,6 +24,8 @@ from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
 from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
 from dsc_split.benchmarks._table import adopt_tables, write_tables
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._archive import name_faults
+from dsc_split.bundles._manifest import SEALED_ROLES
 from dsc_split.engines._sides import SIDES
 from dsc_split.errors import BundleError, DamagedError, UsageError
 

@@ -57,9 +57,9 @@ def pack(
     The same bundle gives the same file, byte for byte. Signatures stay where nothing has changed. Engines of a packed
     bundle are signed again only where it is trusted.
     """
-    from dsc_split._storage import SUFFIX
     from dsc_split._support.sizes import size_text
     from dsc_split.bundle import Bundle
+    from dsc_split.bundles._storage import SUFFIX
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.packing import pack_bundle
 

@@ -77,6 +77,6 @@ def engine_inputs(bundle: Bundle, graph: SideGraph, names: Sequence[str], batch:
 def _made(infos: Sequence[TensorInfo], batch: int) -> dict[str, np.ndarray]:
     if not infos:
         return {}
-    from dsc_split.partitioner._samples import make_inputs
+    from dsc_split.bundles._samples import make_inputs
 
     return make_inputs(infos, batch, SEED)

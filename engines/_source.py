@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._onnx_scan import scan_graph
+from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.errors import BundleError, DamagedError
 
 if TYPE_CHECKING:

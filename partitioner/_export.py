@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dsc_split._folders import discard, put_in_place, unfinished_folder
 from dsc_split._support.files import sha256_file
 from dsc_split._support.optional import require
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
+from dsc_split.bundles._folders import discard, put_in_place, unfinished_folder
+from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
 from dsc_split.partitioner._conversion import check_precision, convert_to_half, must_convert
 from dsc_split.partitioner._graph import index_graph
@@ -24,7 +25,6 @@ from dsc_split.partitioner._opset import fit_opset
 from dsc_split.partitioner._pairs import cut_into, output_infos
 from dsc_split.partitioner._precision import precision_of
 from dsc_split.partitioner._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
-from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._selection import CutOptions
 from dsc_split.partitioner._shapes import BATCH
 from dsc_split.partitioner._sources import LoadedModel, SourceOptions

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import TensorInfo
+from dsc_split.bundles._samples import load_sample, make_inputs
 from dsc_split.errors import UsageError
 from dsc_split.partitioner._cuts import CutList, find_cuts
 from dsc_split.partitioner._normalize import normalize
-from dsc_split.partitioner._samples import load_sample, make_inputs
 from dsc_split.partitioner._selection import CutOptions
 from dsc_split.partitioner._shapes import BATCH, tensor_info
 from dsc_split.partitioner._sources import LoadedModel, SourceOptions, load_source

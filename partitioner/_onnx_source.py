@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._onnx_scan import scan_graph
 from dsc_split._support.optional import require
+from dsc_split.bundles._onnx_scan import scan_graph
+from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import ModelFileError, UsageError
 from dsc_split.partitioner._normalize import settle_shapes
-from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._shapes import BATCH
 from dsc_split.partitioner._sources import InputShape, LoadedModel, SourceOptions, parse_input_shapes
 

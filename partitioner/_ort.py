@@ -123,7 +123,7 @@ _EXIT_OUT_OF_MEMORY = 77
 def _worker() -> int:
     import resource
 
-    from dsc_split.partitioner._samples import make_inputs
+    from dsc_split.bundles._samples import make_inputs
 
     request = json.loads(sys.stdin.read())
     limit = int(request["memory_bytes"])

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsc_split._folders import discard
-from dsc_split._manifest import ENVELOPE
 from dsc_split._support.files import sha256_file, write_bytes
 from dsc_split._support.optional import require
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, Split, TensorInfo
+from dsc_split.bundles._folders import discard
+from dsc_split.bundles._manifest import ENVELOPE
+from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
 from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
 from dsc_split.partitioner._cutter import Cutter
 from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
-from dsc_split.partitioner._samples import load_sample
 from dsc_split.partitioner._selection import CutOptions, select_cuts
 from dsc_split.partitioner._shapes import tensor_info
 from dsc_split.partitioner._store import encode_graph, store_bytes

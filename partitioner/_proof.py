@@ -99,8 +99,8 @@ def run_reference(
     Raises:
         BackendError: ONNX Runtime cannot load or run the model.
     """
+    from dsc_split.bundles._samples import make_inputs
     from dsc_split.partitioner._ort import open_session, run_session
-    from dsc_split.partitioner._samples import make_inputs
 
     session = open_session(model_path)
     references = []

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsc_split.bundles._samples import load_sample, make_array
 from dsc_split.errors import ExportError, ModelFileError, UsageError
-from dsc_split.partitioner._samples import load_sample, make_array
 from dsc_split.partitioner._sources import InputShape, SourceOptions, parse_input_shapes
 
 if TYPE_CHECKING:

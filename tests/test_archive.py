@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tests.packed_bundles import make_zip
 
-from dsc_split import _archive
-from dsc_split._archive import Archive, Entry, name_faults, write_archive
+from dsc_split.bundles import _archive
+from dsc_split.bundles._archive import Archive, Entry, name_faults, write_archive
 from dsc_split.errors import BundleError, DscError
 
 FILES = {"manifest.json": b"{}", "onnx/a.onnx": b"graph" * 50, "onnx/weights.data": bytes(400), "empty": b""}

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dsc_split._manifest import ENVELOPE, encode_manifest
-from dsc_split._storage import is_plain_name
 from dsc_split._support.files import write_bytes
 from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.bundles._manifest import ENVELOPE, encode_manifest
+from dsc_split.bundles._storage import is_plain_name
 from dsc_split.engines._options import GEMM_POLICIES
 from dsc_split.errors import BundleError, DscError
 

@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator
 from tests.packed_bundles import full_bundle
 from tests.test_bundle import MANIFEST
 
-from dsc_split._manifest import encode_manifest, parse_manifest
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._manifest import encode_manifest, parse_manifest
 from dsc_split.errors import BundleError
 from dsc_split.packing import pack_bundle, verify_bundle
 

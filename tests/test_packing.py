@@ -27,10 +27,10 @@ from tests.packed_bundles import (
     relist,
 )
 
-from dsc_split._archive import Archive
-from dsc_split._manifest import encode_manifest
 from dsc_split._support.files import body_digest, canonical_json
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._archive import Archive
+from dsc_split.bundles._manifest import encode_manifest
 from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
 from dsc_split.lookup_table import LookupTable
 from dsc_split.packing import PackResult, Trust, generate_key, pack_bundle, unpack_bundle, verify_bundle

@@ -17,8 +17,8 @@ pytest.importorskip("cryptography", reason="the extra `sign` is not installed")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from dsc_split._manifest import DIGEST, encode_manifest
 from dsc_split._signature import PAYLOAD_TYPE, Trust, generate_key, key_name, sign_manifest
+from dsc_split.bundles._manifest import DIGEST, encode_manifest
 from dsc_split.errors import DscError, SignatureError, UsageError
 
 MANIFEST = encode_manifest({"format": "dsc-split/bundle", "revision": 7})

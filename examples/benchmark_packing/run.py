@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from dsc_split._manifest import encode_manifest
 from dsc_split._support.sizes import parse_size, size_text
 from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.bundles._manifest import encode_manifest
 from dsc_split.engines._fingerprint import processor_name
 from dsc_split.packing import pack_bundle, verify_bundle
 

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_split._archive import Archive, Entry, write_archive
 from dsc_split._contents import is_record, is_table, record_fault, role_of, table_fault
-from dsc_split._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
 from dsc_split._parts import SIDES, choose_targets, fits_record, fits_table, held_files, put_last, side_graphs
-from dsc_split._storage import SUFFIX
 from dsc_split._support.progress import ProgressListener, silent
 from dsc_split._verify import Verification, engine_files, progress_in_mb
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._archive import Archive, Entry, write_archive
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
+from dsc_split.bundles._storage import SUFFIX
 from dsc_split.errors import BundleError, UsageError
 
 __all__ = ["PackResult", "RoleSize", "pack_bundle"]

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._manifest import DIGEST, encode_manifest
 from dsc_split._support.checks import fail, fields, items, one_of, text
 from dsc_split._support.files import read_json
 from dsc_split._support.optional import require
+from dsc_split.bundles._manifest import DIGEST, encode_manifest
 from dsc_split.errors import DamagedError, DscError, SignatureError, UsageError
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dsc_split._archive import Archive
-from dsc_split._folders import put_in_place, unfinished_folder
-from dsc_split._manifest import ENVELOPE, MANIFEST, encode_manifest
 from dsc_split._support.progress import ProgressListener, silent
 from dsc_split._verify import Verification, engine_files
 from dsc_split.bundle import Bundle, lock_folder
+from dsc_split.bundles._archive import Archive
+from dsc_split.bundles._folders import put_in_place, unfinished_folder
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dsc_split._archive import Archive, name_faults
 from dsc_split._contents import PICKLES, graph_faults, is_record, is_table, record_fault, samples_fault, table_fault
-from dsc_split._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
-from dsc_split._storage import Folder, Storage, open_storage
 from dsc_split._support.files import read_json
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._archive import Archive, name_faults
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
+from dsc_split.bundles._storage import Folder, Storage, open_storage
 from dsc_split.errors import BundleError
 
 if TYPE_CHECKING:

@@ -17,9 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._manifest import ENVELOPE, FORMAT, MANIFEST, SEALED_ROLES, VERSION, encode_manifest, parse_manifest
-from dsc_split._storage import Folder, Storage, open_storage
 from dsc_split._support.files import sha256_text, write_bytes
+from dsc_split.bundles._manifest import (
+    ENVELOPE,
+    FORMAT,
+    MANIFEST,
+    SEALED_ROLES,
+    VERSION,
+    encode_manifest,
+    parse_manifest,
+)
+from dsc_split.bundles._storage import Folder, Storage, open_storage
 from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dsc_split._storage import SUFFIX
 from dsc_split._support.checks import shown
 from dsc_split._support.files import read_json
+from dsc_split.bundles._storage import SUFFIX
 from dsc_split.errors import TableError, UsageError
 from dsc_split.table import _json as _table_json
 from dsc_split.table._arguments import batch_size, finite_number, is_p95, number

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from tests.benchmarks.conftest import tiny_bundle
 
-from dsc_split._manifest import ENVELOPE, encode_manifest
 from dsc_split._support.files import sha256_file
 from dsc_split.benchmarks import BenchSettings, CellStore, bench_bundle, write_tables
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._manifest import ENVELOPE, encode_manifest
 from dsc_split.engines import Backend
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable

@@ -17,9 +17,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from dsc_split._onnx_scan import scan_graph
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.engines import EngineLike, EngineSource, SideEngines, get_backend
 from dsc_split.engines import _source as source_module
 from dsc_split.engines._source import GraphReader

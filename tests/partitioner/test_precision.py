@@ -12,11 +12,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from dsc_split.bundles._samples import make_inputs
 from dsc_split.errors import ExportError
 from dsc_split.partitioner import SourceOptions, _half_rules, find_cuts, load_model
 from dsc_split.partitioner._load import input_infos
 from dsc_split.partitioner._precision import HalfReport, precision_of, to_half
-from dsc_split.partitioner._samples import make_inputs
 
 Save = Callable[[str], Path]
 Convert = Callable[..., "Converted"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dsc_split.bundle import TensorInfo
+from dsc_split.bundles._samples import load_sample, make_inputs
 from dsc_split.errors import ModelFileError, UsageError
-from dsc_split.partitioner._samples import load_sample, make_inputs
 
 
 def info(name: str, dtype: str, shape: tuple[int | str, ...], per_batch: int, constant: int = 0) -> TensorInfo:

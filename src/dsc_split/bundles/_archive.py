@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from dsc_split._storage import MAX_NAME_BYTES, MAX_READ_BYTES, is_plain_name, read_all
 from dsc_split._support.files import new_file
 from dsc_split._support.hashing import Hasher
+from dsc_split.bundles._storage import MAX_NAME_BYTES, MAX_READ_BYTES, is_plain_name, read_all
 from dsc_split.errors import BundleError
 
 if TYPE_CHECKING:

@@ -142,7 +142,7 @@ def open_storage(path: Path) -> Storage:
         BundleError: The packed file is damaged or hostile.
     """
     if path.is_file():
-        from dsc_split._archive import Archive
+        from dsc_split.bundles._archive import Archive
 
         return Archive(path)
     if not path.is_dir():
