@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._contents import PICKLES, record_fault
 from dsc_split._support.files import canonical_json, new_file, sha256_file, write_bytes
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split._verify import engine_files
 from dsc_split.benchmarks._cells import Cell, CellStore, read_measured
 from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
 from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
@@ -28,9 +26,11 @@ from dsc_split.bundles._archive import name_faults
 from dsc_split.bundles._manifest import SEALED_ROLES
 from dsc_split.engines._sides import SIDES
 from dsc_split.errors import BundleError, DamagedError, UsageError
+from dsc_split.shipping._file_checks import PICKLES, record_fault
+from dsc_split.shipping._verify import engine_files
 
 if TYPE_CHECKING:
-    from dsc_split._signature import Trust
+    from dsc_split.shipping._signature import Trust
 
 __all__ = ["PREFERENCES", "MergeResult", "merge_bundles"]
 

@@ -18,8 +18,8 @@ def keygen(
     NAME signs (pack --sign NAME) and stays where bundles are signed: it is not encrypted, and only its owner may read
     it. NAME.pub goes to whoever checks (--trust NAME.pub). Both are Ed25519 keys in PEM form.
     """
-    from dsc_split._signature import generate_key, key_name
     from dsc_split.cli._console import err, out
+    from dsc_split.shipping._signature import generate_key, key_name
 
     public_path = generate_key(name)
     out.print(key_name(public_path), soft_wrap=True)

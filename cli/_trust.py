@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dsc_split._signature import Trust
+    from dsc_split.shipping._signature import Trust
 
 __all__ = ["AllowUnsigned", "RequireSignature", "SignKeys", "TrustKeys", "make_trust"]
 
@@ -39,6 +39,6 @@ def make_trust(trust: Sequence[Path] | None, *, require_signature: bool = False,
     Raises:
         UsageError: A signature is required and unsigned bundles are allowed at once.
     """
-    from dsc_split._signature import Trust
+    from dsc_split.shipping._signature import Trust
 
     return Trust(keys=tuple(trust or ()), allow_unsigned=allow_unsigned, require=require_signature)

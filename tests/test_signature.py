@@ -17,9 +17,9 @@ pytest.importorskip("cryptography", reason="the extra `sign` is not installed")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from dsc_split._signature import PAYLOAD_TYPE, Trust, generate_key, key_name, sign_manifest
 from dsc_split.bundles._manifest import DIGEST, encode_manifest
 from dsc_split.errors import DscError, SignatureError, UsageError
+from dsc_split.shipping._signature import PAYLOAD_TYPE, Trust, generate_key, key_name, sign_manifest
 
 MANIFEST = encode_manifest({"format": "dsc-split/bundle", "revision": 7})
 OTHER = encode_manifest({"format": "dsc-split/bundle", "revision": 6})

@@ -31,7 +31,7 @@ from dsc_split.bundles._storage import Folder, Storage, open_storage
 from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
 
 if TYPE_CHECKING:
-    from dsc_split._signature import Trust
+    from dsc_split.shipping._signature import Trust
 
 __all__ = ["FORMAT", "VERSION", "Bundle", "Split", "TensorInfo"]
 

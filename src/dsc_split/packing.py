@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from dsc_split._pack import PackResult, RoleSize, pack_bundle
-from dsc_split._signature import Trust, generate_key
-from dsc_split._unpack import unpack_bundle
-from dsc_split._verify import VerifyResult, VerifyRow, verify_bundle
+from dsc_split.shipping._pack import PackResult, RoleSize, pack_bundle
+from dsc_split.shipping._signature import Trust, generate_key
+from dsc_split.shipping._unpack import unpack_bundle
+from dsc_split.shipping._verify import VerifyResult, VerifyRow, verify_bundle
 
 __all__ = [
     "PackResult",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from dsc_split._contents import role_of
 from dsc_split.errors import UsageError
+from dsc_split.shipping._file_checks import role_of
 
 __all__ = ["SIDES", "choose_targets", "fits_record", "fits_table", "held_files", "put_last", "side_graphs"]
 

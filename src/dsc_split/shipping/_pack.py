@@ -15,15 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_split._contents import is_record, is_table, record_fault, role_of, table_fault
-from dsc_split._parts import SIDES, choose_targets, fits_record, fits_table, held_files, put_last, side_graphs
 from dsc_split._support.progress import ProgressListener, silent
-from dsc_split._verify import Verification, engine_files, progress_in_mb
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import Archive, Entry, write_archive
 from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
 from dsc_split.bundles._storage import SUFFIX
 from dsc_split.errors import BundleError, UsageError
+from dsc_split.shipping._file_checks import is_record, is_table, record_fault, role_of, table_fault
+from dsc_split.shipping._part_files import (
+    SIDES,
+    choose_targets,
+    fits_record,
+    fits_table,
+    held_files,
+    put_last,
+    side_graphs,
+)
+from dsc_split.shipping._verify import Verification, engine_files, progress_in_mb
 
 __all__ = ["PackResult", "RoleSize", "pack_bundle"]
 
@@ -314,7 +322,7 @@ def _refuse_code(bundle: Bundle, manifest: dict[str, Any]) -> None:
 
 def _envelope(bundle: Bundle, manifest: bytes, keys: Sequence[Path]) -> bytes | None:
     """Sign a manifest, and keep the signatures that it has."""
-    from dsc_split._signature import sign_manifest
+    from dsc_split.shipping._signature import sign_manifest
 
     unchanged = bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) == manifest
     before = bundle.storage.read(ENVELOPE) if unchanged else None

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsc_split._support.progress import ProgressListener, silent
-from dsc_split._verify import Verification, engine_files
 from dsc_split.bundle import Bundle, lock_folder
 from dsc_split.bundles._archive import Archive
 from dsc_split.bundles._folders import put_in_place, unfinished_folder
 from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
+from dsc_split.shipping._verify import Verification, engine_files
 
 if TYPE_CHECKING:
-    from dsc_split._signature import Trust
+    from dsc_split.shipping._signature import Trust
 
 __all__ = ["unpack_bundle"]
 

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dsc_split._contents import PICKLES, graph_faults, is_record, is_table, record_fault, samples_fault, table_fault
 from dsc_split._support.files import read_json
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
@@ -22,9 +21,18 @@ from dsc_split.bundles._archive import Archive, name_faults
 from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
 from dsc_split.bundles._storage import Folder, Storage, open_storage
 from dsc_split.errors import BundleError
+from dsc_split.shipping._file_checks import (
+    PICKLES,
+    graph_faults,
+    is_record,
+    is_table,
+    record_fault,
+    samples_fault,
+    table_fault,
+)
 
 if TYPE_CHECKING:
-    from dsc_split._signature import Trust
+    from dsc_split.shipping._signature import Trust
 
 __all__ = ["Verification", "VerifyResult", "VerifyRow", "engine_files", "progress_in_mb", "verify_bundle"]
 
@@ -179,7 +187,7 @@ class Verification:
         Raises:
             SignatureError: As ``trust`` says.
         """
-        from dsc_split._signature import Trust
+        from dsc_split.shipping._signature import Trust
 
         what = f"bundle {str(self._storage.path)!r}"
         self.signed_by = (trust or Trust()).check(self.manifest_data, self.envelope, what)
