@@ -5,7 +5,7 @@ from dsc_split.partitioner._export import ExportOptions, export_bundle
 from dsc_split.partitioner._load import list_cuts, load_model
 from dsc_split.partitioner._pairs import bundle_cuts, cut_bundle
 from dsc_split.partitioner._selection import CutOptions, select_cuts
-from dsc_split.partitioner._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
 
 __all__ = [
     "Cut",

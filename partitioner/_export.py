@@ -27,8 +27,8 @@ from dsc_split.partitioner._precision import precision_of
 from dsc_split.partitioner._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
 from dsc_split.partitioner._selection import CutOptions
 from dsc_split.partitioner._shapes import BATCH
-from dsc_split.partitioner._sources import LoadedModel, SourceOptions
 from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
+from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
 
 __all__ = ["ExportOptions", "export_bundle"]
 

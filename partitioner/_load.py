@@ -15,7 +15,7 @@ from dsc_split.partitioner._cuts import CutList, find_cuts
 from dsc_split.partitioner._normalize import normalize
 from dsc_split.partitioner._selection import CutOptions
 from dsc_split.partitioner._shapes import BATCH, tensor_info
-from dsc_split.partitioner._sources import LoadedModel, SourceOptions, load_source
+from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir

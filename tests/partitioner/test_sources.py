@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsc_split.errors import BackendUnavailable, ExportError, ModelFileError, UsageError
-from dsc_split.partitioner._sources import LoadedModel, SourceOptions, load_source, parse_input_shapes
+from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source, parse_input_shapes
 
 NETS = str(Path(__file__).parents[1] / "data" / "source_nets.py")
 

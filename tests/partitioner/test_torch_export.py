@@ -14,7 +14,7 @@ import torch
 
 from dsc_split.bundle import TensorInfo
 from dsc_split.bundles._samples import load_sample, make_inputs
-from dsc_split.partitioner._sources import LoadedModel, SourceOptions, load_source
+from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source
 
 NETS = str(Path(__file__).parents[1] / "data" / "source_nets.py")
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dsc_split.errors import ModelFileError, UsageError
-from dsc_split.partitioner._weights import fill_zero_layers, is_untrained, load_weights, recalibrate
+from dsc_split.partitioner.sources._torch_weights import fill_zero_layers, is_untrained, load_weights, recalibrate
 
 
 def net() -> nn.Sequential:

@@ -20,7 +20,7 @@ from dsc_split.errors import ModelFileError, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from dsc_split.partitioner._sources import SourceOptions
+    from dsc_split.partitioner.sources._sources import SourceOptions
 
 __all__ = ["TorchModel", "load_function", "load_program"]
 
@@ -85,7 +85,7 @@ def load_function(where: str, function: str, options: SourceOptions) -> TorchMod
     import torch
     from torch import nn
 
-    from dsc_split.partitioner._weights import load_weights
+    from dsc_split.partitioner.sources._torch_weights import load_weights
 
     if options.weights == "pretrained":
         raise UsageError(

@@ -139,7 +139,7 @@ def load_source(source: str, options: SourceOptions, *, progress: ProgressListen
     progress(Progress(stage="load", label=source, done=0, total=0))
     kind, _, rest = source.partition(":")
     if kind in ("torchvision", "timm") and rest:
-        from dsc_split.partitioner import _zoo
+        from dsc_split.partitioner.sources import _zoo
 
         load = _zoo.load_torchvision if kind == "torchvision" else _zoo.load_timm
         return _export(lambda: load(rest, options), source, options, progress)
@@ -151,15 +151,15 @@ def load_source(source: str, options: SourceOptions, *, progress: ProgressListen
         if options.weights is not None:
             raise UsageError(f"--weights does not go with {source!r}: its weights are in the model file.")
         if suffix == ".onnx":
-            from dsc_split.partitioner._onnx_source import load_onnx
+            from dsc_split.partitioner.sources._onnx_source import load_onnx
 
             return load_onnx(path, options)
-        from dsc_split.partitioner import _torch_source
+        from dsc_split.partitioner.sources import _torch_source
 
         return _export(lambda: _torch_source.load_program(path), source, options, progress)
     where, colon, function = source.rpartition(":")
     if colon and function and (where.endswith(".py") or re.fullmatch(r"\w+(\.\w+)*", where)):
-        from dsc_split.partitioner import _torch_source
+        from dsc_split.partitioner.sources import _torch_source
 
         return _export(lambda: _torch_source.load_function(where, function, options), source, options, progress)
     raise UsageError(f"unknown source {source!r}: give {KINDS}.{_did_you_mean_a_model(source)}")
@@ -171,9 +171,9 @@ def _export(load: Callable[[], object], source: str, options: SourceOptions, pro
 
     for package in ("torch", "onnx", "onnx_ir", "onnxscript"):
         require(package, extra="export", purpose=f"load {source!r}")
-    from dsc_split.partitioner._quiet import quiet
-    from dsc_split.partitioner._torch_export import export_model
-    from dsc_split.partitioner._torch_source import TorchModel
+    from dsc_split.partitioner.sources._quiet import quiet
+    from dsc_split.partitioner.sources._torch_export import export_model
+    from dsc_split.partitioner.sources._torch_source import TorchModel
 
     with quiet():
         model = load()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsc_split.errors import DscError, ExportError, UsageError
-from dsc_split.partitioner._sources import LoadedModel, SourceOptions
-from dsc_split.partitioner._torch_inputs import TorchInputs, candidate_inputs, named_outputs
-from dsc_split.partitioner._torch_metadata import rename_symbol, set_module_metadata
-from dsc_split.partitioner._torch_source import TorchModel, describe
-from dsc_split.partitioner._weights import is_untrained, recalibrate
+from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._torch_inputs import TorchInputs, candidate_inputs, named_outputs
+from dsc_split.partitioner.sources._torch_metadata import rename_symbol, set_module_metadata
+from dsc_split.partitioner.sources._torch_source import TorchModel, describe
+from dsc_split.partitioner.sources._torch_weights import is_untrained, recalibrate
 
 if TYPE_CHECKING:
     import onnx_ir as ir

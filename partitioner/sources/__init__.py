@@ -1,0 +1,3 @@
+"""The kinds of source: PyTorch code, .pt2 files, ONNX files, torchvision and timm."""
+
+__all__: list[str] = []
