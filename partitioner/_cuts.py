@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dsc_split.bundle import TensorInfo
 from dsc_split.errors import UsageError
-from dsc_split.partitioner._graph import GraphIndex, index_graph
-from dsc_split.partitioner._names import ModuleEnds, matches_pattern, unique_name
-from dsc_split.partitioner._shapes import tensor_info
+from dsc_split.partitioner.graph._index import GraphIndex, index_graph
+from dsc_split.partitioner.graph._names import ModuleEnds, matches_pattern, unique_name
+from dsc_split.partitioner.graph._shapes import tensor_info
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from dsc_split.errors import CutError
 from dsc_split.partitioner._cuts import Cut
-from dsc_split.partitioner._graph import GraphIndex, bodies, index_graph, is_shape_query, shape_lines, walk
-from dsc_split.partitioner._shapes import Line, known_shape
+from dsc_split.partitioner.graph._index import GraphIndex, bodies, index_graph, is_shape_query, shape_lines, walk
+from dsc_split.partitioner.graph._shapes import Line, known_shape
 
 if TYPE_CHECKING:
     import onnx

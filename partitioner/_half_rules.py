@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.partitioner._graph import bodies, is_shape_query, walk
-from dsc_split.partitioner._schemas import (
+from dsc_split.partitioner.graph._index import bodies, is_shape_query, walk
+from dsc_split.partitioner.graph._schemas import (
     Types,
     formal_of,
     infer_types,

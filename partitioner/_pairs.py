@@ -21,8 +21,8 @@ from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
 from dsc_split.partitioner._cutter import Cutter
 from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
 from dsc_split.partitioner._selection import CutOptions, select_cuts
-from dsc_split.partitioner._shapes import tensor_info
 from dsc_split.partitioner._store import encode_graph, store_bytes
+from dsc_split.partitioner.graph._shapes import tensor_info
 
 if TYPE_CHECKING:
     import onnx

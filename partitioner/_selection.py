@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dsc_split.errors import CutError, UsageError
 from dsc_split.partitioner._cuts import Cut, CutList, Ratio, live_sets
-from dsc_split.partitioner._graph import index_graph
+from dsc_split.partitioner.graph._index import index_graph
 
 if TYPE_CHECKING:
     import onnx_ir as ir

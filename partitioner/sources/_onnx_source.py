@@ -12,8 +12,8 @@ from dsc_split._support.optional import require
 from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import ModelFileError, UsageError
-from dsc_split.partitioner._normalize import settle_shapes
-from dsc_split.partitioner._shapes import BATCH
+from dsc_split.partitioner.graph._normalize import settle_shapes
+from dsc_split.partitioner.graph._shapes import BATCH
 from dsc_split.partitioner.sources._sources import InputShape, LoadedModel, SourceOptions, parse_input_shapes
 
 if TYPE_CHECKING:

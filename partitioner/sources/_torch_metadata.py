@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.partitioner._graph import MODULE_CLASSES_KEY, MODULE_KEY
+from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, MODULE_KEY
 
 if TYPE_CHECKING:
     import onnx_ir as ir

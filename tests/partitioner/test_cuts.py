@@ -14,7 +14,7 @@ import pytest
 from dsc_split.bundle import Bundle
 from dsc_split.errors import CutError, UsageError
 from dsc_split.partitioner import CutList, find_cuts
-from dsc_split.partitioner._graph import MODULE_CLASSES_KEY, MODULE_KEY
+from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, MODULE_KEY
 
 Cuts = Callable[..., CutList]
 Export = Callable[..., Bundle]

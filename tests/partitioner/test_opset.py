@@ -13,7 +13,7 @@ from dsc_split.bundle import Bundle
 from dsc_split.errors import ExportError, UsageError
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
 from dsc_split.partitioner import _export as export_module
-from dsc_split.partitioner._opset import fit_opset
+from dsc_split.partitioner.graph._opset import fit_opset
 
 Save = Callable[[str], Path]
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsc_split.partitioner._graph import MODULE_CLASSES_KEY, GraphIndex
+from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, GraphIndex
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.partitioner._graph import bodies, walk
+from dsc_split.partitioner.graph._index import bodies, walk
 
 if TYPE_CHECKING:
     import onnx

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.errors import UsageError
-from dsc_split.partitioner._schemas import Types, formal_of, infer_types, nodes_by_opset, schema_of, type_text
+from dsc_split.partitioner.graph._schemas import Types, formal_of, infer_types, nodes_by_opset, schema_of, type_text
 
 if TYPE_CHECKING:
     import onnx

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.errors import ModelFileError
-from dsc_split.partitioner._complete_shapes import complete_shapes
-from dsc_split.partitioner._graph import MODULE_CLASSES_KEY, MODULE_KEY
-from dsc_split.partitioner._shapes import BATCH, line_of, line_text
+from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, MODULE_KEY
+from dsc_split.partitioner.graph._infer_shapes import complete_shapes
+from dsc_split.partitioner.graph._shapes import BATCH, line_of, line_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir

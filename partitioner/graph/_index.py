@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dsc_split.partitioner._shapes import Line, count_elements, known_shape
+from dsc_split.partitioner.graph._shapes import Line, count_elements, known_shape
 
 if TYPE_CHECKING:
     import onnx_ir as ir

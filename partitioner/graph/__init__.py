@@ -1,0 +1,3 @@
+"""Graphs in memory: index, shapes, names, opset, and the one normal form."""
+
+__all__: list[str] = []
