@@ -23,8 +23,8 @@ from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
 from dsc_split.partitioner._pairs import cut_into, output_infos
 from dsc_split.partitioner._precision import precision_of
 from dsc_split.partitioner._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
-from dsc_split.partitioner._selection import CutOptions
 from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
+from dsc_split.partitioner.cuts._select import CutOptions
 from dsc_split.partitioner.graph._index import index_graph
 from dsc_split.partitioner.graph._opset import fit_opset
 from dsc_split.partitioner.graph._shapes import BATCH

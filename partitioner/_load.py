@@ -11,8 +11,8 @@ from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import TensorInfo
 from dsc_split.bundles._samples import load_sample, make_inputs
 from dsc_split.errors import UsageError
-from dsc_split.partitioner._cuts import CutList, find_cuts
-from dsc_split.partitioner._selection import CutOptions
+from dsc_split.partitioner.cuts._find import CutList, find_cuts
+from dsc_split.partitioner.cuts._select import CutOptions
 from dsc_split.partitioner.graph._normalize import normalize
 from dsc_split.partitioner.graph._shapes import BATCH, tensor_info
 from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source

@@ -17,11 +17,11 @@ from dsc_split.bundles._folders import discard
 from dsc_split.bundles._manifest import ENVELOPE
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
-from dsc_split.partitioner._cuts import Cut, CutList, find_cuts
-from dsc_split.partitioner._cutter import Cutter
 from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
-from dsc_split.partitioner._selection import CutOptions, select_cuts
 from dsc_split.partitioner._store import encode_graph, store_bytes
+from dsc_split.partitioner.cuts._cut import Cutter
+from dsc_split.partitioner.cuts._find import Cut, CutList, find_cuts
+from dsc_split.partitioner.cuts._select import CutOptions, select_cuts
 from dsc_split.partitioner.graph._shapes import tensor_info
 
 if TYPE_CHECKING:

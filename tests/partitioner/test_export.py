@@ -27,8 +27,8 @@ from dsc_split.partitioner import (
     cut_bundle,
     export_bundle,
 )
-from dsc_split.partitioner._cutter import Cutter
 from dsc_split.partitioner._load import load_model
+from dsc_split.partitioner.cuts._cut import Cutter
 
 Save = Callable[[str], Path]
 

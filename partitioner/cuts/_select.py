@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from dsc_split.errors import CutError, UsageError
-from dsc_split.partitioner._cuts import Cut, CutList, Ratio, live_sets
+from dsc_split.partitioner.cuts._find import Cut, CutList, Ratio, live_sets
 from dsc_split.partitioner.graph._index import index_graph
 
 if TYPE_CHECKING:

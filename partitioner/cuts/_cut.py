@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsc_split.errors import CutError
-from dsc_split.partitioner._cuts import Cut
+from dsc_split.partitioner.cuts._find import Cut
 from dsc_split.partitioner.graph._index import GraphIndex, bodies, index_graph, is_shape_query, shape_lines, walk
 from dsc_split.partitioner.graph._shapes import Line, known_shape
 
