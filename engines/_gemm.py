@@ -171,7 +171,7 @@ def _with_rounding(rewrite: GemmRewrite) -> onnx.ModelProto:
         return rewrite.model
     import onnx_ir as ir
 
-    from dsc_split.partitioner._rounding import keep_roundings
+    from dsc_split.partitioner.precision._rounding import keep_roundings
 
     model = ir.serde.deserialize_model(rewrite.model)
     casts = [

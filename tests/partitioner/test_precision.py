@@ -14,9 +14,10 @@ import pytest
 
 from dsc_split.bundles._samples import make_inputs
 from dsc_split.errors import ExportError
-from dsc_split.partitioner import SourceOptions, _half_rules, find_cuts, load_model
+from dsc_split.partitioner import SourceOptions, find_cuts, load_model
 from dsc_split.partitioner._load import input_infos
-from dsc_split.partitioner._precision import HalfReport, precision_of, to_half
+from dsc_split.partitioner.precision import _float16_rules as _half_rules
+from dsc_split.partitioner.precision._float16 import HalfReport, precision_of, to_half
 
 Save = Callable[[str], Path]
 Convert = Callable[..., "Converted"]

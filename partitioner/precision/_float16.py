@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dsc_split.errors import ExportError
-from dsc_split.partitioner._half_rules import TYPE_ATTRIBUTES, HalfRules, is_float
 from dsc_split.partitioner.graph._index import MODULE_KEY, bodies, walk
 from dsc_split.partitioner.graph._schemas import schema_of
+from dsc_split.partitioner.precision._float16_rules import TYPE_ATTRIBUTES, HalfRules, is_float
 
 if TYPE_CHECKING:
     import onnx_ir as ir

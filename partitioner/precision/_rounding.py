@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from dsc_split.partitioner._precision import values_of
 from dsc_split.partitioner.graph._index import is_shape_query, walk
 from dsc_split.partitioner.graph._schemas import infer_types
+from dsc_split.partitioner.precision._float16 import values_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
