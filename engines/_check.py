@@ -18,7 +18,7 @@ from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix
 from dsc_split.engines._source import GraphReader
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DscError, UsageError
-from dsc_split.partitioner._proof import TOLERANCE, relative_error
+from dsc_split.partitioner.proof._proof import TOLERANCE, relative_error
 
 if TYPE_CHECKING:
     import numpy as np

@@ -142,9 +142,9 @@ def prove_rewrite(
         BackendUnavailable: ONNX Runtime is not installed.
         BackendError: One of the graphs does not load or run.
     """
-    from dsc_split.partitioner._ort import open_session, run_session
-    from dsc_split.partitioner._proof import relative_error
     from dsc_split.partitioner._store import encode_graph
+    from dsc_split.partitioner.proof._proof import relative_error
+    from dsc_split.partitioner.proof._reference import open_session, run_session
 
     original = open_session(graph)
     rewritten = open_session(encode_graph(_with_rounding(rewrite)), weights_folder=graph.parent)

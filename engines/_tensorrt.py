@@ -83,8 +83,8 @@ class TensorRTRTXBackend(TrtBackend):
         if self.target.architecture != "sm75":
             return super()._graph(job, options)
         from dsc_split.engines._gemm import digest, prove_rewrite, rewrite_gemm
-        from dsc_split.partitioner._proof import TOLERANCE
         from dsc_split.partitioner._store import encode_graph
+        from dsc_split.partitioner.proof._proof import TOLERANCE
 
         try:
             rewrite = rewrite_gemm(job.graph, policy=options.gemm)

@@ -20,7 +20,6 @@ from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
 from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
 from dsc_split.partitioner._pairs import cut_into, output_infos
-from dsc_split.partitioner._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
 from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
 from dsc_split.partitioner.cuts._select import CutOptions
 from dsc_split.partitioner.graph._index import index_graph
@@ -28,6 +27,7 @@ from dsc_split.partitioner.graph._opset import fit_opset
 from dsc_split.partitioner.graph._shapes import BATCH
 from dsc_split.partitioner.precision._conversion import check_precision, convert_to_half, must_convert
 from dsc_split.partitioner.precision._float16 import precision_of
+from dsc_split.partitioner.proof._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
 from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
 
 __all__ = ["ExportOptions", "export_bundle"]

@@ -49,7 +49,7 @@ def load_model(
     infos = input_infos(model)
 
     def run(graph: bytes, batch: int, seed: int, names: Sequence[str]) -> Mapping[str, Any]:
-        from dsc_split.partitioner._ort import open_session, run_session
+        from dsc_split.partitioner.proof._reference import open_session, run_session
 
         session = open_session(graph, weights_folder=_weights_folder(model))
         return run_session(session, make_inputs(infos, batch, seed, None if seed else sample), loaded.name)

@@ -17,12 +17,12 @@ from dsc_split.bundles._folders import discard
 from dsc_split.bundles._manifest import ENVELOPE
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
-from dsc_split.partitioner._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
 from dsc_split.partitioner._store import encode_graph, store_bytes
 from dsc_split.partitioner.cuts._cut import Cutter
 from dsc_split.partitioner.cuts._find import Cut, CutList, find_cuts
 from dsc_split.partitioner.cuts._select import CutOptions, select_cuts
 from dsc_split.partitioner.graph._shapes import tensor_info
+from dsc_split.partitioner.proof._proof import SEEDS, TOLERANCE, Reference, prove_pair, run_reference
 
 if TYPE_CHECKING:
     import onnx
@@ -267,7 +267,7 @@ def _make_samples(
     bundle: Bundle, splits: Sequence[dict[str, Any]], graphs: Mapping[str, bytes], references: Sequence[Reference]
 ) -> dict[str, bytes]:
     """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut; files by path."""
-    from dsc_split.partitioner._ort import open_session, run_session
+    from dsc_split.partitioner.proof._reference import open_session, run_session
 
     wanted = _GOLDEN_BATCH if bundle.fixed_batch is None else bundle.fixed_batch
     golden = next((each for each in references if _batch_of(bundle, each) == wanted), references[0])

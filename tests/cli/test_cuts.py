@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from dsc_split.bundle import Bundle
-from dsc_split.partitioner import ExportOptions, SourceOptions, _proof, export_bundle
+from dsc_split.partitioner import ExportOptions, SourceOptions, export_bundle
+from dsc_split.partitioner.proof import _proof
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 net (float[batch, 8] x) => (float[batch, 8] y) { a = Relu(x) b = Neg(a) y = Exp(b) }"""
@@ -50,7 +51,9 @@ def test_seed_that_no_generator_takes_is_wrong_usage(dsc: Callable[..., Any]) ->
 
 def test_batch_whose_inputs_alone_are_too_large_is_not_tried(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr("dsc_split.partitioner._ort.run_in_worker", lambda *arguments: tried.append(arguments[2]))
+    monkeypatch.setattr(
+        "dsc_split.partitioner.proof._reference.run_in_worker", lambda *arguments: tried.append(arguments[2])
+    )
 
     largest, reason = _proof.largest_batch(bundle.model_path, bundle.inputs, 10**11, memory_bytes=32 * 1000)
 

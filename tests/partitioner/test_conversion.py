@@ -14,7 +14,7 @@ from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, ExportError, UsageError
 from dsc_split.partitioner import CutList, CutOptions, ExportOptions, SourceOptions, export_bundle
-from dsc_split.partitioner._ort import open_session, run_session
+from dsc_split.partitioner.proof._reference import open_session, run_session
 
 Save = Callable[[str], Path]
 Cuts = Callable[..., CutList]

@@ -10,7 +10,7 @@ import pytest
 from dsc_split.bundle import Bundle
 from dsc_split.errors import ExportError, UsageError
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, bundle_cuts, export_bundle
-from dsc_split.partitioner._proof import relative_error
+from dsc_split.partitioner.proof._proof import relative_error
 
 NETS = Path(__file__).parents[1] / "data" / "source_nets.py"
 

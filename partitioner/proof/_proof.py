@@ -100,7 +100,7 @@ def run_reference(
         BackendError: ONNX Runtime cannot load or run the model.
     """
     from dsc_split.bundles._samples import make_inputs
-    from dsc_split.partitioner._ort import open_session, run_session
+    from dsc_split.partitioner.proof._reference import open_session, run_session
 
     session = open_session(model_path)
     references = []
@@ -131,7 +131,7 @@ def prove_pair(
     Raises:
         BackendError: The head or the tail cannot be loaded or run.
     """
-    from dsc_split.partitioner._ort import open_session, run_session
+    from dsc_split.partitioner.proof._reference import open_session, run_session
 
     head = open_session(head_graph, weights_folder=weights_folder)
     tail = open_session(tail_graph, weights_folder=weights_folder)
@@ -165,7 +165,7 @@ def largest_batch(
     """
     import psutil
 
-    from dsc_split.partitioner._ort import run_in_worker
+    from dsc_split.partitioner.proof._reference import run_in_worker
 
     memory_bytes = memory_bytes or int(psutil.virtual_memory().available * 0.8)
     batch, reason = wanted, ""

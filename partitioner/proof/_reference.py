@@ -103,7 +103,7 @@ def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_
         "memory_bytes": memory_bytes,
     }
     process = subprocess.run(
-        [sys.executable, "-m", "dsc_split.partitioner._ort"],
+        [sys.executable, "-m", "dsc_split.partitioner.proof._reference"],
         input=json.dumps(request).encode(),
         capture_output=True,
         check=False,
