@@ -142,7 +142,7 @@ def prove_rewrite(
         BackendUnavailable: ONNX Runtime is not installed.
         BackendError: One of the graphs does not load or run.
     """
-    from dsc_split.partitioner._store import encode_graph
+    from dsc_split.partitioner._weights_file import encode_graph
     from dsc_split.partitioner.proof._proof import relative_error
     from dsc_split.partitioner.proof._reference import open_session, run_session
 
@@ -160,7 +160,7 @@ def prove_rewrite(
 
 def digest(rewrite: GemmRewrite) -> str:
     """Hash the rewritten graph in its canonical form; returns 64 hexadecimal digits."""
-    from dsc_split.partitioner._store import encode_graph
+    from dsc_split.partitioner._weights_file import encode_graph
 
     return hashlib.sha256(encode_graph(rewrite.model)).hexdigest()
 

@@ -83,7 +83,7 @@ class TensorRTRTXBackend(TrtBackend):
         if self.target.architecture != "sm75":
             return super()._graph(job, options)
         from dsc_split.engines._gemm import digest, prove_rewrite, rewrite_gemm
-        from dsc_split.partitioner._store import encode_graph
+        from dsc_split.partitioner._weights_file import encode_graph
         from dsc_split.partitioner.proof._proof import TOLERANCE
 
         try:

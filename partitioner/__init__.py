@@ -2,7 +2,7 @@
 
 from dsc_split.partitioner._export import ExportOptions, export_bundle
 from dsc_split.partitioner._load import list_cuts, load_model
-from dsc_split.partitioner._pairs import bundle_cuts, cut_bundle
+from dsc_split.partitioner._recut import bundle_cuts, cut_bundle
 from dsc_split.partitioner.cuts._find import Cut, CutList, CutTensor, find_cuts
 from dsc_split.partitioner.cuts._select import CutOptions, select_cuts
 from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions

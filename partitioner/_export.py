@@ -19,8 +19,8 @@ from dsc_split.bundles._folders import discard, put_in_place, unfinished_folder
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
 from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
-from dsc_split.partitioner._pairs import cut_into, output_infos
-from dsc_split.partitioner._store import StoredFile, store_graph, store_weights
+from dsc_split.partitioner._recut import cut_into, output_infos
+from dsc_split.partitioner._weights_file import StoredFile, store_graph, store_weights
 from dsc_split.partitioner.cuts._select import CutOptions
 from dsc_split.partitioner.graph._index import index_graph
 from dsc_split.partitioner.graph._opset import fit_opset

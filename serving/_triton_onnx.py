@@ -70,7 +70,7 @@ def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: 
         BackendUnavailable: The package ``onnx`` is not installed.
     """
     from dsc_split.engines._source import GraphReader, require_listed
-    from dsc_split.partitioner._store import encode_graph
+    from dsc_split.partitioner._weights_file import encode_graph
 
     data = GraphReader(bundle).read(relative).data
     proto = _parse(data, relative)

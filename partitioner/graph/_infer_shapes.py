@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
 from dsc_split.errors import ModelFileError
-from dsc_split.partitioner._store import INLINE_BELOW_BYTES
+from dsc_split.partitioner._weights_file import INLINE_BELOW_BYTES
 from dsc_split.partitioner.graph._index import is_shape_query, reads_of
 from dsc_split.partitioner.graph._shapes import fit_line, known_shape, line_of, line_text
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dsc_split.errors import ExportError, UsageError
 from dsc_split.partitioner._load import input_infos
-from dsc_split.partitioner._store import StoredFile, encode_graph, store_graph, store_weights
+from dsc_split.partitioner._weights_file import StoredFile, encode_graph, store_graph, store_weights
 from dsc_split.partitioner.precision._float16 import HalfReport, leaves_float32, precision_of, to_half
 from dsc_split.partitioner.precision._rounding import half_values, keep_roundings
 from dsc_split.partitioner.proof._proof import Arrays, Reference, relative_error, run_reference

@@ -183,7 +183,7 @@ def test_another_weight_target_or_profile_is_built_anew(bundle: Bundle) -> None:
 def test_an_engine_of_a_bundle_that_was_cut_anew_is_gone(bundle: Bundle, dsc: Callable[..., Any]) -> None:
     (row, _) = build(bundle)
     bundle.manifest = Bundle.open(bundle.path).manifest
-    from dsc_split.partitioner._pairs import _list_files
+    from dsc_split.partitioner._recut import _list_files
 
     _list_files(bundle, [], [], {})
 

@@ -469,7 +469,7 @@ def test_layer_norm_and_integers_and_doubles_are_left_alone(convert: Convert) ->
 
 
 def test_shared_weight_is_counted_and_stored_once(save: Save, tmp_path: Path) -> None:
-    from dsc_split.partitioner._store import store_weights
+    from dsc_split.partitioner._weights_file import store_weights
 
     model = load_model(
         str(

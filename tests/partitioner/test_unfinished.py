@@ -15,7 +15,8 @@ import pytest
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, CutError, DscError, UsageError
-from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, _pairs, cut_bundle, export_bundle
+from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, cut_bundle, export_bundle
+from dsc_split.partitioner import _recut as _pairs
 
 Save = Callable[[str], Path]
 

@@ -17,7 +17,7 @@ from dsc_split.bundles._folders import discard
 from dsc_split.bundles._manifest import ENVELOPE
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
-from dsc_split.partitioner._store import encode_graph, store_bytes
+from dsc_split.partitioner._weights_file import encode_graph, store_bytes
 from dsc_split.partitioner.cuts._cut import Cutter
 from dsc_split.partitioner.cuts._find import Cut, CutList, find_cuts
 from dsc_split.partitioner.cuts._select import CutOptions, select_cuts
