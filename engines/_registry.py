@@ -84,7 +84,7 @@ SLOWDOWN = Option(name="slowdown", parse=_slowdown, expected="a number from 1", 
 
 BACKENDS: dict[str, BackendEntry] = {
     "onnxruntime": BackendEntry(
-        module="dsc_split.engines._onnxruntime",
+        module="dsc_split.engines.onnxruntime._backend",
         cls="OnnxRuntimeBackend",
         architectures={"cpu": "cpu", "cuda": "gpu"},
         options=(THREADS, dataclasses.replace(IO, only="cuda"), SLOWDOWN),

@@ -24,7 +24,7 @@ Shape = list[int | str]
 PRETENDED_GPU = """
 from dsc_split.engines._base import Engine
 from dsc_split.engines._gpu_state import gpu_state
-from dsc_split.engines._onnxruntime import OnnxRuntimeBackend
+from dsc_split.engines.onnxruntime._backend import OnnxRuntimeBackend
 
 class Call:
     def __init__(self, bare):
@@ -207,7 +207,7 @@ class PretendedGpu:
 def gpu(root: Path, tmp_path: Path, sabotage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
     """Give a GPU to this process, and to every one that it starts."""
     from dsc_split.engines._gpu_state import gpu_facts
-    from dsc_split.engines._onnxruntime import OnnxRuntimeBackend
+    from dsc_split.engines.onnxruntime._backend import OnnxRuntimeBackend
 
     path = tmp_path / "nvml.json"
     gpu = {"name": "Pretended", "uuid": "GPU-1", "sm": 1500, "max_sm": 2100, "max_memory": 7000, "reasons": 0}

@@ -14,7 +14,7 @@ from tests.engines import fake_cuda as fakes
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BackendLike, Target, get_backend
-from dsc_split.engines._onnxruntime import OnnxRuntimeBackend
+from dsc_split.engines.onnxruntime._backend import OnnxRuntimeBackend
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
 X = np.ones((2, 3, 8, 8), np.float32)
@@ -129,7 +129,7 @@ def test_cuda_never_falls_back_to_the_processor_in_silence(bundle: Bundle, monke
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     cuda = fakes.FakeCuda()
-    monkeypatch.setattr("dsc_split.engines._onnxruntime.open_cuda", lambda **options: cuda)
+    monkeypatch.setattr("dsc_split.engines.onnxruntime._backend.open_cuda", lambda **options: cuda)
     session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
     with pytest.raises(BackendUnavailable, match="could not start CUDAExecutionProvider"):
@@ -198,7 +198,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", make)
-    monkeypatch.setattr("dsc_split.engines._onnxruntime.open_cuda", give)
+    monkeypatch.setattr("dsc_split.engines.onnxruntime._backend.open_cuda", give)
     return made
 
 
@@ -302,7 +302,7 @@ def test_without_a_gpu_the_target_says_why_and_loading_does_too(
         raise BackendUnavailable("no NVIDIA driver: libcuda.so.1 cannot be found.")
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("dsc_split.engines._onnxruntime.open_cuda", fail)
+    monkeypatch.setattr("dsc_split.engines.onnxruntime._backend.open_cuda", fail)
     backend = OnnxRuntimeBackend(Target.parse("onnxruntime:cuda"), extra="gpu")
 
     for use in (backend.require_device, lambda: backend.load(bundle.model_path)):

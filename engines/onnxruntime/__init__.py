@@ -1,0 +1,3 @@
+"""The ONNX Runtime back-end."""
+
+__all__: list[str] = []
