@@ -91,14 +91,14 @@ BACKENDS: dict[str, BackendEntry] = {
         default="cpu",
     ),
     "tensorrt": BackendEntry(
-        module="dsc_split.engines._tensorrt",
+        module="dsc_split.engines.tensorrt._libraries",
         cls="TensorRTBackend",
         architectures={"cuda": "tensorrt"},
         options=(IO, SLOWDOWN),
         default="cuda",
     ),
     "tensorrt-rtx": BackendEntry(
-        module="dsc_split.engines._tensorrt",
+        module="dsc_split.engines.tensorrt._libraries",
         cls="TensorRTRTXBackend",
         architectures=dict.fromkeys(("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"), "rtx"),
         options=(IO, SLOWDOWN),

@@ -41,7 +41,7 @@ def load(name, path):
 import numpy as np
 fakes = load("fake_cuda", {fakes!r})
 from dsc_split.engines import _cuda
-from dsc_split.engines._trt_library import TrtLogger
+from dsc_split.engines.tensorrt._library import TrtLogger
 
 gpu = fakes.FakeCuda()
 _cuda.open_cuda = lambda *, extra, primary=False: gpu

@@ -15,8 +15,8 @@ import numpy as np
 from dsc_split.engines import Backend, Target
 from dsc_split.engines._cuda import Handle, Kind
 from dsc_split.engines._dlpack import CUDA, write_dlpack
-from dsc_split.engines._trt_engine import TensorRTEngine
-from dsc_split.engines._trt_library import TrtLogger
+from dsc_split.engines.tensorrt._engine import TensorRTEngine
+from dsc_split.engines.tensorrt._library import TrtLogger
 from dsc_split.errors import BackendError, OutOfMemoryError
 
 ALIGNMENT = 256

@@ -20,7 +20,7 @@ from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
 from dsc_split.engines import _cuda as cuda_module
 from dsc_split.engines._plan_file import read_header
-from dsc_split.engines._trt_library import TrtLogger, open_library
+from dsc_split.engines.tensorrt._library import TrtLogger, open_library
 from dsc_split.errors import BackendUnavailable, EngineMismatch
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")

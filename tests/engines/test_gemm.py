@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from dsc_split.engines._gemm import GemmRewrite, digest, prove_rewrite, rewrite_gemm
+from dsc_split.engines.tensorrt._gemm import GemmRewrite, digest, prove_rewrite, rewrite_gemm
 from dsc_split.errors import ModelFileError
 
 Array = np.ndarray[Any, Any]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dsc_split.bundle import TensorInfo
-from dsc_split.engines._trt_build import Shapes, profile_shapes
+from dsc_split.engines.tensorrt._build import Shapes, profile_shapes
 from dsc_split.errors import BackendError
 
 LARGEST = 2**31 - 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.engines import fake_cuda as fakes
 
-from dsc_split.engines._trt_engine import TensorRTEngine
+from dsc_split.engines.tensorrt._engine import TensorRTEngine
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
@@ -515,7 +515,7 @@ def test_all_that_is_used_of_the_real_library_is_there() -> None:
 
 def test_damaged_plan_is_refused_by_the_real_library() -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    from dsc_split.engines._trt_library import open_library
+    from dsc_split.engines.tensorrt._library import open_library
 
     library = open_library("tensorrt_rtx", "rtx")
     cuda = fakes.FakeCuda()

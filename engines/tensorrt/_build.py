@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.engines._trt_library import TrtLibrary, interruptible
+from dsc_split.engines.tensorrt._library import TrtLibrary, interruptible
 from dsc_split.errors import BackendError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import TensorInfo
     from dsc_split.engines._options import BuildOptions
-    from dsc_split.engines._trt_network import ParsedNetwork
+    from dsc_split.engines.tensorrt._network import ParsedNetwork
 
 __all__ = ["BuiltPlan", "Shapes", "build_plan", "profile_shapes"]
 

@@ -17,11 +17,11 @@ from dsc_split._support.files import write_bytes
 from dsc_split.engines._base import BuildJob
 from dsc_split.engines._cache import cache_folder
 from dsc_split.engines._options import BuildOptions
-from dsc_split.engines._trt_backend import TrtBackend
+from dsc_split.engines.tensorrt._backend import TrtBackend
 from dsc_split.errors import BackendError, BackendUnavailable, DscError, UsageError
 
 if TYPE_CHECKING:
-    from dsc_split.engines._gemm import LeftGemm
+    from dsc_split.engines.tensorrt._gemm import LeftGemm
 
 __all__ = ["TensorRTBackend", "TensorRTRTXBackend"]
 
@@ -82,7 +82,7 @@ class TensorRTRTXBackend(TrtBackend):
         """
         if self.target.architecture != "sm75":
             return super()._graph(job, options)
-        from dsc_split.engines._gemm import digest, prove_rewrite, rewrite_gemm
+        from dsc_split.engines.tensorrt._gemm import digest, prove_rewrite, rewrite_gemm
         from dsc_split.partitioner._weights_file import encode_graph
         from dsc_split.partitioner.proof._proof import TOLERANCE
 

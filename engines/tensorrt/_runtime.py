@@ -8,7 +8,7 @@ from typing import Any
 
 from dsc_split._support.files import write_bytes
 from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
-from dsc_split.engines._trt_library import TrtLogger
+from dsc_split.engines.tensorrt._library import TrtLogger
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dsc_split.engines._cuda import hold
 from dsc_split.engines._device_arrays import DeviceView
 from dsc_split.engines._io_tensors import IoTensor, Place
-from dsc_split.engines._trt_library import TrtLogger
-from dsc_split.engines._trt_runtime import LoadedPlan, failure
+from dsc_split.engines.tensorrt._library import TrtLogger
+from dsc_split.engines.tensorrt._runtime import LoadedPlan, failure
 from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:

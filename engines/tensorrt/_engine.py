@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split.engines._base import Backend, Engine, TensorSpec
 from dsc_split.engines._device_arrays import DeviceArray, DeviceView, as_input, stream_handle
-from dsc_split.engines._trt_calls import BoundCall, Runner
-from dsc_split.engines._trt_library import TrtLogger
-from dsc_split.engines._trt_runtime import LoadedPlan, numpy_dtypes
+from dsc_split.engines.tensorrt._calls import BoundCall, Runner
+from dsc_split.engines.tensorrt._library import TrtLogger
+from dsc_split.engines.tensorrt._runtime import LoadedPlan, numpy_dtypes
 from dsc_split.errors import BackendError, EngineFileError
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from dsc_split.engines._fingerprint import gpu, system
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._plan_file import REBUILD, read_header, read_plan, write_plan
 from dsc_split.engines._source import EngineSource
-from dsc_split.engines._trt_build import BuiltPlan, Shapes, build_plan, profile_shapes
-from dsc_split.engines._trt_library import TrtLibrary, open_library
-from dsc_split.engines._trt_network import ParsedNetwork, parse_network
+from dsc_split.engines.tensorrt._build import BuiltPlan, Shapes, build_plan, profile_shapes
+from dsc_split.engines.tensorrt._library import TrtLibrary, open_library
+from dsc_split.engines.tensorrt._network import ParsedNetwork, parse_network
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
@@ -305,7 +305,7 @@ class TrtBackend(Backend):
     # ---- load ------------------------------------------------------------------------------------------------
 
     def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Engine:
-        from dsc_split.engines._trt_engine import TensorRTEngine
+        from dsc_split.engines.tensorrt._engine import TensorRTEngine
 
         file = read_plan(source, sha256=sha256)
         if digest is not None and file.header["graph_digest"] != digest:

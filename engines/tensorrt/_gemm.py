@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsc_split._support.optional import require
-from dsc_split.engines._gemm_forms import PRODUCTS, Forms, Names, NoFormError
 from dsc_split.engines._options import GEMM_POLICIES
+from dsc_split.engines.tensorrt._gemm_forms import PRODUCTS, Forms, Names, NoFormError
 from dsc_split.errors import ModelFileError
 
 if TYPE_CHECKING:

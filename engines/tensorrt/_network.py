@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.engines._trt_library import TrtLibrary, interruptible
+from dsc_split.engines.tensorrt._library import TrtLibrary, interruptible
 from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:

@@ -1,0 +1,3 @@
+"""The TensorRT back-end, for full TensorRT and TensorRT for RTX."""
+
+__all__: list[str] = []
