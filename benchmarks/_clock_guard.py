@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 
-from dsc_split.engines._gpu_state import lock_clocks, unlock_clocks
+from dsc_split.engines.gpu._state import lock_clocks, unlock_clocks
 from dsc_split.errors import BackendUnavailable, DscError, UsageError
 
 __all__ = ["main"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from dsc_split.engines._gpu_state import unlock_clocks
+from dsc_split.engines.gpu._state import unlock_clocks
 from dsc_split.errors import BackendError, BackendUnavailable, UsageError
 
 __all__ = ["locked_clocks"]

@@ -16,9 +16,9 @@ import psutil
 from dsc_split import __version__
 from dsc_split.engines._base import Backend
 from dsc_split.engines._fingerprint import processor_name, usable_threads
-from dsc_split.engines._gpu_list import Gpu, list_gpus
-from dsc_split.engines._jetson import SYSTEM, first_line
 from dsc_split.engines._registry import BACKENDS, get_backend
+from dsc_split.engines.gpu._jetson import SYSTEM, first_line
+from dsc_split.engines.gpu._list import Gpu, list_gpus
 from dsc_split.errors import BackendUnavailable, DscError
 
 __all__ = ["Examination", "OptionalPackage", "TargetState", "examine"]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dsc_split._support.files import canonical_json
-from dsc_split.engines._gpu_state import gpu_facts
-from dsc_split.engines._jetson import first_line, power_mode
+from dsc_split.engines.gpu._jetson import first_line, power_mode
+from dsc_split.engines.gpu._state import gpu_facts
 
 __all__ = [
     "differences",

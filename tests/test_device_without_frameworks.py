@@ -40,7 +40,7 @@ def load(name, path):
 
 import numpy as np
 fakes = load("fake_cuda", {fakes!r})
-from dsc_split.engines import _cuda
+from dsc_split.engines.gpu import _cuda
 from dsc_split.engines.tensorrt._library import TrtLogger
 
 gpu = fakes.FakeCuda()

@@ -20,7 +20,7 @@ from dsc_split.cli import _console, _doctor
 from dsc_split.engines import Backend, EngineSource, Target
 from dsc_split.engines import _doctor as room
 from dsc_split.engines._doctor import Examination, TargetState, examine
-from dsc_split.engines._gpu_list import list_gpus
+from dsc_split.engines.gpu._list import list_gpus
 from dsc_split.errors import BackendUnavailable
 
 Dsc = Callable[..., Any]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
 from dsc_split.engines._base import Backend, Engine, TensorSpec
-from dsc_split.engines._cuda import CudaLayer, hold, open_cuda
 from dsc_split.engines._fingerprint import gpu
-from dsc_split.engines._io_tensors import IoTensor, Place
 from dsc_split.engines._source import EngineSource, Weights
+from dsc_split.engines.gpu._cuda import CudaLayer, hold, open_cuda
+from dsc_split.engines.gpu._io_tensors import IoTensor, Place
 from dsc_split.errors import BackendError, BackendUnavailable
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from dsc_split.errors import (
 )
 
 if TYPE_CHECKING:
-    from dsc_split.engines._cuda import CudaLayer
+    from dsc_split.engines.gpu._cuda import CudaLayer
 
 __all__ = ["TrtBackend"]
 
@@ -107,7 +107,7 @@ class TrtBackend(Backend):
 
     def live_state(self) -> dict[str, Any]:
         """Read clocks, temperature and what holds the GPU back."""
-        from dsc_split.engines._gpu_state import gpu_state
+        from dsc_split.engines.gpu._state import gpu_state
 
         return gpu_state()
 
@@ -122,7 +122,7 @@ class TrtBackend(Backend):
         return {"gpu": gpu(), "io": self.target.io}
 
     def _cuda(self) -> CudaLayer:
-        from dsc_split.engines._cuda import open_cuda
+        from dsc_split.engines.gpu._cuda import open_cuda
 
         try:
             return open_cuda(extra=self.extra)

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.engines._cuda import hold
-from dsc_split.engines._device_arrays import DeviceView
-from dsc_split.engines._io_tensors import IoTensor, Place
+from dsc_split.engines.gpu._cuda import hold
+from dsc_split.engines.gpu._device_arrays import DeviceView
+from dsc_split.engines.gpu._io_tensors import IoTensor, Place
 from dsc_split.engines.tensorrt._library import TrtLogger
 from dsc_split.engines.tensorrt._runtime import LoadedPlan, failure
 from dsc_split.errors import BackendError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dsc_split.engines._base import TensorSpec
-    from dsc_split.engines._cuda import CudaLayer, Handle
+    from dsc_split.engines.gpu._cuda import CudaLayer, Handle
 
 __all__ = ["BoundCall", "Runner"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.engines._base import Backend, Engine, TensorSpec
-from dsc_split.engines._device_arrays import DeviceArray, DeviceView, as_input, stream_handle
+from dsc_split.engines.gpu._device_arrays import DeviceArray, DeviceView, as_input, stream_handle
 from dsc_split.engines.tensorrt._calls import BoundCall, Runner
 from dsc_split.engines.tensorrt._library import TrtLogger
 from dsc_split.engines.tensorrt._runtime import LoadedPlan, numpy_dtypes
@@ -17,7 +17,7 @@ from dsc_split.errors import BackendError, EngineFileError
 if TYPE_CHECKING:
     import numpy as np
 
-    from dsc_split.engines._cuda import CudaLayer
+    from dsc_split.engines.gpu._cuda import CudaLayer
 
 __all__ = ["TensorRTEngine"]
 

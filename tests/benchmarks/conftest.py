@@ -23,7 +23,7 @@ Shape = list[int | str]
 
 PRETENDED_GPU = """
 from dsc_split.engines._base import Engine
-from dsc_split.engines._gpu_state import gpu_state
+from dsc_split.engines.gpu._state import gpu_state
 from dsc_split.engines.onnxruntime._backend import OnnxRuntimeBackend
 
 class Call:
@@ -206,7 +206,7 @@ class PretendedGpu:
 @pytest.fixture
 def gpu(root: Path, tmp_path: Path, sabotage: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
     """Give a GPU to this process, and to every one that it starts."""
-    from dsc_split.engines._gpu_state import gpu_facts
+    from dsc_split.engines.gpu._state import gpu_facts
     from dsc_split.engines.onnxruntime._backend import OnnxRuntimeBackend
 
     path = tmp_path / "nvml.json"

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from dsc_split.engines import Backend, Target
-from dsc_split.engines._cuda import Handle, Kind
-from dsc_split.engines._dlpack import CUDA, write_dlpack
+from dsc_split.engines.gpu._cuda import Handle, Kind
+from dsc_split.engines.gpu._dlpack import CUDA, write_dlpack
 from dsc_split.engines.tensorrt._engine import TensorRTEngine
 from dsc_split.engines.tensorrt._library import TrtLogger
 from dsc_split.errors import BackendError, OutOfMemoryError

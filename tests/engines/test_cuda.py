@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dsc_split.engines import _cuda
-from dsc_split.engines._cuda import Handle, open_cuda
+from dsc_split.engines.gpu import _cuda
+from dsc_split.engines.gpu._cuda import Handle, open_cuda
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
 # ---- a driver that is not there, or only a stub -------------------------------------------------------------
@@ -39,7 +39,7 @@ int cuGetProcAddress(const char *name, void **found, int version, unsigned long 
 """
 
 OPEN = """
-from dsc_split.engines._cuda import open_cuda
+from dsc_split.engines.gpu._cuda import open_cuda
 from dsc_split.errors import BackendUnavailable
 try:
     open_cuda(extra="rtx")
@@ -49,7 +49,7 @@ except BackendUnavailable as e:
 
 CALL_EVERYTHING = """
 from cuda.bindings import driver, runtime
-from dsc_split.engines._cuda import Handle, _Cuda
+from dsc_split.engines.gpu._cuda import Handle, _Cuda
 from dsc_split.errors import BackendError
 
 cuda = _Cuda(runtime, driver)
@@ -164,7 +164,7 @@ def test_every_call_reaches_the_real_library_with_arguments_that_it_takes(with_s
 def test_end_of_memory_comes_out_of_the_real_library_as_such(with_stub: Callable[..., str]) -> None:
     script = """
 from cuda.bindings import driver, runtime
-from dsc_split.engines._cuda import _Cuda
+from dsc_split.engines.gpu._cuda import _Cuda
 from dsc_split.errors import OutOfMemoryError
 try:
     _Cuda(runtime, driver).allocate(1 << 40)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from tests.engines import fake_cuda as fakes
 
-from dsc_split.engines._device_arrays import DeviceArray
-from dsc_split.engines._dlpack import read_dlpack
+from dsc_split.engines.gpu._device_arrays import DeviceArray
+from dsc_split.engines.gpu._dlpack import read_dlpack
 from dsc_split.errors import BackendError
 
 X = fakes.X
@@ -163,7 +163,7 @@ def test_output_of_one_engine_is_input_of_the_next() -> None:
 OUTLIVES = """
 import sys
 import numpy as np
-from dsc_split.engines import _dlpack
+from dsc_split.engines.gpu import _dlpack
 
 values = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from dsc_split.engines import _fingerprint
-from dsc_split.engines._gpu_state import gpu_facts, gpu_state, lock_clocks, unlock_clocks
-from dsc_split.engines._jetson import power_mode
+from dsc_split.engines.gpu._jetson import power_mode
+from dsc_split.engines.gpu._state import gpu_facts, gpu_state, lock_clocks, unlock_clocks
 from dsc_split.errors import BackendError, BackendUnavailable, UsageError
 
 GPU = {

@@ -127,7 +127,7 @@ def test_an_engine_file_in_the_place_of_another_one_is_refused_before_a_device_i
     model["path"], head["path"] = head["path"], model["path"]
     bundle.save()
     engines = open_side(bundle)
-    monkeypatch.setattr("dsc_split.engines._cuda.open_cuda", no_device)
+    monkeypatch.setattr("dsc_split.engines.gpu._cuda.open_cuda", no_device)
 
     with pytest.raises(EngineMismatch, match=r"another graph.*Build it again: dsc-split build") as caught:
         engines.load(engines.graphs[1], 1)

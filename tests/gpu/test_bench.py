@@ -8,7 +8,7 @@ import pytest
 
 from dsc_split.benchmarks import BenchSettings, bench_bundle, make_table
 from dsc_split.bundle import Bundle
-from dsc_split.engines._gpu_state import gpu_facts, gpu_state
+from dsc_split.engines.gpu._state import gpu_facts, gpu_state
 from dsc_split.errors import BackendError
 
 pytestmark = pytest.mark.gpu

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.engines._dlpack import CPU, CUDA, CUDA_HOST, CUDA_MANAGED, DEVICE_NAMES, read_dlpack, write_dlpack
+from dsc_split.engines.gpu._dlpack import CPU, CUDA, CUDA_HOST, CUDA_MANAGED, DEVICE_NAMES, read_dlpack, write_dlpack
 from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from dsc_split.engines._cuda import CudaLayer
+    from dsc_split.engines.gpu._cuda import CudaLayer
 
 __all__ = ["DeviceArray", "DeviceView", "as_input", "stream_handle"]
 

@@ -2,7 +2,7 @@
 
 The library is ``nvidia-ml-py`` (module ``pynvml``): NVIDIA's own, pure Python, imports without a driver, and one
 package serves CUDA 12 and 13, whereas the NVML in ``cuda-bindings`` came with 13 alone. On Jetson NVML answers
-little; the rest comes from :mod:`dsc_split.engines._jetson`.
+little; the rest comes from :mod:`dsc_split.engines.gpu._jetson`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_split.engines._jetson import SYSTEM, jetson_facts, jetson_state
+from dsc_split.engines.gpu._jetson import SYSTEM, jetson_facts, jetson_state
 from dsc_split.errors import BackendError, BackendUnavailable, UsageError
 
 __all__ = ["gpu_facts", "gpu_state", "lock_clocks", "unlock_clocks"]

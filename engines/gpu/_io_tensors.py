@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-    from dsc_split.engines._cuda import CudaLayer
+    from dsc_split.engines.gpu._cuda import CudaLayer
 
 __all__ = ["IoTensor", "Place"]
 
