@@ -24,7 +24,7 @@ from dsc_split.benchmarks._table import adopt_tables, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import name_faults
 from dsc_split.bundles._manifest import SEALED_ROLES
-from dsc_split.engines._sides import SIDES
+from dsc_split.engines.side._sides import SIDES
 from dsc_split.errors import BundleError, DamagedError, UsageError
 from dsc_split.shipping._file_checks import PICKLES, record_fault
 from dsc_split.shipping._verify import engine_files

@@ -12,7 +12,7 @@ from dsc_split.benchmarks._marks import find_marks
 from dsc_split.benchmarks._stats import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
 from dsc_split.benchmarks._timer import TIMER
 from dsc_split.engines._fingerprint import fingerprint_digest
-from dsc_split.engines._sides import SideGraph
+from dsc_split.engines.side._sides import SideGraph
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Side
 

@@ -25,7 +25,7 @@ from dsc_split.benchmarks._residency import (
 from dsc_split.engines import SideEngines, Target, choose_batches
 from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
 from dsc_split.engines._fingerprint import fingerprint_digest
-from dsc_split.engines._sides import last_target
+from dsc_split.engines.side._sides import last_target
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
@@ -38,7 +38,7 @@ from dsc_split.lookup_table import LookupTable
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
-    from dsc_split.engines._sides import SideGraph
+    from dsc_split.engines.side._sides import SideGraph
 
 __all__ = ["measure_memory"]
 

@@ -24,7 +24,7 @@ from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:
     from dsc_split.engines import EngineLike, SideEngines
-    from dsc_split.engines._sides import SideGraph
+    from dsc_split.engines.side._sides import SideGraph
 
 __all__ = ["Residency", "limit_memory", "main"]
 
@@ -79,7 +79,7 @@ class Residency(Bench):
 
     def _run(self, engine: EngineLike, graph: SideGraph, batch: int) -> float:
         """Run an engine once; returns the milliseconds. Its inputs and outputs are gone afterwards."""
-        from dsc_split.engines._inputs import engine_inputs
+        from dsc_split.engines.side._inputs import engine_inputs
 
         inputs = engine_inputs(self._bundle, graph, [spec.name for spec in engine.inputs], batch)
         with engine.errors():

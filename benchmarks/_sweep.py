@@ -15,10 +15,10 @@ from dsc_split.benchmarks._clocks import locked_clocks
 from dsc_split.benchmarks._environment import available_memory_bytes, live_state, static_environment
 from dsc_split.benchmarks._group import Group
 from dsc_split.benchmarks._plan import BenchSettings, Task, describe, make_tasks, measured_side
-from dsc_split.engines._batches import choose_batches
-from dsc_split.engines._fit import fit_here
-from dsc_split.engines._side_engines import SideEngines
-from dsc_split.engines._sides import SIDES, record_target
+from dsc_split.engines.side._batches import choose_batches
+from dsc_split.engines.side._fit import fit_here
+from dsc_split.engines.side._load import SideEngines
+from dsc_split.engines.side._sides import SIDES, record_target
 from dsc_split.errors import BackendError, UsageError
 from dsc_split.lookup_table import LookupTable, Side
 

@@ -23,7 +23,7 @@ from dsc_split.benchmarks._side_times import (
     newest_times,
 )
 from dsc_split.benchmarks._table_rows import IncompleteError, Plan, make_batches, make_plans
-from dsc_split.engines._sides import SIDES, last_target
+from dsc_split.engines.side._sides import SIDES, last_target
 from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable, Side
 from dsc_split.table import _json as _table_json

@@ -45,7 +45,7 @@ class Bench:
 
     def load(self, graph: str, side: str, batch: int, warm_up_ms: float) -> dict[str, Any]:
         """Load an engine, make its inputs, and call it until it is warm."""
-        from dsc_split.engines._inputs import engine_inputs
+        from dsc_split.engines.side._inputs import engine_inputs
 
         engines = self._engines(side)
         found = next(item for item in engines.graphs if item.path == graph)

@@ -18,7 +18,7 @@ def memory_budget(text: str) -> dict[str, int]:
     Raises:
         typer.BadParameter: The text is no such list.
     """
-    from dsc_split.engines._sides import SIDES
+    from dsc_split.engines.side._sides import SIDES
 
     budget_bytes: dict[str, int] = {}
     for item in text.split(","):

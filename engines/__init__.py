@@ -7,18 +7,18 @@
 """
 
 from dsc_split.engines._base import Backend, BackendLike, BuildJob, BuiltEngine, Engine, EngineLike, TensorSpec
-from dsc_split.engines._batches import DEFAULT_BATCHES, choose_batches
-from dsc_split.engines._build import BuildResult, BuildRow, build_engines
-from dsc_split.engines._check import CheckResult, CheckRow, check_engines
 from dsc_split.engines._fingerprint import fingerprint_id, target_id
-from dsc_split.engines._fit import Fit, fit_here, table_here
 from dsc_split.engines._opset import opset_limits
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._plan_file import export_raw
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._side_engines import SideEngines
 from dsc_split.engines._source import EngineSource
 from dsc_split.engines._target import Target
+from dsc_split.engines.side._batches import DEFAULT_BATCHES, choose_batches
+from dsc_split.engines.side._build import BuildResult, BuildRow, build_engines
+from dsc_split.engines.side._check import CheckResult, CheckRow, check_engines
+from dsc_split.engines.side._fit import Fit, fit_here, table_here
+from dsc_split.engines.side._load import SideEngines
 
 __all__ = [
     "DEFAULT_BATCHES",

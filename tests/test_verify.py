@@ -18,7 +18,7 @@ from tests.packed_bundles import NEW_ENGINE, TABLE_OF_OLD, add_cell, full_bundle
 from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._manifest import encode_manifest
-from dsc_split.engines._sides import golden_samples
+from dsc_split.engines.side._sides import golden_samples
 from dsc_split.errors import BundleError, UsageError
 from dsc_split.packing import Trust, VerifyResult, generate_key, pack_bundle, unpack_bundle, verify_bundle
 from dsc_split.shipping._file_checks import graph_faults, record_fault

@@ -12,7 +12,7 @@ from dsc_split.benchmarks import BenchSettings, Question, _group
 from dsc_split.benchmarks._group import Group
 from dsc_split.benchmarks._plan import Task
 from dsc_split.benchmarks._process import WorkerDied
-from dsc_split.engines._sides import SideGraph
+from dsc_split.engines.side._sides import SideGraph
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
 SETTINGS = BenchSettings(precision_goal=0.02, time_limit_s=1000.0)

@@ -8,7 +8,7 @@ import pytest
 
 from dsc_split.benchmarks import BenchSettings
 from dsc_split.bundle import Bundle
-from dsc_split.engines._batches import choose_batches
+from dsc_split.engines.side._batches import choose_batches
 from dsc_split.errors import UsageError
 
 

@@ -15,7 +15,7 @@ from tests.engines.own_backend import OwnBackend
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.engines import SideEngines, build_engines, check_engines
-from dsc_split.engines._inputs import engine_inputs
+from dsc_split.engines.side._inputs import engine_inputs
 from dsc_split.errors import (
     BackendUnavailable,
     BundleError,
@@ -142,7 +142,7 @@ def test_the_next_build_removes_what_a_stopped_one_left_and_nothing_else(built: 
 
 
 def test_recording_a_target_again_writes_nothing_and_keeps_its_check(built: Bundle) -> None:
-    from dsc_split.engines._sides import record_target
+    from dsc_split.engines.side._sides import record_target
 
     check_engines(built, "device", OwnBackend())
     before = (built.path / "manifest.json").read_bytes()

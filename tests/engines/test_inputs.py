@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dsc_split.bundle import Bundle, TensorInfo
-from dsc_split.engines._inputs import engine_inputs, tile
-from dsc_split.engines._sides import side_graphs
+from dsc_split.engines.side._inputs import engine_inputs, tile
+from dsc_split.engines.side._sides import side_graphs
 from dsc_split.errors import BundleError
 
 

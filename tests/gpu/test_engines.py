@@ -11,7 +11,7 @@ import pytest
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import EngineLike, check_engines, get_backend
-from dsc_split.engines._side_engines import SideEngines
+from dsc_split.engines.side._load import SideEngines
 from dsc_split.errors import BackendError, EngineFileError, OutOfMemoryError
 from dsc_split.partitioner.proof._proof import TOLERANCE
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import canonical_json, read_json
 from dsc_split.engines._fingerprint import differences
-from dsc_split.engines._side_engines import (
+from dsc_split.engines._target import Target
+from dsc_split.engines.side._load import (
     UNUSABLE,
     SideEngines,
     choose_target,
@@ -20,7 +21,6 @@ from dsc_split.engines._side_engines import (
     rebuild_command,
     target_entry,
 )
-from dsc_split.engines._target import Target
 from dsc_split.errors import BackendUnavailable, DamagedError, SignatureError, UsageError
 from dsc_split.lookup_table import LookupTable
 from dsc_split.table._types import FULL_OFFLOAD

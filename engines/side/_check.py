@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from dsc_split._support.files import new_file
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._side_engines import SideEngines
-from dsc_split.engines._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix
 from dsc_split.engines._source import GraphReader
+from dsc_split.engines.side._load import SideEngines
+from dsc_split.engines.side._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DscError, UsageError
 from dsc_split.partitioner.proof._proof import TOLERANCE, relative_error
 

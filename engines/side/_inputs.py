@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsc_split.engines._sides import golden_samples, strip_prefix
+from dsc_split.engines.side._sides import golden_samples, strip_prefix
 from dsc_split.errors import BundleError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dsc_split.bundle import Bundle, TensorInfo
-    from dsc_split.engines._sides import SideGraph
+    from dsc_split.engines.side._sides import SideGraph
 
 __all__ = ["engine_inputs", "tile"]
 

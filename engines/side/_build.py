@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.engines._base import BuildJob, BuiltEngine
-from dsc_split.engines._batches import choose_batches
 from dsc_split.engines._fingerprint import target_id
-from dsc_split.engines._inputs import engine_inputs
 from dsc_split.engines._opset import highest_opset
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._sides import SideGraph, record_target, recorded_here, side_graphs
 from dsc_split.engines._source import GraphReader
+from dsc_split.engines.side._batches import choose_batches
+from dsc_split.engines.side._inputs import engine_inputs
+from dsc_split.engines.side._sides import SideGraph, record_target, recorded_here, side_graphs
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, UsageError
 
 if TYPE_CHECKING:

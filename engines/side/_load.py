@@ -12,9 +12,9 @@ from dsc_split.engines._fingerprint import differences, kind_of, system
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._plan_file import REBUILD
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._sides import SideGraph, last_target, recorded_targets, side_graphs
 from dsc_split.engines._source import EngineSource, GraphReader, read_listed
 from dsc_split.engines._target import Target
+from dsc_split.engines.side._sides import SideGraph, last_target, recorded_targets, side_graphs
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,

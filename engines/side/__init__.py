@@ -1,0 +1,3 @@
+"""All engines of one side of a bundle: build, load, check, and whether they fit this machine."""
+
+__all__: list[str] = []
