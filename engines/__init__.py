@@ -7,10 +7,10 @@
 """
 
 from dsc_split.engines._base import Backend, BackendLike, BuildJob, BuiltEngine, Engine, EngineLike, TensorSpec
+from dsc_split.engines._engine_file import export_raw
 from dsc_split.engines._fingerprint import fingerprint_id, target_id
 from dsc_split.engines._opset import opset_limits
 from dsc_split.engines._options import BuildOptions
-from dsc_split.engines._plan_file import export_raw
 from dsc_split.engines._registry import get_backend
 from dsc_split.engines._source import EngineSource
 from dsc_split.engines._target import Target

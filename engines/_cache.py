@@ -21,7 +21,7 @@ from filelock import FileLock
 from dsc_split._support.checks import count, fields, some_object, text
 from dsc_split._support.files import canonical_json, new_file, read_json, sha256_file, write_json
 from dsc_split._support.sizes import parse_size
-from dsc_split.engines._plan_file import read_header
+from dsc_split.engines._engine_file import read_header
 from dsc_split.errors import DamagedError, DscError, UsageError
 
 __all__ = ["CacheEntry", "EngineCache", "cache_folder"]

@@ -157,7 +157,7 @@ def read_raw_plan(
         EngineFileError: It is damaged, or not of this graph.
         EngineMismatch: Another TensorRT built it than the one expected.
     """
-    from dsc_split.engines._plan_file import read_plan
+    from dsc_split.engines._engine_file import read_plan
     from dsc_split.engines._source import EngineSource, require_listed
 
     bundle.require_trust(f"plan {plan.path!r}")

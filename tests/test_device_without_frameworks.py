@@ -19,7 +19,7 @@ import pytest
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, build_engines, check_engines
-from dsc_split.engines._plan_file import read_header
+from dsc_split.engines._engine_file import read_header
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")
 

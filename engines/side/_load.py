@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.engines._engine_file import REBUILD
 from dsc_split.engines._fingerprint import differences, kind_of, system
 from dsc_split.engines._options import BuildOptions
-from dsc_split.engines._plan_file import REBUILD
 from dsc_split.engines._registry import get_backend
 from dsc_split.engines._source import EngineSource, GraphReader, read_listed
 from dsc_split.engines._target import Target

@@ -14,9 +14,9 @@ from dsc_split._support.files import new_file, sha256_file
 from dsc_split._support.sizes import size_text
 from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
 from dsc_split.engines._cache import EngineCache, cache_folder
+from dsc_split.engines._engine_file import REBUILD, read_header, read_plan, write_plan
 from dsc_split.engines._fingerprint import gpu, system
 from dsc_split.engines._options import BuildOptions
-from dsc_split.engines._plan_file import REBUILD, read_header, read_plan, write_plan
 from dsc_split.engines._source import EngineSource
 from dsc_split.engines.side._batches import DEFAULT_BATCHES
 from dsc_split.engines.tensorrt._build import BuiltPlan, Shapes, build_plan, profile_shapes

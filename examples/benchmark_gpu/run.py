@@ -22,8 +22,8 @@ import numpy as np
 from dsc_split.benchmarks import BenchSettings, bench_bundle
 from dsc_split.bundle import Bundle
 from dsc_split.engines import build_engines, get_backend
+from dsc_split.engines._engine_file import export_raw
 from dsc_split.engines._options import BuildOptions
-from dsc_split.engines._plan_file import export_raw
 from dsc_split.engines.gpu._state import gpu_facts, gpu_state
 from dsc_split.engines.side._inputs import engine_inputs
 from dsc_split.engines.side._load import SideEngines

@@ -11,7 +11,7 @@ import pytest
 from tests.engines.plan_header import HEADER
 
 from dsc_split.engines._cache import EngineCache
-from dsc_split.engines._plan_file import write_plan
+from dsc_split.engines._engine_file import write_plan
 
 Dsc = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from tests.engines.plan_header import HEADER
 from dsc_split._support.sizes import parse_size
 from dsc_split.engines import _cache
 from dsc_split.engines._cache import EngineCache, cache_folder
-from dsc_split.engines._plan_file import read_plan, write_plan
+from dsc_split.engines._engine_file import read_plan, write_plan
 from dsc_split.errors import DscError, UsageError
 
 

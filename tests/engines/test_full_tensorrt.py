@@ -18,7 +18,7 @@ from tests.engines import fake_cuda as fakes
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
-from dsc_split.engines._plan_file import read_header
+from dsc_split.engines._engine_file import read_header
 from dsc_split.engines.gpu import _cuda as cuda_module
 from dsc_split.engines.tensorrt._library import TrtLogger, open_library
 from dsc_split.errors import BackendUnavailable, EngineMismatch

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.engines.plan_header import HEADER
 
 from dsc_split._support.files import canonical_json
-from dsc_split.engines._plan_file import export_raw, read_header, read_plan, write_plan
+from dsc_split.engines._engine_file import export_raw, read_header, read_plan, write_plan
 from dsc_split.errors import DscError, EngineFileError
 
 PLAN = bytes(range(256)) * 5

@@ -19,7 +19,7 @@ from dsc_split._support.files import sha256_file
 from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
-from dsc_split.engines._plan_file import read_header, read_plan
+from dsc_split.engines._engine_file import read_header, read_plan
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,

@@ -9,7 +9,7 @@ from tests.engines.plan_header import HEADER
 
 from dsc_split.bundle import Bundle, TensorInfo
 from dsc_split.engines import target_id
-from dsc_split.engines._plan_file import write_plan
+from dsc_split.engines._engine_file import write_plan
 
 __all__ = ["plan_bytes", "record_plans"]
 
