@@ -6,7 +6,6 @@
     print(result.counts)
 """
 
-from dsc_split.benchmarks._cells import Cell, CellStore, Question
 from dsc_split.benchmarks._compare import Comparison, compare_tables
 from dsc_split.benchmarks._merge import MergeResult, merge_bundles
 from dsc_split.benchmarks._plan import BenchSettings
@@ -18,6 +17,7 @@ from dsc_split.benchmarks._residency_measure import measure_memory
 from dsc_split.benchmarks._scenario import Scenario, State, read_scenario
 from dsc_split.benchmarks._sweep import BenchResult, bench_bundle
 from dsc_split.benchmarks._table import make_table, read_link, save_table, write_table, write_tables
+from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
 
 __all__ = [
     "BenchResult",

@@ -13,7 +13,7 @@ from dsc_split.engines._fingerprint import kind_of
 from dsc_split.errors import BundleError
 
 if TYPE_CHECKING:
-    from dsc_split.benchmarks._cells import Cell
+    from dsc_split.benchmarks.cells._cells import Cell
     from dsc_split.bundle import Bundle
 
 __all__ = ["Found", "TargetMerger", "Variants", "choose"]

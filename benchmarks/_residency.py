@@ -23,7 +23,7 @@ from dsc_split._support.checks import (
     text,
 )
 from dsc_split._support.files import body_digest, canonical_json, read_json, write_bytes
-from dsc_split.benchmarks._cells import read_measured
+from dsc_split.benchmarks.cells._cells import read_measured
 from dsc_split.engines.side._sides import SIDES, SideGraph, recorded_target, side_graphs
 from dsc_split.errors import BundleError, DamagedError, DscError
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD

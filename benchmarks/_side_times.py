@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.benchmarks._cells import Cell
+from dsc_split.benchmarks.cells._cells import Cell
 from dsc_split.engines import Target
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable, Side

@@ -95,7 +95,7 @@ def bench(
     What is measured already is not measured again, and a run that was stopped goes on where it was.
     """
     from dsc_split.benchmarks import BenchSettings, bench_bundle, write_tables
-    from dsc_split.benchmarks._marks import describe_marks
+    from dsc_split.benchmarks.cells._caveats import describe_marks
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.errors import BackendError, UsageError

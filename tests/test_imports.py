@@ -123,9 +123,9 @@ def test_imports_point_from_cli_down_to_the_root(root: Path) -> None:
     [
         ("", "from dsc_split.engines import Target"),
         ("partitioner", "def f():\n    from dsc_split import engines"),
-        ("engines", "if TYPE_CHECKING:\n    import dsc_split.benchmarks._cells"),
+        ("engines", "if TYPE_CHECKING:\n    import dsc_split.benchmarks.cells._cells"),
         ("benchmarks", "from dsc_split.serving import Policy"),
-        ("serving", "importlib.import_module('dsc_split.benchmarks._cells')"),
+        ("serving", "importlib.import_module('dsc_split.benchmarks.cells._cells')"),
     ],
 )
 def test_wrong_import_is_seen(room: str, source: str) -> None:

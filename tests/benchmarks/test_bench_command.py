@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from dsc_split.benchmarks import CellStore
-from dsc_split.benchmarks._cells import Cell
+from dsc_split.benchmarks.cells._cells import Cell
 from dsc_split.bundle import Bundle
 
 DEVICE, SERVER = "onnxruntime:cpu,threads=1,slowdown=6", "onnxruntime:cpu,threads=1"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dsc_split.benchmarks._marks import find_marks
+from dsc_split.benchmarks.cells._caveats import find_marks
 
 
 def states(*clocks_mhz: float, reasons: tuple[str, ...] = ()) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsc_split.benchmarks._cells import Cell
+    from dsc_split.benchmarks.cells._cells import Cell
 
 __all__ = ["describe_marks", "find_marks"]
 
