@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsc_split.benchmarks._stats import percentile
+from dsc_split.benchmarks.sweep._statistics import percentile
 from dsc_split.lookup_table import Choice
 
 __all__ = ["Excess", "Method", "Summary", "excess", "finite", "gain", "mean", "summarise_method"]

@@ -11,8 +11,6 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks._environment import available_memory_bytes
-from dsc_split.benchmarks._process import ERROR_KINDS, WorkerDied, WorkerOutOfMemoryError
 from dsc_split.benchmarks._residency import (
     MEASURED,
     EngineMemory,
@@ -22,6 +20,8 @@ from dsc_split.benchmarks._residency import (
     choice_name,
     save_memory,
 )
+from dsc_split.benchmarks.sweep._environment import available_memory_bytes
+from dsc_split.benchmarks.sweep._process import ERROR_KINDS, WorkerDied, WorkerOutOfMemoryError
 from dsc_split.engines import SideEngines, Target, choose_batches
 from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
 from dsc_split.engines._fingerprint import fingerprint_digest

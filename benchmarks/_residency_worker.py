@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
-from dsc_split.benchmarks._worker import Bench, serve
+from dsc_split.benchmarks.sweep._worker import Bench, serve
 from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:

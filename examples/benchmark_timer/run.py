@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from dsc_split.benchmarks._timer import time_calls
+from dsc_split.benchmarks.sweep._timer import time_calls
 from dsc_split.engines import get_backend
 
 

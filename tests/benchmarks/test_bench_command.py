@@ -47,7 +47,7 @@ def workers_of(bundle: Bundle) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "dsc_split.benchmarks._worker" in (process.info["cmdline"] or [])
+        if "dsc_split.benchmarks.sweep._worker" in (process.info["cmdline"] or [])
         and str(bundle.path) in process.info["cmdline"]
     ]
 

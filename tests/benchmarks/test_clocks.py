@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from dsc_split.benchmarks._clocks import locked_clocks
+from dsc_split.benchmarks.sweep._clocks import locked_clocks
 from dsc_split.errors import BackendError, BackendUnavailable, UsageError
 
 HOLD = """
 import time
-from dsc_split.benchmarks._clocks import locked_clocks
+from dsc_split.benchmarks.sweep._clocks import locked_clocks
 with locked_clocks(300):
     print("locked", flush=True)
     time.sleep(60)
@@ -36,7 +36,7 @@ def guards() -> list[psutil.Process]:
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "dsc_split.benchmarks._clock_guard" in process.cmdline()
+        if "dsc_split.benchmarks.sweep._clock_guard" in process.cmdline()
     ]
 
 

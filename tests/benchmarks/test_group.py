@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from dsc_split.benchmarks import BenchSettings, Question, _group
-from dsc_split.benchmarks._group import Group
-from dsc_split.benchmarks._plan import Task
-from dsc_split.benchmarks._process import WorkerDied
+from dsc_split.benchmarks import BenchSettings, Question
+from dsc_split.benchmarks.sweep import _interleave as _group
+from dsc_split.benchmarks.sweep._interleave import Group
+from dsc_split.benchmarks.sweep._process import WorkerDied
+from dsc_split.benchmarks.sweep._tasks import Task
 from dsc_split.engines.side._sides import SideGraph
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from onnx import helper
 
-from dsc_split.benchmarks._process import Worker, WorkerDied
+from dsc_split.benchmarks.sweep._process import Worker, WorkerDied
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
@@ -131,7 +131,7 @@ def test_worker_ends_when_its_parent_is_killed_even_in_the_middle_of_a_call(
         "onnxruntime.InferenceSession.run = run\n"
     )
     code = (
-        "import sys; from pathlib import Path; from dsc_split.benchmarks._process import Worker\n"
+        "import sys; from pathlib import Path; from dsc_split.benchmarks.sweep._process import Worker\n"
         "worker = Worker(Path(sys.argv[1]), 'onnxruntime:cpu', 2**32); print(worker.pid, flush=True)\n"
         "worker.ask('load', graph='onnx/model.onnx', side='device', batch=2, warm_up_ms=20.0)\n"
     )

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from dsc_split.benchmarks._stats import interval_ms, is_precise, percentile, summarise, t_quantile
+from dsc_split.benchmarks.sweep._statistics import interval_ms, is_precise, percentile, summarise, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from dsc_split.benchmarks import _timer
-from dsc_split.benchmarks._timer import time_calls, time_paced_calls, warm_up
+from dsc_split.benchmarks.sweep import _timer
+from dsc_split.benchmarks.sweep._timer import time_calls, time_paced_calls, warm_up
 
 
 class Clock:

@@ -25,8 +25,8 @@ import types
 from typing import IO, Any
 
 import dsc_split
-import dsc_split.benchmarks._process
-import dsc_split.benchmarks._worker
+import dsc_split.benchmarks.sweep._process
+import dsc_split.benchmarks.sweep._worker
 from dsc_split.cli import main as program
 
 OTHERS = (
@@ -57,7 +57,7 @@ class ForkedWorker:
             for fd in (*requests, *answers):
                 os.close(fd)
             sys.argv, sys.stdin = command[2:], os.fdopen(0)
-            dsc_split.benchmarks._worker.main()
+            dsc_split.benchmarks.sweep._worker.main()
             os._exit(0)
         os.close(requests[0])
         os.close(answers[1])
@@ -161,7 +161,7 @@ def main() -> None:
     """Serve until standard input ends."""
     import_all()
     forking = types.SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-    vars(dsc_split.benchmarks._process)["subprocess"] = forking
+    vars(dsc_split.benchmarks.sweep._process)["subprocess"] = forking
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         running = [Running(request) for request in json.loads(line)]

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.benchmarks._environment import now
-from dsc_split.benchmarks._process import ERROR_KINDS
-from dsc_split.benchmarks._timer import time_calls, time_paced_calls, warm_up
+from dsc_split.benchmarks.sweep._environment import now
+from dsc_split.benchmarks.sweep._process import ERROR_KINDS
+from dsc_split.benchmarks.sweep._timer import time_calls, time_paced_calls, warm_up
 from dsc_split.errors import DscError
 
 if TYPE_CHECKING:

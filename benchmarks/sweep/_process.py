@@ -61,7 +61,7 @@ class Worker:
 
     def __init__(self, bundle: Path, target: str, memory_limit_bytes: int) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        command = [sys.executable, "-m", "dsc_split.benchmarks._worker"]
+        command = [sys.executable, "-m", "dsc_split.benchmarks.sweep._worker"]
         self._process = subprocess.Popen(
             [*command, str(bundle), target, str(memory_limit_bytes)],
             stdin=subprocess.PIPE,

@@ -39,7 +39,7 @@ def locked_clocks(mhz: int | None) -> Iterator[None]:
         yield
         return
     guard = subprocess.Popen(
-        [sys.executable, "-m", "dsc_split.benchmarks._clock_guard", str(mhz)],
+        [sys.executable, "-m", "dsc_split.benchmarks.sweep._clock_guard", str(mhz)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C and a closed terminal are not for it

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.benchmarks._stats import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
-from dsc_split.benchmarks._timer import TIMER
 from dsc_split.benchmarks.cells._caveats import find_marks
 from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
+from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
+from dsc_split.benchmarks.sweep._timer import TIMER
 from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.engines.side._sides import SideGraph
 from dsc_split.errors import UsageError

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split.benchmarks._environment import live_state
-from dsc_split.benchmarks._process import Worker, WorkerDied
-from dsc_split.benchmarks._stats import MIN_ROUNDS
+from dsc_split.benchmarks.sweep._environment import live_state
+from dsc_split.benchmarks.sweep._process import Worker, WorkerDied
+from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS
 from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
 if TYPE_CHECKING:
-    from dsc_split.benchmarks._plan import BenchSettings, Task
+    from dsc_split.benchmarks.sweep._tasks import BenchSettings, Task
 
 __all__ = ["Group"]
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks._clocks import locked_clocks
-from dsc_split.benchmarks._environment import available_memory_bytes, live_state, static_environment
-from dsc_split.benchmarks._group import Group
-from dsc_split.benchmarks._plan import BenchSettings, Task, describe, make_tasks, measured_side
 from dsc_split.benchmarks.cells._cells import STATUSES, Cell, CellStore
+from dsc_split.benchmarks.sweep._clocks import locked_clocks
+from dsc_split.benchmarks.sweep._environment import available_memory_bytes, live_state, static_environment
+from dsc_split.benchmarks.sweep._interleave import Group
+from dsc_split.benchmarks.sweep._tasks import BenchSettings, Task, describe, make_tasks, measured_side
 from dsc_split.engines.side._batches import choose_batches
 from dsc_split.engines.side._fit import fit_here
 from dsc_split.engines.side._load import SideEngines
