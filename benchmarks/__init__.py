@@ -6,7 +6,6 @@
     print(result.counts)
 """
 
-from dsc_split.benchmarks._compare import Comparison, compare_tables
 from dsc_split.benchmarks._merge import MergeResult, merge_bundles
 from dsc_split.benchmarks._replay import Replay, replay
 from dsc_split.benchmarks._replay_device import PolicyUnderTest
@@ -14,10 +13,11 @@ from dsc_split.benchmarks._residency import EngineMemory, MemoryReport, SetMemor
 from dsc_split.benchmarks._residency_budget import Loss, keep_within
 from dsc_split.benchmarks._residency_measure import measure_memory
 from dsc_split.benchmarks._scenario import Scenario, State, read_scenario
-from dsc_split.benchmarks._table import make_table, read_link, save_table, write_table, write_tables
 from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
 from dsc_split.benchmarks.sweep._sweep import BenchResult, bench_bundle
 from dsc_split.benchmarks.sweep._tasks import BenchSettings
+from dsc_split.benchmarks.tables._compare import Comparison, compare_tables
+from dsc_split.benchmarks.tables._table import make_table, read_link, save_table, write_table, write_tables
 
 __all__ = [
     "BenchResult",

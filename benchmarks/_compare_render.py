@@ -15,7 +15,7 @@ from dsc_split.benchmarks._words import number_text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsc_split.benchmarks._compare import Comparison, LatencyChange
+    from dsc_split.benchmarks.tables._compare import Comparison, LatencyChange
 
 __all__ = ["render_comparison", "summary_text"]
 

@@ -19,8 +19,8 @@ from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
 from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
-from dsc_split.benchmarks._table import adopt_tables, write_tables
 from dsc_split.benchmarks.cells._cells import Cell, CellStore, read_measured
+from dsc_split.benchmarks.tables._table import adopt_tables, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import name_faults
 from dsc_split.bundles._manifest import SEALED_ROLES

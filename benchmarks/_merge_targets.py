@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import canonical_json
-from dsc_split.benchmarks._side_times import is_kind
+from dsc_split.benchmarks.tables._side_times import is_kind
 from dsc_split.engines._fingerprint import kind_of
 from dsc_split.errors import BundleError
 

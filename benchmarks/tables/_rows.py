@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsc_split.benchmarks._side_times import SideTimes, Time
+from dsc_split.benchmarks.tables._side_times import SideTimes, Time
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import BatchTable, Choice, Row
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD, SPLIT

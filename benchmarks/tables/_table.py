@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsc_split._support.files import read_json, write_json
-from dsc_split.benchmarks._side_times import (
+from dsc_split.benchmarks.cells._caveats import describe_marks
+from dsc_split.benchmarks.cells._cells import Cell, CellStore, read_measured
+from dsc_split.benchmarks.tables._rows import IncompleteError, Plan, make_batches, make_plans
+from dsc_split.benchmarks.tables._side_times import (
     SideTimes,
     choose_times,
     default_times,
@@ -20,9 +23,6 @@ from dsc_split.benchmarks._side_times import (
     find_times,
     newest_times,
 )
-from dsc_split.benchmarks._table_rows import IncompleteError, Plan, make_batches, make_plans
-from dsc_split.benchmarks.cells._caveats import describe_marks
-from dsc_split.benchmarks.cells._cells import Cell, CellStore, read_measured
 from dsc_split.engines.side._sides import SIDES, last_target
 from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable, Side

@@ -1,0 +1,3 @@
+"""From cells to lookup tables: rows, tables, and what differs between two of them."""
+
+__all__: list[str] = []
