@@ -9,16 +9,16 @@ from rich.text import Text
 
 from dsc_split._support.sizes import size_text
 from dsc_split.benchmarks._render import columns
-from dsc_split.benchmarks._residency import BUILDER, ESTIMATED
 from dsc_split.benchmarks._words import number_text, percent_text
+from dsc_split.benchmarks.memory._reports import BUILDER, ESTIMATED
 from dsc_split.engines import Target
 from dsc_split.table._types import NO_OFFLOAD
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsc_split.benchmarks._residency import EngineMemory, MemoryReport, SetMemory
-    from dsc_split.benchmarks._residency_budget import Loss
+    from dsc_split.benchmarks.memory._budget import Loss
+    from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, SetMemory
 
 __all__ = ["render_loss", "render_memory"]
 

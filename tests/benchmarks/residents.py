@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dsc_split.benchmarks._residency import EngineMemory, MemoryReport, SetMemory
+from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, SetMemory
 from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
 
 FULL, NONE = "full-offload", "no-offload"

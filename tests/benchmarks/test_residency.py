@@ -10,10 +10,10 @@ from tests.benchmarks.conftest import A, X
 from tests.benchmarks.residents import NONE, engine, held, make_table, report
 
 from dsc_split._support.files import body_digest
-from dsc_split.benchmarks import _residency_measure
-from dsc_split.benchmarks._residency import MemoryReport, SetMemory, builder_memory, load_memory, save_memory
-from dsc_split.benchmarks._residency_budget import keep_within
-from dsc_split.benchmarks._residency_measure import measure_memory
+from dsc_split.benchmarks.memory import _measure as _residency_measure
+from dsc_split.benchmarks.memory._budget import keep_within
+from dsc_split.benchmarks.memory._measure import measure_memory
+from dsc_split.benchmarks.memory._reports import MemoryReport, SetMemory, builder_memory, load_memory, save_memory
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DamagedError, UsageError
 from dsc_split.lookup_table import Choice, Side

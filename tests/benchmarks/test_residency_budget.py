@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tests.benchmarks.residents import FULL, NONE, choices_of, engine, held, make_table, report, with_segments
 
-from dsc_split.benchmarks import _residency_budget
-from dsc_split.benchmarks._residency import MemoryReport
-from dsc_split.benchmarks._residency_budget import keep_within
+from dsc_split.benchmarks.memory import _budget as _residency_budget
+from dsc_split.benchmarks.memory._budget import keep_within
+from dsc_split.benchmarks.memory._reports import MemoryReport
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable
 

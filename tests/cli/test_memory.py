@@ -13,8 +13,8 @@ import pytest
 from tests.benchmarks.conftest import tiny_bundle
 
 from dsc_split.benchmarks import BenchSettings, bench_bundle, write_table
-from dsc_split.benchmarks._residency import MemoryReport, save_memory
-from dsc_split.benchmarks._residency_measure import measure_memory
+from dsc_split.benchmarks.memory._measure import measure_memory
+from dsc_split.benchmarks.memory._reports import MemoryReport, save_memory
 from dsc_split.bundle import Bundle
 from dsc_split.lookup_table import LookupTable
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import write_json
 from dsc_split._support.sizes import size_text
-from dsc_split.benchmarks._residency import load_memory
+from dsc_split.benchmarks.memory._reports import load_memory
 from dsc_split.errors import UsageError
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from dsc_split.benchmarks._residency import MemoryReport, SetMemory
+    from dsc_split.benchmarks.memory._reports import MemoryReport, SetMemory
     from dsc_split.bundle import Bundle
     from dsc_split.lookup_table import BatchTable, LookupTable
 

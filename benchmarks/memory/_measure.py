@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks._residency import (
+from dsc_split.benchmarks.memory._reports import (
     MEASURED,
     EngineMemory,
     MemoryReport,
@@ -205,7 +205,7 @@ class _Measuring:
             BackendError: It failed, or did not survive it: OutOfMemoryError, for want of memory.
         """
         limit_bytes = int(MEMORY_SHARE * available_memory_bytes())
-        command = [sys.executable, "-m", "dsc_split.benchmarks._residency_worker"]
+        command = [sys.executable, "-m", "dsc_split.benchmarks.memory._worker"]
         request = {
             "do": "hold",
             "side": self._side,
