@@ -7,13 +7,13 @@
 """
 
 from dsc_split.benchmarks._merge import MergeResult, merge_bundles
-from dsc_split.benchmarks._replay import Replay, replay
-from dsc_split.benchmarks._replay_device import PolicyUnderTest
-from dsc_split.benchmarks._scenario import Scenario, State, read_scenario
 from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
 from dsc_split.benchmarks.memory._budget import Loss, keep_within
 from dsc_split.benchmarks.memory._measure import measure_memory
 from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, SetMemory
+from dsc_split.benchmarks.replay._device import PolicyUnderTest
+from dsc_split.benchmarks.replay._replay import Replay, replay
+from dsc_split.benchmarks.replay._scenario import Scenario, State, read_scenario
 from dsc_split.benchmarks.sweep._sweep import BenchResult, bench_bundle
 from dsc_split.benchmarks.sweep._tasks import BenchSettings
 from dsc_split.benchmarks.tables._compare import Comparison, compare_tables

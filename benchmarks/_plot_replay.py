@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
 from dsc_split.benchmarks._plots import add_legend, choice_names, choice_styles, new_figure, plain_ticks, save_figure
-from dsc_split.benchmarks._replay_stats import mean
 from dsc_split.benchmarks._words import number_text
+from dsc_split.benchmarks.replay._statistics import mean
 from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
-    from dsc_split.benchmarks._replay import Replay
-    from dsc_split.benchmarks._replay_stats import Method
+    from dsc_split.benchmarks.replay._replay import Replay
+    from dsc_split.benchmarks.replay._statistics import Method
 
 __all__ = ["check_picture", "draw_replay"]
 

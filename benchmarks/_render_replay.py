@@ -13,14 +13,14 @@ from rich.console import Group
 from rich.text import Text
 
 from dsc_split.benchmarks._render import choice_style, columns, fact_lines
-from dsc_split.benchmarks._replay_stats import Summary, excess, finite, gain, mean, summarise_method
 from dsc_split.benchmarks._words import number_text
+from dsc_split.benchmarks.replay._statistics import Summary, excess, finite, gain, mean, summarise_method
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsc_split.benchmarks._replay import Replay
-    from dsc_split.benchmarks._replay_stats import Method
+    from dsc_split.benchmarks.replay._replay import Replay
+    from dsc_split.benchmarks.replay._statistics import Method
     from dsc_split.lookup_table import LookupTable
 
 __all__ = ["render_replay", "replay_csv", "replay_json"]

@@ -13,7 +13,7 @@ from dsc_split.cli._options import number
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from dsc_split.benchmarks._replay_device import PolicyUnderTest
+    from dsc_split.benchmarks.replay._device import PolicyUnderTest
     from dsc_split.lookup_table import LookupTable
 
 __all__ = ["replay"]
@@ -92,8 +92,8 @@ def replay(
     from dsc_split._support.progress import silent
     from dsc_split.benchmarks._plot_replay import check_picture, draw_replay
     from dsc_split.benchmarks._render_replay import render_replay, replay_csv, replay_json
-    from dsc_split.benchmarks._replay import replay as run
-    from dsc_split.benchmarks._scenario import read_scenario
+    from dsc_split.benchmarks.replay._replay import replay as run
+    from dsc_split.benchmarks.replay._scenario import read_scenario
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.errors import UsageError
     from dsc_split.lookup_table import LookupTable
@@ -150,7 +150,7 @@ def _policy_under_test(
     table: LookupTable, path: Path | None, allow: Collection[int] | None, percentile: int | None
 ) -> PolicyUnderTest:
     """Make the policy, with the parameters of a file, for the choices and times that are replayed."""
-    from dsc_split.benchmarks._replay_device import PolicyUnderTest
+    from dsc_split.benchmarks.replay._device import PolicyUnderTest
     from dsc_split.errors import UsageError
     from dsc_split.serving import EstimatorParameters, Observation, PolicyParameters, RateEstimator, SwitchPolicy
 

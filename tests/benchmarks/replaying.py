@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from dsc_split.benchmarks._render_replay import render_replay
-from dsc_split.benchmarks._replay import Replay
-from dsc_split.benchmarks._replay_device import PolicyUnderTest
-from dsc_split.benchmarks._replay_stats import Method
-from dsc_split.benchmarks._scenario import Scenario, State
+from dsc_split.benchmarks.replay._device import PolicyUnderTest
+from dsc_split.benchmarks.replay._replay import Replay
+from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.lookup_table import Choice, LookupTable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from tests.benchmarks.replaying import Scripted, at_rates, by_name, golden, text_of, under_test
 
-from dsc_split.benchmarks._replay import replay
-from dsc_split.benchmarks._replay_device import PolicyUnderTest
-from dsc_split.benchmarks._replay_stats import excess, gain, mean
-from dsc_split.benchmarks._scenario import Scenario, State
+from dsc_split.benchmarks.replay._device import PolicyUnderTest
+from dsc_split.benchmarks.replay._replay import replay
+from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._statistics import excess, gain, mean
 from dsc_split.lookup_table import Link, LookupTable, Terms
 from dsc_split.serving import Observation, PolicyParameters, SwitchPolicy
 

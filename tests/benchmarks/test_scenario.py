@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsc_split.benchmarks import _scenario
-from dsc_split.benchmarks._scenario import PACKET_GOODPUT_BYTES, Scenario, State, read_scenario
+from dsc_split.benchmarks.replay import _scenario
+from dsc_split.benchmarks.replay._scenario import PACKET_GOODPUT_BYTES, Scenario, State, read_scenario
 from dsc_split.errors import DamagedError, DscError, UsageError
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsc_split.benchmarks._replay_device import PolicyUnderTest
-from dsc_split.benchmarks._scenario import State
+from dsc_split.benchmarks.replay._device import PolicyUnderTest
+from dsc_split.benchmarks.replay._scenario import State
 from dsc_split.lookup_table import Choice, LookupTable, Terms
 
 __all__ = ["PATIENCE", "DelayedIdeal"]

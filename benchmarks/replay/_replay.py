@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks._replay_delayed import DelayedIdeal
-from dsc_split.benchmarks._replay_device import Device, PolicyUnderTest
-from dsc_split.benchmarks._replay_stats import Method
-from dsc_split.benchmarks._scenario import Scenario, State
+from dsc_split.benchmarks.replay._delayed import DelayedIdeal
+from dsc_split.benchmarks.replay._device import Device, PolicyUnderTest
+from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice, LookupTable, Terms
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dsc_split.benchmarks._replay_stats import Method
-from dsc_split.benchmarks._scenario import State
+from dsc_split.benchmarks.replay._scenario import State
+from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.errors import DscError
 from dsc_split.lookup_table import Choice, Link, Terms
 

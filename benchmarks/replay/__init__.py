@@ -1,0 +1,3 @@
+"""Replay a scenario through a lookup table."""
+
+__all__: list[str] = []
