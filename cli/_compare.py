@@ -36,7 +36,7 @@ def compare(
     bundle its table.json is taken; its other tables lie in tables/. Without a batch size in common it is an error.
     """
     from dsc_split.benchmarks import compare_tables
-    from dsc_split.benchmarks._compare_render import render_comparison
+    from dsc_split.benchmarks.report._compare_text import render_comparison
     from dsc_split.cli._console import out, print_json
     from dsc_split.errors import UsageError
     from dsc_split.lookup_table import LookupTable

@@ -31,8 +31,8 @@ def memory(
     Each engine is loaded and run alone in a fresh process, then all of them in one. Where nothing can run here, the
     numbers are those that the builder gave. They are kept in the bundle, for dsc-split table --memory-budget.
     """
-    from dsc_split.benchmarks._residency_render import render_memory
     from dsc_split.benchmarks.memory._measure import measure_memory
+    from dsc_split.benchmarks.report._memory_text import render_memory
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import out, print_json, progress
 

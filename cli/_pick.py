@@ -61,7 +61,7 @@ def pick(
     The choice stands on the first line; then come every choice's terms, the margin to the next one against the
     confidence, and the data rates at which the answer changes.
     """
-    from dsc_split.benchmarks._render import render_pick
+    from dsc_split.benchmarks.report._table_text import render_pick
     from dsc_split.cli._console import err, out, print_json
     from dsc_split.lookup_table import LookupTable
 

@@ -90,10 +90,10 @@ def replay(
     request. The policy sees what a device would see: how long its own requests and probes took, once they are over.
     """
     from dsc_split._support.progress import silent
-    from dsc_split.benchmarks._plot_replay import check_picture, draw_replay
-    from dsc_split.benchmarks._render_replay import render_replay, replay_csv, replay_json
     from dsc_split.benchmarks.replay._replay import replay as run
     from dsc_split.benchmarks.replay._scenario import read_scenario
+    from dsc_split.benchmarks.report._replay_picture import check_picture, draw_replay
+    from dsc_split.benchmarks.report._replay_text import render_replay, replay_csv, replay_json
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.errors import UsageError
     from dsc_split.lookup_table import LookupTable

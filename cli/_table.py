@@ -92,10 +92,10 @@ def table(
     table.json is shown as it is. With --check, what is there is read and nothing is made.
     """
     from dsc_split._support.files import write_bytes
-    from dsc_split.benchmarks._plots import draw_plots
-    from dsc_split.benchmarks._render import render_table, table_csv
-    from dsc_split.benchmarks._residency_render import render_loss
     from dsc_split.benchmarks.memory._budget import write_table_within
+    from dsc_split.benchmarks.report._memory_text import render_loss
+    from dsc_split.benchmarks.report._table_pictures import draw_plots
+    from dsc_split.benchmarks.report._table_text import render_table, table_csv
     from dsc_split.benchmarks.tables._table import write_table
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json

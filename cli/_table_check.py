@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsc_split.benchmarks._words import emulation_text, link_text
+from dsc_split.benchmarks.report._phrases import emulation_text, link_text
 from dsc_split.cli._console import out, print_json
 from dsc_split.lookup_table import LookupTable
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dsc_split.benchmarks._render_replay import render_replay
 from dsc_split.benchmarks.replay._device import PolicyUnderTest
 from dsc_split.benchmarks.replay._replay import Replay
 from dsc_split.benchmarks.replay._scenario import Scenario, State
 from dsc_split.benchmarks.replay._statistics import Method
+from dsc_split.benchmarks.report._replay_text import render_replay
 from dsc_split.lookup_table import Choice, LookupTable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from dsc_split.benchmarks._plots import _spread, choice_names, draw_latency, draw_map, draw_plots, draw_terms
+from dsc_split.benchmarks.report._table_pictures import (
+    _spread,
+    choice_names,
+    draw_latency,
+    draw_map,
+    draw_plots,
+    draw_terms,
+)
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice, LookupTable
 

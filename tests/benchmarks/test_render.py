@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from dsc_split.benchmarks._render import CSV_COLUMNS, render_pick, render_table, table_csv
+from dsc_split.benchmarks.report._table_text import CSV_COLUMNS, render_pick, render_table, table_csv
 from dsc_split.lookup_table import Choice, Link, LookupTable
 
 GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"

@@ -7,11 +7,11 @@ import pytest
 from tests.benchmarks.replaying import Scripted, at_rates, by_name, fading, golden, text_of, under_test
 
 from dsc_split._support.progress import Progress
-from dsc_split.benchmarks._render_replay import replay_csv, replay_json
 from dsc_split.benchmarks.replay._device import PROBE_LIMIT_MS
 from dsc_split.benchmarks.replay._replay import MAX_REQUESTS, plan_requests, replay
 from dsc_split.benchmarks.replay._scenario import Scenario, State
 from dsc_split.benchmarks.replay._statistics import Method, excess, gain, summarise_method
+from dsc_split.benchmarks.report._replay_text import replay_csv, replay_json
 from dsc_split.errors import DscError, UsageError
 from dsc_split.lookup_table import Link
 

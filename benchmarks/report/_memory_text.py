@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.text import Text
 
 from dsc_split._support.sizes import size_text
-from dsc_split.benchmarks._render import columns
-from dsc_split.benchmarks._words import number_text, percent_text
 from dsc_split.benchmarks.memory._reports import BUILDER, ESTIMATED
+from dsc_split.benchmarks.report._phrases import number_text, percent_text
+from dsc_split.benchmarks.report._table_text import columns
 from dsc_split.engines import Target
 from dsc_split.table._types import NO_OFFLOAD
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from dsc_split.benchmarks._render import columns
-from dsc_split.benchmarks._words import number_text
+from dsc_split.benchmarks.report._phrases import number_text
+from dsc_split.benchmarks.report._table_text import columns
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from dsc_split.benchmarks._render import choice_style, columns, fact_lines
-from dsc_split.benchmarks._words import number_text
 from dsc_split.benchmarks.replay._statistics import Summary, excess, finite, gain, mean, summarise_method
+from dsc_split.benchmarks.report._phrases import number_text
+from dsc_split.benchmarks.report._table_text import choice_style, columns, fact_lines
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

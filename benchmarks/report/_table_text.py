@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.text import Text
 
-from dsc_split.benchmarks._words import (
+from dsc_split.benchmarks.report._phrases import (
     DEFAULT_RATES_MB_S,
     emulation_text,
     link_text,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import new_file
 from dsc_split._support.optional import require
-from dsc_split.benchmarks._words import batch_text, emulation_text, link_text, number_text
+from dsc_split.benchmarks.report._phrases import batch_text, emulation_text, link_text, number_text
 from dsc_split.errors import DscError, UsageError
 
 if TYPE_CHECKING:

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
-from dsc_split.benchmarks._plots import add_legend, choice_names, choice_styles, new_figure, plain_ticks, save_figure
-from dsc_split.benchmarks._words import number_text
 from dsc_split.benchmarks.replay._statistics import mean
+from dsc_split.benchmarks.report._phrases import number_text
+from dsc_split.benchmarks.report._table_pictures import (
+    add_legend,
+    choice_names,
+    choice_styles,
+    new_figure,
+    plain_ticks,
+    save_figure,
+)
 from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:

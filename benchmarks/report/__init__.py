@@ -1,0 +1,3 @@
+"""Results for people and programs: text, CSV, JSON and pictures."""
+
+__all__: list[str] = []
