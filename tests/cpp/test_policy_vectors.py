@@ -10,7 +10,7 @@ from tests.serving.events import GOLDEN_TABLE, golden_lines, parameter_words, re
 from tests.vectors import bits
 
 from dsc_split.serving import EstimatorParameters, PolicyParameters
-from dsc_split.serving._decay import decay
+from dsc_split.serving.policy._decay import decay
 
 SOURCE = PROGRAMS / "run_policy.cpp"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "policy.md"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dsc_split.errors import UsageError
 from dsc_split.serving import EstimatorParameters, RateEstimate, RateEstimator
-from dsc_split.serving._decay import decay
+from dsc_split.serving.policy._decay import decay
 
 MB = 1_000_000
 

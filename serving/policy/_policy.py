@@ -16,10 +16,10 @@ from collections.abc import Collection
 
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice, LookupTable, Terms
-from dsc_split.serving._decay import decay
-from dsc_split.serving._estimator import RateEstimator, Sample
-from dsc_split.serving._numbers import MAX_BYTES, MAX_MS, milliseconds, moment, number
-from dsc_split.serving._records import Decision, Observation, PolicyParameters, Reason
+from dsc_split.serving.policy._decay import decay
+from dsc_split.serving.policy._estimator import RateEstimator, Sample
+from dsc_split.serving.policy._numbers import MAX_BYTES, MAX_MS, milliseconds, moment, number
+from dsc_split.serving.policy._records import Decision, Observation, PolicyParameters, Reason
 
 __all__ = ["SwitchPolicy"]
 

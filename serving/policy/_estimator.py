@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from dsc_split.serving._decay import decay
-from dsc_split.serving._numbers import checked, milliseconds, moment, number, whole
+from dsc_split.serving.policy._decay import decay
+from dsc_split.serving.policy._numbers import checked, milliseconds, moment, number, whole
 
 __all__ = ["EstimatorParameters", "RateEstimate", "RateEstimator", "Sample"]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice
-from dsc_split.serving._numbers import checked, milliseconds, moment, number, whole
+from dsc_split.serving.policy._numbers import checked, milliseconds, moment, number, whole
 
 __all__ = ["Decision", "Observation", "PolicyParameters", "Reason"]
 
