@@ -7,11 +7,11 @@
     print(decision.choice.name, decision.reason)
 """
 
-from dsc_split.serving._triton import TritonModel, TritonResult, export_triton
-from dsc_split.serving._triton_repository import triton_model_name
 from dsc_split.serving.policy._estimator import EstimatorParameters, RateEstimate, RateEstimator
 from dsc_split.serving.policy._policy import SwitchPolicy
 from dsc_split.serving.policy._records import Decision, Observation, PolicyParameters
+from dsc_split.serving.triton._export import TritonModel, TritonResult, export_triton
+from dsc_split.serving.triton._repository import triton_model_name
 
 __all__ = [
     "Decision",

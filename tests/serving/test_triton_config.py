@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dsc_split.bundle import TensorInfo
-from dsc_split.serving._triton_config import ModelConfig, describe_tensors, encode_config, stacks_samples, unservable
+from dsc_split.serving.triton._config import ModelConfig, describe_tensors, encode_config, stacks_samples, unservable
 
 
 def info(name: str, *shape: int | str, dtype: str = "float32") -> TensorInfo:

@@ -20,7 +20,7 @@ from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
 from dsc_split.serving import export_triton, triton_model_name
-from dsc_split.serving._triton_onnx import copy_pieces, detach_graph
+from dsc_split.serving.triton._onnx import copy_pieces, detach_graph
 
 Make = Callable[[str], Bundle]
 
@@ -360,7 +360,7 @@ def test_full_disk_leaves_the_repository_as_it_was(make: Make, tmp_path: Path, m
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dsc_split.serving._triton.write_bytes", full)
+    monkeypatch.setattr("dsc_split.serving.triton._export.write_bytes", full)
     with pytest.raises(DscError, match="No space left"):
         export_triton(bundle, tmp_path / "models", max_batch=4)
 

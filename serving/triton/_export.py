@@ -13,16 +13,16 @@ from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, TensorInfo, lock_folder
 from dsc_split.bundles._folders import unfinished_folder
 from dsc_split.errors import BundleError, DscError, UsageError
-from dsc_split.serving._triton_config import (
+from dsc_split.serving.triton._config import (
     ModelConfig,
     describe_tensors,
     encode_config,
     stacks_samples,
     unservable,
 )
-from dsc_split.serving._triton_onnx import Piece, copy_pieces, detach_graph
-from dsc_split.serving._triton_plans import choose_targets, find_plans, read_raw_plan
-from dsc_split.serving._triton_repository import (
+from dsc_split.serving.triton._onnx import Piece, copy_pieces, detach_graph
+from dsc_split.serving.triton._plans import choose_targets, find_plans, read_raw_plan
+from dsc_split.serving.triton._repository import (
     PARAMETER,
     name_prefix,
     refuse_foreign,
@@ -32,7 +32,7 @@ from dsc_split.serving._triton_repository import (
 from dsc_split.table._types import FULL_OFFLOAD
 
 if TYPE_CHECKING:
-    from dsc_split.serving._triton_plans import Plan
+    from dsc_split.serving.triton._plans import Plan
 
 __all__ = ["TritonModel", "TritonResult", "export_triton"]
 
