@@ -5,28 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from tests.support.commands import Outcome
+from tests.support.paths import ROOT
 
 # How long an example takes is up to the machine and who else uses it.
 hypothesis.settings.register_profile("shared-machine", deadline=None)
 hypothesis.settings.load_profile("shared-machine")
 
-ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("benchmarks", "cli", "engines", "partitioner", "serving")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a command left behind."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="session")

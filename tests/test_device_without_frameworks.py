@@ -5,7 +5,6 @@ TensorRT's engines are real, and lie in a real bundle. What loads and runs them 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.tiny_bundles import tiny_bundle
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, build_engines, check_engines
@@ -88,17 +88,6 @@ sys.modules["tensorrt_rtx"] = TensorRT("tensorrt_rtx")
 """What every Python process on the device does first."""
 
 
-def _tiny_bundle(folder: Path) -> Bundle:
-    path = Path(__file__).with_name("benchmarks") / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tiny_bundles", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    bundle: Bundle = module.tiny_bundle(folder)
-    return bundle
-
-
 class Device:
     """The device: ``run("check", ...)`` is a command there."""
 
@@ -128,7 +117,7 @@ def server_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle where it was made: with graphs, the device's engines, and the server's times."""
     from dsc_split.benchmarks import BenchSettings, bench_bundle
 
-    bundle = _tiny_bundle(tmp_path_factory.mktemp("server") / "bundle")
+    bundle = tiny_bundle(tmp_path_factory.mktemp("server") / "bundle")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSC_SPLIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         result = build_engines(bundle, "device", TARGET, BuildOptions(batches=BATCHES))
@@ -156,7 +145,7 @@ def device(root: Path, server_bundle: Bundle, tmp_path_factory: pytest.TempPathF
     (folder / "start/sitecustomize.py").write_text(
         AT_START.format(
             absent=[*ABSENT, "cuda"],
-            fakes=str(root / "tests/engines/fake_cuda.py"),
+            fakes=str(root / "tests/support/fake_cuda.py"),
             plans=json.dumps(plans),
             weights=str(folder / "weights.npz"),
             version=rtx.__version__,

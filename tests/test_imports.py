@@ -6,21 +6,28 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
-# room -> the rooms it may import besides itself; "" is the root, dsc_split's own modules
-MAY_IMPORT = {
-    "": set[str](),
-    "partitioner": {""},
-    "engines": {"", "partitioner"},
-    "benchmarks": {"", "partitioner", "engines"},
-    "serving": {"", "partitioner", "engines"},
-    "cli": {"", "partitioner", "engines", "benchmarks", "serving"},
-}
-ROOMS = set(MAY_IMPORT) - {""}
+# Each room may import itself and the rooms above it in this list. The names that the root re-exports belong to a room.
+LAYERS = [
+    "errors",
+    "_support",
+    "table",
+    "bundles",
+    "partitioner",
+    "engines",
+    "shipping",
+    "benchmarks",
+    "serving",
+    "cli",
+]
+SAME_LAYER = {"lookup_table": "table", "bundle": "bundles", "packing": "shipping"}
+# These stand on less than their layer would allow.
+STAND_ON = {"serving.policy": {"errors", "_support", "table"}}
+TOP_FOLDERS = {"partitioner", "engines", "benchmarks", "serving", "cli"}
 
 HEAVY = [
     "cuda",
@@ -64,14 +71,22 @@ print(len(modules))
 """
 
 
-def room_of(path: Path, root: Path) -> str:
-    """Name the room of a source file; "" for the root."""
-    room = path.relative_to(root).parts[0]
-    return "" if room == "src" else room
+def module_of(path: Path, root: Path) -> str:
+    """Name the module of a source file, without ``dsc_split``; "" for the package itself."""
+    parts = list(path.relative_to(root).with_suffix("").parts)
+    if parts[0] == "src":
+        parts = parts[2:]
+    return ".".join(part for part in parts if part != "__init__")
 
 
-def imports_of(source: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, room) for each import of ours: at any depth, and where a module is named in a string."""
+def layer_of(module: str) -> str:
+    """Name the layer of a module, given without ``dsc_split``; "" for the package itself."""
+    first = module.partition(".")[0]
+    return SAME_LAYER.get(first, first)
+
+
+def imports_of(source: str, modules: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line, module) for each import of ours: at any depth, and where a module is named in a string."""
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -79,7 +94,6 @@ def imports_of(source: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             if node.level:
                 raise AssertionError(f"line {node.lineno}: relative import")
-            # from dsc_split import partitioner
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif (
             isinstance(node, ast.Constant)
@@ -88,54 +102,67 @@ def imports_of(source: str) -> Iterator[tuple[int, str]]:
         ):
             names = [node.value]
         for name in names:
-            first, *rest = name.split(".")
-            if first in ROOMS:
+            first, _, rest = name.partition(".")
+            if first in TOP_FOLDERS:
                 raise AssertionError(f"line {getattr(node, 'lineno', 0)}: bare import of {name}")
             if first == "dsc_split":
-                yield getattr(node, "lineno", 0), rest[0] if rest and rest[0] in ROOMS else ""
+                while rest and rest not in modules:  # a name in a module
+                    rest = rest.rpartition(".")[0]
+                yield getattr(node, "lineno", 0), rest
 
 
-def forbidden(source: str, room: str) -> list[str]:
+def forbidden(source: str, module: str, modules: Collection[str]) -> list[str]:
     """List the imports of a source file that point the wrong way."""
+    layer = layer_of(module)
+    if not layer:  # the package itself, which collects what is public
+        return []
+    allowed = set(LAYERS[: LAYERS.index(layer) + 1])
+    for name, stands_on in STAND_ON.items():
+        if f"{module}.".startswith(f"{name}."):
+            allowed = stands_on
     return [
-        f"line {line}: {room or 'root'} imports {other}"
-        for line, other in imports_of(source)
-        if other != room and other not in MAY_IMPORT[room]
+        f"line {line}: {module} imports {other}"
+        for line, other in imports_of(source, modules)
+        if other and layer_of(other) not in allowed and not f"{other}.".startswith(f"{module.rpartition('.')[0]}.")
     ]
 
 
-def test_imports_point_from_cli_down_to_the_root(root: Path) -> None:
-    files = sorted((root / "src" / "dsc_split").glob("*.py"))
-    for room in sorted(ROOMS):
-        files += sorted((root / room).rglob("*.py"))
-    assert len(files) > 10
+@pytest.fixture(scope="module")
+def sources(root: Path) -> dict[str, str]:
+    """Read every source file of ours, by module."""
+    files = [
+        *(root / "src" / "dsc_split").rglob("*.py"),
+        *(path for top in TOP_FOLDERS for path in (root / top).rglob("*.py")),
+    ]
+    return {module_of(path, root): path.read_text(encoding="utf-8") for path in files}
 
-    wrong = {
-        str(path.relative_to(root)): found
-        for path in files
-        if (found := forbidden(path.read_text(encoding="utf-8"), room_of(path, root)))
-    }
+
+def test_imports_point_down(sources: dict[str, str]) -> None:
+    assert len(sources) > 100
+
+    wrong = {module: found for module, text in sources.items() if (found := forbidden(text, module, sources))}
     assert wrong == {}
 
 
 @pytest.mark.parametrize(
-    ("room", "source"),
+    ("module", "source"),
     [
-        ("", "from dsc_split.engines import Target"),
-        ("partitioner", "def f():\n    from dsc_split import engines"),
-        ("engines", "if TYPE_CHECKING:\n    import dsc_split.benchmarks.cells._cells"),
-        ("benchmarks", "from dsc_split.serving import Policy"),
-        ("serving", "importlib.import_module('dsc_split.benchmarks.cells._cells')"),
+        ("_support.files", "from dsc_split.engines import Target"),
+        ("table._types", "from dsc_split.bundle import Bundle"),
+        ("partitioner.cuts._find", "def f():\n    from dsc_split import engines"),
+        ("engines._base", "if TYPE_CHECKING:\n    import dsc_split.benchmarks.cells._cells"),
+        ("benchmarks.sweep._sweep", "from dsc_split.serving import Policy"),
+        ("serving.policy._policy", "importlib.import_module('dsc_split.bundles._bundle')"),
     ],
 )
-def test_wrong_import_is_seen(room: str, source: str) -> None:
-    assert len(forbidden(source, room)) == 1
+def test_wrong_import_is_seen(module: str, source: str, sources: dict[str, str]) -> None:
+    assert len(forbidden(source, module, sources)) == 1
 
 
 @pytest.mark.parametrize("source", ["from engines import Target", "import cli.main", "from . import _files"])
 def test_bare_and_relative_imports_are_seen(source: str) -> None:
     with pytest.raises(AssertionError, match="line 1"):
-        forbidden(source, "cli")
+        forbidden(source, "cli.main", ())
 
 
 def test_every_module_imports_and_every_command_has_help_without_heavy_packages() -> None:

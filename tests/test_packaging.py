@@ -52,7 +52,7 @@ def test_wheel_puts_nothing_but_dsc_split_into_site_packages(built: Path) -> Non
 def test_wheel_has_every_file_of_the_root_and_of_every_room(built: Path, root: Path, rooms: tuple[str, ...]) -> None:
     names = set(wheel_content(built / WHEEL))
 
-    expected = {f"dsc_split/{path.name}" for path in (root / "src" / "dsc_split").glob("*.py")}
+    expected = {f"dsc_split/{name}" for name in python_files(root / "src" / "dsc_split")}
     for room in rooms:
         expected |= {f"dsc_split/{room}/{name}" for name in python_files(root / room)}
     assert {name for name in names if name.endswith(".py")} == expected

@@ -19,6 +19,7 @@ import pytest
 from dsc_split._support.files import body_digest, canonical_json, sha256_file
 from dsc_split.benchmarks import BenchSettings, Cell, CellStore, Question, bench_bundle, merge_bundles, write_tables
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._tables import load_table
 from dsc_split.engines._fingerprint import fingerprint_digest, target_id
 from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
 from dsc_split.lookup_table import LookupTable
@@ -227,14 +228,14 @@ def test_a_part_without_cells_keeps_the_times_of_its_table(bundle: Bundle) -> No
     time_side(bundle, "server", "lab")
     write_tables(bundle)
     device = part_of(bundle, "device", "device")
-    before = LookupTable.load(device)
+    before = device.table()
     for graph in GRAPHS["device"]:
         CellStore(device).put(cell(device, graph, 1, host="other", median_ms=7.0, day=2))
 
     (newest, _) = write_tables(device, device=fingerprint_digest(cell(device, graph, host="other").run_fingerprint))
 
-    after = LookupTable.load(newest)
-    assert after == LookupTable.load(device)
+    after = load_table(newest)
+    assert after == device.table()
     assert (after.server, after.device.run_fingerprint["host"]) == (before.server, "other")  # type: ignore[index]
     assert [(row.head_ms, row.tail_ms) for row in after.batches[0].rows] == [(0.0, 1.0), (7.0, 1.0), (7.0, 0.0)]
     assert after.batches[0].rows[0].tail_ci_ms == (0.99, 1.01)
@@ -254,7 +255,7 @@ def test_tables_of_a_part_come_though_nobody_has_their_cells(bundle: Bundle) -> 
 
     merge_bundles(empty, [part_of(bundle, "device", "device").path])
 
-    assert LookupTable.load(empty.path) == LookupTable.load(bundle.path)
+    assert Bundle.open(empty.path).table() == Bundle.open(bundle.path).table()
 
 
 def test_a_longer_cell_continues_a_shorter_one_and_is_no_conflict(bundle: Bundle) -> None:
@@ -373,7 +374,7 @@ def test_however_cells_and_engines_are_spread_over_copies_they_merge_to_the_same
         assert {cell.question.key: cell for cell in CellStore(merged).all()} == {
             cell.question.key: cell for cell in CellStore(bundle).all()
         }
-        assert LookupTable.load(merged) == LookupTable.load(bundle)
+        assert merged.table() == bundle.table()
         shutil.rmtree(folder)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines.plan_header import HEADER
+from tests.support.engine_header import HEADER
 
 from dsc_split.engines._cache import EngineCache
 from dsc_split.engines._engine_file import write_plan

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serving.triton.networks import sequence
-from tests.serving.triton.plans import record_plans
+from tests.support.triton_networks import sequence
+from tests.support.triton_plans import record_plans
 
 from dsc_split.bundle import Bundle
 from dsc_split.partitioner import CutOptions, ExportOptions, export_bundle

@@ -10,13 +10,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.benchmarks.conftest import tiny_bundle
+from tests.support.tiny_bundles import tiny_bundle
 
 from dsc_split.benchmarks import BenchSettings, bench_bundle, write_table
 from dsc_split.benchmarks.memory._measure import measure_memory
 from dsc_split.benchmarks.memory._reports import MemoryReport, save_memory
 from dsc_split.bundle import Bundle
-from dsc_split.lookup_table import LookupTable
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_a_budget_below_all_writes_the_table_of_what_is_kept(bundle: Path, dsc: 
     budget = kept_bytes(bundle, "device", "no-offload", "a") - 1
     done = dsc("table", bundle, "--memory-budget", f"{budget}B")
 
-    table = LookupTable.load(bundle)
+    table = Bundle.open(bundle).table()
     residency = json.loads((bundle / "table.json").read_text())["residency"]
     assert done.exit_code == 0
     assert [choice.name for choice in table.choices] == ["full-offload", "no-offload"]
@@ -124,7 +123,7 @@ def test_the_table_of_what_is_kept_is_one_that_every_reader_takes(
 def test_a_budget_for_all_keeps_all_and_says_so(bundle: Path, dsc: Callable[..., Any]) -> None:
     done = dsc("table", bundle, "--memory-budget", "device=8GB,server=8GB")
 
-    assert len(LookupTable.load(bundle).choices) == 3
+    assert len(Bundle.open(bundle).table().choices) == 3
     assert done.stdout.endswith("Every choice fits, and is kept.\n")
 
 

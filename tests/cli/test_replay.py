@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import Outcome
+from tests.support.commands import Outcome
+from tests.support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"
 Dsc = Callable[..., Outcome]
 
 

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.paths import DATA
 
 from dsc_split.lookup_table import Link
 
-TABLES = Path(__file__).parents[1] / "data" / "tables"
+TABLES = DATA / "tables"
 GOLDEN = str(TABLES / "golden.json")
 
 

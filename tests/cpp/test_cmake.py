@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cpp.compiling import json_include, require, run
+from tests.support.cpp_compiler import json_include, require, run
+from tests.support.paths import GOLDEN
 
 from dsc_split import __version__
 from dsc_split.cli import _cmake_dir
 from dsc_split.lookup_table import LookupTable
 from dsc_split.table._header import table_header
 
-GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"
 BATCH, RATE_MB_S = 1, 8.0
 
 NOTHING_OF_THE_SYSTEM = """\

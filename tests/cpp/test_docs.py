@@ -6,12 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.cpp.compiling import CACHE, INCLUDE, build, run
+from tests.support.cpp_compiler import CACHE, INCLUDE, build, run
+from tests.support.paths import GOLDEN
 
 from dsc_split.lookup_table import LookupTable
 from dsc_split.table._header import table_header
-
-GOLDEN = Path(__file__).parents[1] / "data" / "tables" / "golden.json"
 
 
 def blocks(root: Path, language: str) -> list[str]:

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.cpp.compiling import PROGRAMS, build, require, run
-from tests.table_documents import GOLDEN, HOSTILE_FOLDER
+from tests.support.cpp_compiler import PROGRAMS, build, require, run
+from tests.support.paths import GOLDEN
+from tests.support.table_documents import HOSTILE_FOLDER
 
 FLAGS = ("-O1", "-g", "-fno-sanitize-recover=all")
 SANITIZERS = "address,undefined"

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.cpp.compiling import INCLUDE, ROOT, WARNINGS, build, has_fma, json_include, require, run
-from tests.vectors import bits
+from tests.support.cpp_compiler import INCLUDE, WARNINGS, build, has_fma, json_include, require, run
+from tests.support.paths import ROOT
+from tests.support.vectors import bits
 
 HEADERS = sorted(path.name for path in (INCLUDE / "dsc_split").glob("*.hpp"))
 COMPILERS = ["g++", "clang++"]

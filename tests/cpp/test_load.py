@@ -14,9 +14,9 @@ from pathlib import Path
 from random import Random, SystemRandom
 
 import pytest
-from tests.cpp.compiling import PROGRAMS, build, run
-from tests.table_documents import (
-    GOLDEN,
+from tests.support.cpp_compiler import PROGRAMS, build, run
+from tests.support.paths import GOLDEN
+from tests.support.table_documents import (
     HOSTILE_FOLDER,
     damaged_document,
     hostile_documents,

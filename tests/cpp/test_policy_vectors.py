@@ -5,15 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.cpp.compiling import INCLUDE, PROGRAMS, build, run
-from tests.serving.events import GOLDEN_TABLE, golden_lines, parameter_words, replayed, sequence
-from tests.vectors import bits
+from tests.support.cpp_compiler import INCLUDE, PROGRAMS, build, run
+from tests.support.paths import ROOT
+from tests.support.policy_events import GOLDEN_TABLE, golden_lines, parameter_words, replayed, sequence
+from tests.support.vectors import bits
 
 from dsc_split.serving import EstimatorParameters, PolicyParameters
 from dsc_split.serving.policy._decay import decay
 
 SOURCE = PROGRAMS / "run_policy.cpp"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "policy.md"
+DOCUMENT = ROOT / "docs" / "policy.md"
 NATIVE = ("-O2", "-march=native")
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.cpp.compiling import CACHE, INCLUDE, PROGRAMS, build, has_fma, run
-from tests.vectors import Question, answer, golden_tables, golden_vectors, random_questions, random_table
+from tests.support.cpp_compiler import CACHE, INCLUDE, PROGRAMS, build, has_fma, run
+from tests.support.vectors import Question, answer, golden_tables, golden_vectors, random_questions, random_table
 
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable

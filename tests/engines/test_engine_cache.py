@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines.plan_header import HEADER
+from tests.support.engine_header import HEADER
 
 from dsc_split._support.sizes import parse_size
 from dsc_split.engines import _cache

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,51 +16,9 @@ pytest.importorskip("onnxruntime")
 
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tests.faults.bundles import BENCH, BUILD, EXPORT, restore
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """How a command ended."""
-
-    status: int
-    """Exit code; minus the signal's number where it was killed."""
-    output: str
-    """What it said, on either stream."""
-    duration_s: float
-    steps: int
-    """How often it was about to change the file system."""
-
-
-class Commands:
-    """Runs commands in a process that has imported everything already."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def __call__(self, *arguments: Any, folder: Path, **fate: Any) -> Run:
-        """Run one command in ``folder``.
-
-        Args:
-            arguments: What follows the program's name.
-            folder: The current folder meanwhile.
-            fate: ``kill_after_s``, ``kill_at_step`` or ``largest_file_bytes``.
-        """
-        (run,) = self.together([arguments], folder=folder, **fate)
-        return run
-
-    def together(self, several: Sequence[Sequence[Any]], *, folder: Path, **fate: Any) -> list[Run]:
-        """Run several commands at once."""
-        no_fate = {"kill_after_s": None, "kill_at_step": None, "largest_file_bytes": None}
-        requests = [
-            {**no_fate, **fate, "folder": str(folder), "arguments": [str(item) for item in arguments]}
-            for arguments in several
-        ]
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(requests) + "\n")
-        self._process.stdin.flush()
-        return [Run(**answer) for answer in json.loads(self._process.stdout.readline())]
+from tests.support.commands import Commands
+from tests.support.fault_cases import BENCH, BUILD, EXPORT, restore
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +30,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, str(Path(__file__).with_name("warm_server.py"))]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "warm_server.py")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

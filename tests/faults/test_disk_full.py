@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.faults.bundles import CASES, Case, faults_of, litter_in, prepare, restore
-from tests.faults.conftest import Commands
+from tests.support.commands import Commands
+from tests.support.fault_cases import CASES, Case, faults_of, litter_in, prepare, restore
 
 DISK_BYTES = 16 * 2**20
 PAGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)

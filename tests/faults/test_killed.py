@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.faults.bundles import CASES, Case, faults_of, litter_in, prepare, restore
-from tests.faults.conftest import Commands
+from tests.support.commands import Commands
+from tests.support.fault_cases import CASES, Case, faults_of, litter_in, prepare, restore
 
 MOMENTS = 50
 FINISHED_EVERY = 10

@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.faults.bundles import (
+from tests.support.commands import Commands
+from tests.support.fault_cases import (
     BENCH_OTHER,
     BENCH_SERVER,
     BUILD,
@@ -20,7 +21,6 @@ from tests.faults.bundles import (
     litter_in,
     pairs_of,
 )
-from tests.faults.conftest import Commands
 
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle

@@ -16,19 +16,20 @@ import pytest
 
 from dsc_split._support.files import sha256_file
 from dsc_split._support.progress import Progress
-from dsc_split.bundle import Bundle, lock_folder
+from dsc_split.bundle import Bundle
+from dsc_split.bundles._lock import lock_folder
 from dsc_split.errors import BundleBusyError, BundleError, CutError, DscError, ExportError, UsageError
 from dsc_split.partitioner import (
     CutOptions,
     ExportOptions,
     SourceOptions,
     _export,
-    _proof,
     cut_bundle,
     export_bundle,
 )
 from dsc_split.partitioner._load import load_model
 from dsc_split.partitioner.cuts._cut import Cutter
+from dsc_split.partitioner.proof import _proof
 
 Save = Callable[[str], Path]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.support.paths import DATA
 
 from dsc_split.bundle import Bundle
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle, list_cuts
 
-NETS = Path(__file__).resolve().parent.parent / "data" / "split_nets.py"
+NETS = DATA / "split_nets.py"
 
 
 def export(folder: Path, source: str, *shapes: str, cuts: str | None = "all", max_tensors: int = 1) -> Bundle:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.serving.triton.networks import sequence, two_branches
+from tests.support.triton_networks import sequence, two_branches
 
 from dsc_split.bundle import Bundle
 from dsc_split.partitioner import CutOptions, ExportOptions, export_bundle

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.test_examples import scripts
+from tests.support.documents import scripts
 
 from dsc_split.bundle import Bundle
 

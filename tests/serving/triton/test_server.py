@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from tests.serving.triton.networks import LEFT, sequence, two_branches
-from tests.serving.triton.plans import record_plans
-from tests.serving.triton.server import DATA, READY_S, ROOT, Triton, require_triton, running, serve
+from tests.support.paths import ROOT
+from tests.support.triton_networks import LEFT, sequence, two_branches
+from tests.support.triton_plans import record_plans
+from tests.support.triton_server import DATA, READY_S, Triton, require_triton, running, serve
 
 from dsc_split.bundle import Bundle, TensorInfo
 from dsc_split.partitioner import CutOptions, ExportOptions, export_bundle

@@ -1,0 +1,117 @@
+"""The JSON Schema of the manifest against the reader."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from tests.support.manifests import MANIFEST
+from tests.support.packed_bundles import full_bundle
+
+from dsc_split.bundle import Bundle
+from dsc_split.bundles._manifest import encode_manifest, parse_manifest
+from dsc_split.errors import BundleError
+from dsc_split.packing import pack_bundle, verify_bundle
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, 3, -1, 1.5, 2**53, 2**53 + 1, "", "text", "fp16", "device", "g" * 64, "0" * 63),
+    *([], [1], [1, 2, 3], [-1, 2], {}, {"x": 1}, [None], [{}], ["x"]),
+]
+CONVERSION = {
+    "from": "fp32",
+    "io_precision": "fp16",
+    "weights_converted": 1,
+    "weights_overflowed": 0,
+    "weights_vanished": 0,
+    "kept_float32": [{"name": None, "op_type": "Pow", "reason": "range"}],
+    "max_abs_error": 0.5,
+    "max_rel_error": None,
+}
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    document = json.loads(files("dsc_split").joinpath("schemas/manifest-2.schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(document)
+    return Draft202012Validator(document)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A manifest in which every key stands that is read anywhere."""
+    found: dict[str, Any] = full_bundle(tmp_path_factory.mktemp("bundles") / "bundle").manifest
+    target = found["targets"]["device"][0]
+    engine = target["engines"][0]
+    engine["rewritten"], engine["lowered"] = {"converted": ["n"], "summed": [], "halved": []}, "for want of memory"
+    options: dict[str, Any] = {"batches": [1, 4], "opt_batch": 4, "per_batch": True, "gemm": "sum"}
+    target["options"] = {**options, "workspace_bytes": 1, "timing_cache_sha256": "x", "device_memory_bytes": None}
+    target["failed"] = [{"graph": "onnx/model.onnx", "reason": "why"}]
+    conversion = {"conversion": CONVERSION, "provenance": {}, "failed_splits": [{}], "notes": ["a note"]}
+    return {**MANIFEST, **found, **conversion}
+
+
+def places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    if place:
+        yield place
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield from places(item, (*place, key))
+
+
+def taken(manifest: dict[str, Any]) -> bool:
+    """Tell whether the reader takes a manifest."""
+    try:
+        parse_manifest(encode_manifest(manifest), "manifest")
+    except BundleError:
+        return False
+    return True
+
+
+def test_the_schema_takes_what_dsc_split_writes(tmp_path: Path, schema: Draft202012Validator) -> None:
+    bundle = full_bundle(tmp_path / "bundle")
+    pack_bundle(bundle, tmp_path / "x.dscb", side="device")
+    assert verify_bundle(tmp_path / "x.dscb").ok
+
+    for path in (bundle.path, tmp_path / "x.dscb"):
+        document = json.loads(Bundle.open(path).storage.read("manifest.json"))
+        assert [error.message for error in schema.iter_errors(document)] == []
+
+
+@pytest.mark.slow
+def test_the_schema_and_the_reader_take_the_same_manifests(
+    schema: Draft202012Validator, manifest: dict[str, Any]
+) -> None:
+    assert schema.is_valid(manifest)
+    assert taken(manifest)
+    refused = 0
+    for place in places(manifest):
+        if place == ("version",):  # the reader takes older ones, too
+            continue
+        for value in VALUES:
+            changed = copy.deepcopy(manifest)
+            inner: Any = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+
+            assert schema.is_valid(changed) == taken(changed), (place, value)
+            refused += not taken(changed)
+
+    assert refused > 1000
+
+
+def test_the_schema_and_the_reader_miss_the_same_keys(schema: Draft202012Validator, manifest: dict[str, Any]) -> None:
+    for place in places(manifest):
+        changed = copy.deepcopy(manifest)
+        inner: Any = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        del inner[place[-1]]
+
+        assert schema.is_valid(changed) == taken(changed), place
