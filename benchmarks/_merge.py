@@ -19,7 +19,7 @@ from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
 from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
-from dsc_split.benchmarks.cells._cells import Cell, CellStore, read_measured
+from dsc_split.benchmarks.cells._cells import Cell, CellStore
 from dsc_split.benchmarks.tables._table import adopt_tables, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import name_faults
@@ -311,7 +311,7 @@ class _Plan:
             for name in other.storage.names():
                 if not re.fullmatch(r"memory/[^/]+\.json", name) or self._bundle.has(name):
                     continue
-                data = read_measured(other, name)
+                data = other.read_result(name)
                 if fault := record_fault(name, data):
                     self._notes.append(f"{name!r} of {str(other.path)!r} {fault}. It does not come.")
                 else:

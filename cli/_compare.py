@@ -37,13 +37,13 @@ def compare(
     """
     from dsc_split.benchmarks import compare_tables
     from dsc_split.benchmarks.report._compare_text import render_comparison
+    from dsc_split.bundles._tables import load_table
     from dsc_split.cli._console import out, print_json
     from dsc_split.errors import UsageError
-    from dsc_split.lookup_table import LookupTable
 
     if fail_on not in FAIL_ON:
         raise UsageError(f"--fail-on is {fail_on!r}; {', '.join(FAIL_ON[:-1])} or {FAIL_ON[-1]} was expected.")
-    comparison = compare_tables(LookupTable.load(before), LookupTable.load(after), tolerance=tolerance)
+    comparison = compare_tables(load_table(before), load_table(after), tolerance=tolerance)
     if json:
         print_json(comparison.to_json())
     else:

@@ -62,10 +62,10 @@ def pick(
     confidence, and the data rates at which the answer changes.
     """
     from dsc_split.benchmarks.report._table_text import render_pick
+    from dsc_split.bundles._tables import load_table
     from dsc_split.cli._console import err, out, print_json
-    from dsc_split.lookup_table import LookupTable
 
-    table = LookupTable.load(source)
+    table = load_table(source)
     if downlink_rate is not None and not table.link.count_downlink:
         err.print(
             "warning: the table's link does not count the way back; --downlink-rate changes nothing. To count it, "

@@ -94,9 +94,9 @@ def replay(
     from dsc_split.benchmarks.replay._scenario import read_scenario
     from dsc_split.benchmarks.report._replay_picture import check_picture, draw_replay
     from dsc_split.benchmarks.report._replay_text import render_replay, replay_csv, replay_json
+    from dsc_split.bundles._tables import load_table
     from dsc_split.cli._console import err, out, print_json, progress
     from dsc_split.errors import UsageError
-    from dsc_split.lookup_table import LookupTable
 
     if json and csv:
         raise UsageError("--json and --csv exclude each other: stdout takes one document.")
@@ -104,7 +104,7 @@ def replay(
         raise UsageError("--policy and --no-policy exclude each other.")
     if plot is not None:
         check_picture(plot)
-    table = LookupTable.load(source)
+    table = load_table(source)
     allow = table.without_inputs_sent() if no_full_offload else None
     name = None if against is None else _static_name(table, against, allow)
     states = read_scenario(scenario, batch=batch, bin_s=bin_s, downlink=downlink)

@@ -98,10 +98,10 @@ def table(
     from dsc_split.benchmarks.report._table_text import render_table, table_csv
     from dsc_split.benchmarks.tables._table import write_table
     from dsc_split.bundle import Bundle
+    from dsc_split.bundles._tables import load_table
     from dsc_split.cli._console import err, out, print_json
     from dsc_split.cli._table_check import check_table
     from dsc_split.errors import UsageError
-    from dsc_split.lookup_table import LookupTable
     from dsc_split.table._header import header_name, table_header
 
     if json and csv:
@@ -125,7 +125,7 @@ def table(
             f"{str(source)!r} is no bundle. Give the bundle."
         )
     else:
-        shown = LookupTable.load(source)
+        shown = load_table(source)
     if header is not None:
         write_bytes(header, table_header(shown, header_name(header) if name is None else name).encode())
         err.print(f"header: {header}")

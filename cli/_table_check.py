@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsc_split.benchmarks.report._phrases import emulation_text, link_text
+from dsc_split.bundles._tables import load_table
 from dsc_split.cli._console import out, print_json
-from dsc_split.lookup_table import LookupTable
 
 __all__ = ["check_table"]
 
@@ -17,7 +17,7 @@ def check_table(source: Path, *, as_json: bool) -> None:
     Raises:
         TableError: It is damaged, contradicts itself, or is of a newer version; the message names the place.
     """
-    table = LookupTable.load(source)
+    table = load_table(source)
     rows = [row for item in table.batches for row in item.rows]
     stale = sum(not row.timing_valid for row in rows)
     if as_json:

@@ -14,8 +14,9 @@ import numpy as np
 from dsc_split._support.files import sha256_file
 from dsc_split._support.optional import require
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo, lock_folder
+from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo
 from dsc_split.bundles._folders import discard, put_in_place, unfinished_folder
+from dsc_split.bundles._lock import lock_folder
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
 from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model

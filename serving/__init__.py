@@ -2,7 +2,7 @@
 
 ::
 
-    policy = SwitchPolicy(LookupTable.load("b4"))
+    policy = SwitchPolicy(Bundle.open("b4").table())
     decision = policy.decide(time.monotonic(), batch=8)
     print(decision.choice.name, decision.reason)
 """

@@ -16,7 +16,7 @@ from dsc_split.errors import DamagedError, DscError
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
 
-__all__ = ["FORMAT", "PROTOCOL_VERSION", "STATUSES", "VERSION", "Cell", "CellStore", "Question", "read_measured"]
+__all__ = ["FORMAT", "PROTOCOL_VERSION", "STATUSES", "VERSION", "Cell", "CellStore", "Question"]
 
 logger = logging.getLogger(__name__)
 
@@ -255,16 +255,6 @@ _MEASUREMENT = fields(
 )
 
 
-def read_measured(bundle: Bundle, name: str) -> bytes:
-    """Read a cell, a table or a report on memory; where the manifest lists it, what is returned was checked.
-
-    Raises:
-        BundleError: It cannot be read, is not what the manifest says, or is packed and not listed.
-    """
-    checked = bundle.is_packed or name in bundle.manifest["files"]
-    return bundle.read(name) if checked else bundle.storage.read(name)
-
-
 class CellStore:
     """The cells of a bundle, each in ``cells/KEY.json``; those of a packed bundle are read in place.
 
@@ -298,7 +288,7 @@ class CellStore:
         Raises:
             DamagedError: It cannot be read, is no cell, was changed since it was written, or is of a newer version.
         """
-        data = read_measured(self._bundle, name)
+        data = self._bundle.read_result(name)
         return Cell.parse(data, PurePosixPath(name).stem, f"cell {name!r} of {str(self._bundle.path)!r}")
 
     def put(self, cell: Cell) -> None:

@@ -34,7 +34,6 @@ from dsc_split.errors import (
     TableError,
     UsageError,
 )
-from dsc_split.lookup_table import LookupTable
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -109,7 +108,7 @@ def _batch(bundle: Bundle, asked: int | None, built: Sequence[int] | None) -> in
     if asked is not None:
         return choose_batches(bundle, [asked])[-1]
     try:
-        return LookupTable.load(bundle).batches[-1].batch
+        return bundle.table().batches[-1].batch
     except (TableError, UsageError):  # none yet, a damaged one, or one of other pairs
         return choose_batches(bundle, built)[-1]
 

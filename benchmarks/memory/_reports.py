@@ -23,7 +23,6 @@ from dsc_split._support.checks import (
     text,
 )
 from dsc_split._support.files import body_digest, canonical_json, read_json, write_bytes
-from dsc_split.benchmarks.cells._cells import read_measured
 from dsc_split.engines.side._sides import SIDES, SideGraph, recorded_target, side_graphs
 from dsc_split.errors import BundleError, DamagedError, DscError
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
@@ -324,7 +323,7 @@ def load_memory(bundle: Bundle, side: str, part: Side) -> MemoryReport | None:
     for name in bundle.storage.names():
         if not name.startswith(f"{FOLDER}/{side}-"):
             continue
-        report = MemoryReport.parse(read_measured(bundle, name), name)
+        report = MemoryReport.parse(bundle.read_result(name), name)
         if report.side == side and _is_measured_on(report, part):
             return _without_strangers(report, digests)
     return builder_memory(bundle, side, part.target)

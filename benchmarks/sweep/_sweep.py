@@ -20,7 +20,7 @@ from dsc_split.engines.side._fit import fit_here
 from dsc_split.engines.side._load import SideEngines
 from dsc_split.engines.side._sides import SIDES, record_target
 from dsc_split.errors import BackendError, UsageError
-from dsc_split.lookup_table import LookupTable, Side
+from dsc_split.lookup_table import Side
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -127,7 +127,7 @@ def bench_bundle(
         )
     sides = _sides(bundle, sides)
     given = {"device": device, "server": server}
-    table = LookupTable.load(bundle) if stale else None
+    table = bundle.table() if stale else None
     if table is not None:
         given = {"device": device or table.device.target, "server": server or table.server.target}
         batches = [item.batch for item in table.batches] if batches is None else batches

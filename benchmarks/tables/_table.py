@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsc_split._support.files import read_json, write_json
 from dsc_split.benchmarks.cells._caveats import describe_marks
-from dsc_split.benchmarks.cells._cells import Cell, CellStore, read_measured
+from dsc_split.benchmarks.cells._cells import Cell, CellStore
 from dsc_split.benchmarks.tables._rows import IncompleteError, Plan, make_batches, make_plans
 from dsc_split.benchmarks.tables._side_times import (
     SideTimes,
@@ -307,7 +307,7 @@ def _tables(bundle: Bundle) -> list[LookupTable]:
     tables = []
     for name in (*([TABLE] if bundle.has(TABLE) else []), *names):
         try:
-            table = LookupTable.load(read_measured(bundle, name))
+            table = LookupTable.load(bundle.read_result(name))
         except DamagedError as e:
             logger.info("%s: %s", name, e)
             continue

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/// Answers the questions of tests/vectors.py that come on standard input.
+/// Answers the questions of tests/support/vectors.py that come on standard input.
 #pragma once
 
 #include <cstdint>

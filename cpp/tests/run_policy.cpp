@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plays the events of tests/serving/events.py that come on standard input, and prints an answer for each.
+// Plays the events of tests/support/policy_events.py that come on standard input, and prints an answer for each.
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>

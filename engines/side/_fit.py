@@ -181,7 +181,7 @@ def _tables(bundle: Bundle) -> Iterator[LookupTable]:
         if not bundle.has(name) or (bundle.manifest["sealed"] and not listed):
             continue
         try:
-            table = LookupTable.load(bundle.read(name) if listed else bundle.storage.read(name))
+            table = LookupTable.load(bundle.read_result(name))
         except DamagedError as e:
             logger.warning("%s of %s is passed over: %s", name, bundle.path, e)
             continue

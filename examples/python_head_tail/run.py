@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from dsc_split import Bundle, LookupTable
+from dsc_split import Bundle
 from dsc_split.bundle import TensorInfo
 from dsc_split.engines import EngineLike, SideEngines, get_backend
 from dsc_split.errors import DscError
@@ -86,7 +86,7 @@ def main() -> int:
     options = parser.parse_args()
 
     bundle = Bundle.open(options.bundle)
-    table = LookupTable.load(options.bundle)
+    table = Bundle.open(options.bundle).table()
     pick = table.pick(options.batch, options.rate)
     print(f"batch {options.batch} at {options.rate:g} MB/s: {pick.choice.name}, predicted {pick.latency_ms:.2f} ms")
     choice = table.choice(options.choice or pick.choice.name).name

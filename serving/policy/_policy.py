@@ -3,7 +3,7 @@
 The table says which choice is the fastest at a data rate, a load and a queue. The policy learns these three from
 what it sees, and decides when a better choice is worth the switch::
 
-    policy = SwitchPolicy(LookupTable.load("b4"))
+    policy = SwitchPolicy(LookupTable.load("b4/table.json"))
     decision = policy.decide(time.monotonic(), batch=8)
     ...  # run decision.choice, and give up after decision.timeout_ms
     policy.observe(Observation(time_s=time.monotonic(), choice=decision.choice, batch=8, ...))

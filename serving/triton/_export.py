@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import new_file, write_bytes, write_json
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.bundle import Bundle, TensorInfo, lock_folder
+from dsc_split.bundle import Bundle, TensorInfo
 from dsc_split.bundles._folders import unfinished_folder
+from dsc_split.bundles._lock import lock_folder
 from dsc_split.errors import BundleError, DscError, UsageError
 from dsc_split.serving.triton._config import (
     ModelConfig,

@@ -8,32 +8,47 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dsc_split._support.files import sha256_text, write_bytes
+from dsc_split.bundles._lock import lock_folder
 from dsc_split.bundles._manifest import (
     ENVELOPE,
-    FORMAT,
     MANIFEST,
     SEALED_ROLES,
-    VERSION,
     encode_manifest,
     parse_manifest,
 )
 from dsc_split.bundles._storage import Folder, Storage, open_storage
-from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
+from dsc_split.errors import BundleError, SignatureError, UsageError
+from dsc_split.table._table import LookupTable
 
-if TYPE_CHECKING:
-    from dsc_split.shipping._signature import Trust
+__all__ = ["Bundle", "Split", "TensorInfo"]
 
-__all__ = ["FORMAT", "VERSION", "Bundle", "Split", "TensorInfo"]
+
+TABLE = "table.json"
+"""The lookup table that was asked for last."""
+
+
+class TrustRule(Protocol):
+    """Whose signature is asked for; :class:`dsc_split.packing.Trust` is one."""
+
+    @property
+    def allow_unsigned(self) -> bool:
+        """Whether a bundle without signatures passes."""
+
+    def check(self, manifest: bytes, envelope: bytes | None, what: str) -> tuple[str, ...]:
+        """Return the names of the trusted keys that signed a manifest.
+
+        Raises:
+            SignatureError: None did, and one is asked for; or a signature is damaged.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +177,7 @@ class Bundle:
     # ---- opening -------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, trust: Trust | None = None) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], *, trust: TrustRule | None = None) -> Bundle:
         """Open a bundle: a folder, or a packed file, which is read in place.
 
         Args:
@@ -256,6 +271,43 @@ class Bundle:
                 f"{listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
             )
         return data
+
+    def read_result(self, relative: str) -> bytes:
+        """Read a cell, a table or a memory report; where the manifest lists the file, its SHA-256 is checked.
+
+        Raises:
+            BundleError: It cannot be read, is not what the manifest says, or is packed and not listed.
+        """
+        is_checked = self.is_packed or relative in self.manifest["files"]
+        return self.read(relative) if is_checked else self.storage.read(relative)
+
+    def table(self) -> LookupTable:
+        """Read the bundle's lookup table, and check that it is of the bundle's pairs.
+
+        Raises:
+            UsageError: There is no table yet, or it is of other pairs.
+            BundleError: The bundle is sealed, and the table is not what its manifest says.
+            TableError: The table is damaged, contradicts itself, or is of a newer version.
+        """
+        if not self.has(TABLE):
+            what = "packed bundle " if self.is_packed else ""
+            again = "Pack it with one." if self.is_packed else self._how_to_time()
+            raise UsageError(f"{what}{str(self.path)!r} has no {TABLE}. {again}")
+        if self.is_packed or TABLE in self.manifest["files"]:
+            table = LookupTable.load(self.read(TABLE))
+        else:
+            table = LookupTable.load(self.file(TABLE))
+        if table.pair_id != self.manifest["pair_id"]:
+            raise UsageError(
+                f"the table of {str(self.path)!r} is of other pairs than the bundle has now. {self._how_to_time()}"
+            )
+        return table
+
+    def _how_to_time(self) -> str:
+        again = f"Make it: dsc-split bench {self.path}"
+        if self.manifest["side"] is None:
+            return again
+        return f"{again}, and unite it with the other side's: dsc-split merge BUNDLE {self.path} OTHER"
 
     def require_trust(self, what: str) -> None:
         """Refuse to hand native code to a library that is not trusted.
@@ -411,41 +463,3 @@ def _require_sealed(storage: Storage, manifest: dict[str, Any]) -> None:
 
 def _manifest_name(path: str | os.PathLike[str]) -> str:
     return f"manifest {str(Path(path) / MANIFEST)!r}"
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a bundle folder; the holder is named in the error.
-
-    Raises:
-        BundleBusyError: Another process holds it.
-        DscError: The folder cannot be written.
-    """
-    from filelock import FileLock, Timeout  # what only reads a table needs no lock
-
-    lock_path = folder / ".lock"
-    holder_path = folder / ".lock.holder"
-    lock = FileLock(lock_path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as e:
-        raise BundleBusyError(
-            f"bundle {str(folder)!r} is being written by another dsc-split ({_holder(holder_path)}). "
-            "Wait for it to end, or stop it."
-        ) from e
-    except OSError as e:
-        raise DscError(f"bundle {str(folder)!r} cannot be locked for writing: {e.strerror or e}.") from e
-    try:
-        with contextlib.suppress(DscError):
-            write_bytes(holder_path, json.dumps({"pid": os.getpid()}).encode())
-        yield
-    finally:
-        holder_path.unlink(missing_ok=True)
-        lock.release()
-
-
-def _holder(path: Path) -> str:
-    try:
-        return f"process {int(json.loads(path.read_text())['pid'])}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "process unknown"

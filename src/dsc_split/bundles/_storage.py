@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from dsc_split.errors import BundleError, UsageError
+from dsc_split.table._table import PACKED_SUFFIX
 
 __all__ = ["MAX_READ_BYTES", "SUFFIX", "Folder", "Storage", "is_plain_name", "open_storage", "read_all"]
 
-SUFFIX = ".dscb"
+SUFFIX = PACKED_SUFFIX
 """How the name of a packed bundle ends."""
 MAX_READ_BYTES = 64 * 1024 * 1024
 """A file whose size nobody stated is read up to this."""

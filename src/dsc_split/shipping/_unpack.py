@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dsc_split._support.progress import ProgressListener, silent
-from dsc_split.bundle import Bundle, lock_folder
+from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import Archive
 from dsc_split.bundles._folders import put_in_place, unfinished_folder
+from dsc_split.bundles._lock import lock_folder
 from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
 from dsc_split.shipping._verify import Verification, engine_files

@@ -15,8 +15,8 @@ from dsc_split.table._arithmetic import make_lines, neighbour
 from dsc_split.table._types import half_width
 
 if TYPE_CHECKING:
-    from dsc_split.lookup_table import LookupTable
-    from dsc_split.lookup_table import Row as TableRow
+    from dsc_split.table._table import LookupTable
+    from dsc_split.table._types import Row as TableRow
 
 __all__ = ["header_name", "table_header"]
 

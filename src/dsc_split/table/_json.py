@@ -24,7 +24,7 @@ from dsc_split.table._types import (
 )
 
 if TYPE_CHECKING:
-    from dsc_split.lookup_table import LookupTable
+    from dsc_split.table._table import LookupTable
 
 __all__ = [
     "FORMAT",

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsc_split.lookup_table import LookupTable
     from dsc_split.table._arithmetic import Lines
+    from dsc_split.table._table import LookupTable
     from dsc_split.table._types import Choice, Segment, Terms
 
 __all__ = ["Pick"]

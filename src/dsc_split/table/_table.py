@@ -21,14 +21,14 @@ from __future__ import annotations
 import bisect
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from dsc_split._support.checks import shown
 from dsc_split._support.files import read_json
-from dsc_split.bundles._storage import SUFFIX
 from dsc_split.errors import TableError, UsageError
 from dsc_split.table import _json as _table_json
 from dsc_split.table._arguments import batch_size, finite_number, is_p95, number
@@ -36,10 +36,7 @@ from dsc_split.table._arithmetic import Lines, bytes_at, evaluate, make_lines, n
 from dsc_split.table._pick import Pick
 from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Side, Terms
 
-if TYPE_CHECKING:
-    from dsc_split.bundle import Bundle
-
-__all__ = ["BatchTable", "Choice", "Link", "LookupTable", "Pick", "Row", "Segment", "Side", "Terms"]
+__all__ = ["LookupTable"]
 
 _Rows: TypeAlias = tuple[tuple[Choice, Row], ...]
 
@@ -77,18 +74,16 @@ class LookupTable:
     # ---- reading and writing -------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview | Bundle) -> LookupTable:
-        """Read a table from a file, from a bundle or its folder, or from the bytes themselves.
+    def load(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> LookupTable:
+        """Read a table from its file, or from the bytes of one.
+
+        The table of a bundle is read with :meth:`dsc_split.bundle.Bundle.table`.
 
         Raises:
-            UsageError: There is no such file, or the bundle has no table yet.
+            UsageError: There is no such file, or it is a bundle.
             TableError: The file is damaged, contradicts itself, or is of a newer version.
         """
         what = bytes(source) if isinstance(source, (bytes, bytearray, memoryview)) else _path_of(source)
-        if isinstance(what, Path) and (what.is_dir() or (what.suffix == SUFFIX and what.exists())):
-            return _load_of_bundle(what, cls)
-        if isinstance(what, Path) and not what.exists():
-            raise UsageError(f"no bundle and no lookup table {str(what)!r}: there is no such file or folder.")
         document = read_json(what, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES)
         try:
             return cls.from_json(document)
@@ -423,43 +418,34 @@ class LookupTable:
             raise TableError(f"batches[{position}].segments[{segment}] contradicts the rows: {why}.")
 
 
+PACKED_SUFFIX = ".dscb"
+"""How the name of a packed bundle ends."""
 _NOTHING_GIVEN: dict[str, Any] = {}
 _MOST_KEPT = 8192
 """Batch sizes, measured or not, whose lines are kept."""
 
 
-def _path_of(source: str | os.PathLike[str] | Bundle) -> Path:
-    path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "path", None)
-    if path is None:
-        raise UsageError(f"{source!r} is no lookup table; a path, a bundle or the bytes of a table were expected.")
+def _path_of(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a table's file.
+
+    Raises:
+        UsageError: It is no path, there is no such file, or it is a bundle.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"{source!r} is no lookup table; a path or the bytes of a table were expected.")
+    path = Path(source)
     try:
-        Path(path).stat()
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as e:
+        raise UsageError(f"no lookup table {str(path)!r}: there is no such file.") from e
     except (OSError, ValueError) as e:
-        if not isinstance(e, FileNotFoundError):
-            raise UsageError(f"no bundle and no lookup table {shown(str(path))}: {getattr(e, 'strerror', e)}.") from e
-    return Path(path)
-
-
-def _load_of_bundle(folder: Path, cls: type[LookupTable]) -> LookupTable:
-    """Read the table of a bundle, and see that it is of the pairs that the bundle has now."""
-    from dsc_split.bundle import Bundle
-
-    is_part = Bundle.is_bundle(folder) and Bundle.open(folder).manifest["side"] is not None
-    again = f"Make it: dsc-split bench {folder}"
-    if is_part:  # the other side's times are elsewhere
-        again = f"{again}, and unite it with the other side's: dsc-split merge BUNDLE {folder} OTHER"
-    if folder.is_dir() and not (folder / "table.json").exists():
-        raise UsageError(f"{str(folder)!r} has no table.json. {again}")
-    bundle = Bundle.open(folder) if folder.is_file() or Bundle.is_bundle(folder) else None
-    if bundle is not None and bundle.is_packed:
-        if not bundle.has("table.json"):
-            raise UsageError(f"packed bundle {str(folder)!r} has no table.json. Pack it with one.")
-        table = cls.load(bundle.read("table.json"))
-    else:
-        table = cls.load(folder / "table.json")
-    if bundle is not None and bundle.manifest["pair_id"] != table.pair_id:
-        raise UsageError(f"the table of {str(folder)!r} is of other pairs than the bundle has now. {again}")
-    return table
+        raise UsageError(f"no lookup table {shown(str(path))}: {getattr(e, 'strerror', e)}.") from e
+    if is_folder or path.suffix == PACKED_SUFFIX:
+        raise UsageError(
+            f"{str(path)!r} is a bundle, or a folder; a table's file was expected. "
+            "Read the table of a bundle with Bundle.open(PATH).table()."
+        )
+    return path
 
 
 def _names(choices: tuple[Choice, ...]) -> str:

@@ -1,0 +1,13 @@
+"""The bundle: the folder, or the one file, that holds a model's graphs, cells, tables and manifest.
+
+::
+
+    bundle = Bundle.open("b4")
+    for split in bundle.splits:
+        print(split.name, split.size_bytes(batch=1))
+"""
+
+from dsc_split.bundles._bundle import Bundle, Split, TensorInfo
+from dsc_split.bundles._manifest import FORMAT, VERSION
+
+__all__ = ["FORMAT", "VERSION", "Bundle", "Split", "TensorInfo"]

@@ -1,0 +1,16 @@
+"""The split lookup table: for a batch size and a data rate, which choice is the fastest.
+
+::
+
+    table = LookupTable.load("b4/table.json")
+    pick = table.pick(8, 12.0)
+    print(pick.choice.name, pick.latency_ms)
+
+This module needs the standard library alone.
+"""
+
+from dsc_split.table._pick import Pick
+from dsc_split.table._table import LookupTable
+from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Side, Terms
+
+__all__ = ["BatchTable", "Choice", "Link", "LookupTable", "Pick", "Row", "Segment", "Side", "Terms"]
