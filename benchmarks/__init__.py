@@ -6,11 +6,11 @@
     print(result.counts)
 """
 
-from dsc_split.benchmarks._merge import MergeResult, merge_bundles
 from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
 from dsc_split.benchmarks.memory._budget import Loss, keep_within
 from dsc_split.benchmarks.memory._measure import measure_memory
 from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, SetMemory
+from dsc_split.benchmarks.merge._merge import MergeResult, merge_bundles
 from dsc_split.benchmarks.replay._device import PolicyUnderTest
 from dsc_split.benchmarks.replay._replay import Replay, replay
 from dsc_split.benchmarks.replay._scenario import Scenario, State, read_scenario

@@ -45,8 +45,7 @@ def build(
 
     What was built before from the same graph, with the same library and options, comes from the cache.
     """
-    import dataclasses
-
+    from dsc_split._support.records import to_document
     from dsc_split.bundle import Bundle
     from dsc_split.cli._build_options import make_build_options, print_builds
     from dsc_split.cli._console import print_json, progress
@@ -79,6 +78,6 @@ def build(
                 export_raw(opened.file(row.path), raw / Path(row.path).name)
     print_builds([result], tables=not json)
     if json:
-        print_json(dataclasses.asdict(result))
+        print_json(to_document(result))
     if result.failed:
         raise BackendError(f"{len(result.failed)} of {len(result.rows)} engines cannot be built; see above.")

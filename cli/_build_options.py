@@ -117,7 +117,7 @@ def print_builds(results: Sequence[BuildResult], *, tables: bool) -> None:
                 out.print(f"{row.label}: ready in {row.build_s:.2f} s" if row.path is None else row.label)
     if compiled:
         out.print(_engine_table(compiled))
-    if any(not row.lowered and len((row.memory or {}).get("activation_bytes", ())) > 1 for _, row in compiled):
+    if any(not row.lowered and row.memory is not None and len(row.memory.activations) > 1 for _, row in compiled):
         out.print(_memory_table(compiled))
     for result in results:
         ready = len(result.rows) - len(result.failed)
@@ -134,20 +134,21 @@ def _engine_table(rows: Sequence[tuple[BuildResult, BuildRow]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from dsc_split.bundles._records import BuilderMemory
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("side", "engine", "batches", "size", "activations", "weights", "built"):
         right = heading in ("size", "activations", "weights", "built")
         table.add_column(heading, justify="right" if right else "left", overflow="fold")
     for result, row in rows:
         low, _, high = row.profile or (0, 0, 0)
-        memory = row.memory or {}
-        activations = memory.get("activation_bytes", {}).get(str(high))
-        sizes = (row.size_bytes, activations, memory.get("weights_bytes"))
+        memory = row.memory or BuilderMemory()
+        sizes = (row.size_bytes, memory.activations.get(high), memory.weights_bytes)
         table.add_row(
             result.side,
             Text(row.label),
             f"{low} to {high}",
-            *("" if size is None else size_text(size) for size in sizes),
+            *(size_text(size) if isinstance(size, int) else "" for size in sizes),
             "cached" if row.cached else f"{row.build_s:.1f} s",
         )
     return table
@@ -158,15 +159,15 @@ def _memory_table(rows: Sequence[tuple[BuildResult, BuildRow]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    found = [(result, row, (row.memory or {}).get("activation_bytes", {})) for result, row in rows]
-    batches = sorted({int(batch) for _, _, sizes in found for batch in sizes})
+    found = [(result, row, row.memory.activations if row.memory is not None else {}) for result, row in rows]
+    batches = sorted({batch for _, _, sizes in found for batch in sizes})
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="activations in MB by batch size", title_justify="left")
     table.add_column("side")
     table.add_column("engine", overflow="fold")
     for batch in batches:
         table.add_column(str(batch), justify="right")
     for result, row, sizes in found:
-        numbers = (f"{sizes[str(batch)] / 1e6:,.0f}" if str(batch) in sizes else "" for batch in batches)
+        numbers = (f"{sizes[batch] / 1e6:,.0f}" if batch in sizes else "" for batch in batches)
         table.add_row(result.side, Text(row.label), *numbers)
     return table
 

@@ -38,5 +38,5 @@ def unpack(
     with progress() as listener:
         bundle = unpack_bundle(source, output, trust=asked, allow_older=allow_older, progress=listener)
     manifest = bundle.manifest
-    what = f"the {manifest['side']}'s part" if manifest["side"] else "whole bundle"
-    out.print(f"{output}: {what}, revision {manifest['revision']}, {len(manifest['files'])} files verified")
+    what = f"the {manifest.side}'s part" if manifest.side else "whole bundle"
+    out.print(f"{output}: {what}, revision {manifest.revision}, {len(manifest.files)} files verified")

@@ -6,6 +6,7 @@
         outputs = engine.run({"x": image})
 """
 
+from dsc_split.bundles._records import CheckResult, CheckRow, EngineFacts
 from dsc_split.engines._base import Backend, BackendLike, BuildJob, BuiltEngine, Engine, EngineLike, TensorSpec
 from dsc_split.engines._engine_file import export_raw
 from dsc_split.engines._fingerprint import fingerprint_id, target_id
@@ -16,7 +17,7 @@ from dsc_split.engines._source import EngineSource
 from dsc_split.engines._target import Target
 from dsc_split.engines.side._batches import DEFAULT_BATCHES, choose_batches
 from dsc_split.engines.side._build import BuildResult, BuildRow, build_engines
-from dsc_split.engines.side._check import CheckResult, CheckRow, check_engines
+from dsc_split.engines.side._check import check_engines
 from dsc_split.engines.side._fit import Fit, fit_here, table_here
 from dsc_split.engines.side._load import SideEngines
 
@@ -32,6 +33,7 @@ __all__ = [
     "CheckResult",
     "CheckRow",
     "Engine",
+    "EngineFacts",
     "EngineLike",
     "EngineSource",
     "Fit",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from dsc_split.bundle import TensorInfo
+    from dsc_split.bundles._records import EngineFacts
     from dsc_split.engines._options import BuildOptions
     from dsc_split.engines._source import EngineSource
     from dsc_split.engines._target import Target
@@ -122,7 +123,7 @@ class BuiltEngine:
     """Digest of the file, 64 hexadecimal digits."""
     size_bytes: int
     """Size of the file."""
-    facts: Mapping[str, Any]
+    facts: EngineFacts
     """What is known of it: profile, memory, precision, what was rewritten."""
     cached: bool
     """Whether it was there already, and only copied."""

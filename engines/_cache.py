@@ -14,12 +14,11 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
-from dsc_split._support.checks import count, fields, some_object, text
 from dsc_split._support.files import canonical_json, new_file, read_json, sha256_file, write_json
+from dsc_split._support.records import Count, Facts, Record, Text, read_record, to_document
 from dsc_split._support.sizes import parse_size
 from dsc_split.engines._engine_file import read_header
 from dsc_split.errors import DamagedError, DscError, UsageError
@@ -34,21 +33,28 @@ DEFAULT_LIMIT_BYTES = 10 * 2**30
 LOCK_TIMEOUT_S = 60.0
 """Who holds the lock copies or hashes one engine: after this long, something is wrong."""
 
-_RECORD = fields(
-    {
-        "key": some_object,
-        "sha256": text,
-        "size_bytes": count,
-        "model": text,
-        "label": text,
-        "target": text,
-        "library_version": text,
-    }
-)
+
+class _CacheRecord(Record):
+    """What stands beside an engine in the cache."""
+
+    key: Facts
+    """What went into it."""
+    sha256: Text
+    """Digest of the engine file."""
+    size_bytes: Count
+    """Size of the engine file."""
+    model: Text
+    """Name of the model that it is of."""
+    label: Text
+    """What it is, in words."""
+    target: Text
+    """What it was built for."""
+    library_version: Text
+    """Version of the library that built it."""
 
 
 def cache_folder() -> Path:
-    """Give the folder for what can be made again: ``$DSC_SPLIT_CACHE``, or the user's cache folder."""
+    """Return the folder for what can be made again: ``$DSC_SPLIT_CACHE``, or the user's cache folder."""
     import platformdirs
 
     chosen = os.environ.get(FOLDER_VARIABLE)
@@ -56,7 +62,7 @@ def cache_folder() -> Path:
 
 
 def _limit_bytes() -> int:
-    """Give the size in bytes that the cache is kept below: ``$DSC_SPLIT_CACHE_LIMIT``, or 10 GiB.
+    """Return the size in bytes that the cache is kept below: ``$DSC_SPLIT_CACHE_LIMIT``, or 10 GiB.
 
     Raises:
         UsageError: The variable holds no size.
@@ -89,8 +95,8 @@ class CacheEntry:
     used_s: float
     """When it was last put in or taken out, in seconds since 1970."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the entry as plain data."""
+    def to_json(self) -> dict[str, object]:
+        """Return the entry as plain data."""
         return asdict(self)
 
 
@@ -106,7 +112,7 @@ class EngineCache:
         self.folder = cache_folder() / "engines" if folder is None else folder
         self.limit_bytes = _limit_bytes() if limit_bytes is None else limit_bytes
 
-    def get(self, key: Mapping[str, Any]) -> Path | None:
+    def get(self, key: Mapping[str, object]) -> Path | None:
         """Find an engine, and note that it was used.
 
         Args:
@@ -123,7 +129,7 @@ class EngineCache:
                 if not self._record_path(digest).exists():
                     return None
                 record, path = self._read_record(digest), self._plan_path(digest)
-                if record is not None and record["key"] == _plain(key) and _holds(path, record):
+                if record is not None and record.key == _plain(key) and _holds(path, record):
                     with contextlib.suppress(OSError):
                         os.utime(self._record_path(digest))
                     return path
@@ -131,7 +137,7 @@ class EngineCache:
                 self._remove(digest)
         return None
 
-    def put(self, key: Mapping[str, Any], path: Path) -> None:
+    def put(self, key: Mapping[str, object], path: Path) -> None:
         """Copy an engine file into the cache; where that fails, a warning says so.
 
         Args:
@@ -149,9 +155,16 @@ class EngineCache:
             with self._lock():
                 self._record_path(digest).unlink(missing_ok=True)
                 sha256 = _copy(path, self._plan_path(digest))
-                names = ("model", "label", "target", "library_version")
-                record = {"key": _plain(key), "sha256": sha256, "size_bytes": size_bytes}
-                write_json(self._record_path(digest), {**record, **{name: header[name] for name in names}})
+                record = _CacheRecord(
+                    key=_plain(key),
+                    sha256=sha256,
+                    size_bytes=size_bytes,
+                    model=header.model,
+                    label=header.label,
+                    target=header.target,
+                    library_version=header.library_version,
+                )
+                write_json(self._record_path(digest), to_document(record))
                 self._trim()
 
     def entries(self) -> tuple[CacheEntry, ...]:
@@ -165,11 +178,11 @@ class EngineCache:
                 found.append(
                     CacheEntry(
                         digest=digest,
-                        model=record["model"],
-                        label=record["label"],
-                        target=record["target"],
-                        library_version=record["library_version"],
-                        size_bytes=record["size_bytes"],
+                        model=record.model,
+                        label=record.label,
+                        target=record.target,
+                        library_version=record.library_version,
+                        size_bytes=record.size_bytes,
                         used_s=self._record_path(digest).stat().st_mtime,
                     )
                 )
@@ -222,14 +235,12 @@ class EngineCache:
     def _digests(self) -> list[str]:
         return [path.stem for path in self._files() if path.suffix == ".json" and not path.name.startswith(".")]
 
-    def _read_record(self, digest: str) -> dict[str, Any] | None:
+    def _read_record(self, digest: str) -> _CacheRecord | None:
         try:
-            record = read_json(self._record_path(digest), "cache entry", DamagedError)
-            _RECORD(record, "")
+            return read_record(read_json(self._record_path(digest), "cache entry", DamagedError), _CacheRecord)
         except DamagedError as e:
             logger.debug("cache entry %s: %s", digest, e)
             return None
-        return record
 
     def _remove(self, digest: str) -> None:
         for path in (self._record_path(digest), self._plan_path(digest)):
@@ -249,19 +260,19 @@ class EngineCache:
                 self._remove(entry.digest)
 
 
-def _digest(key: Mapping[str, Any]) -> str:
+def _digest(key: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical_json(key)).hexdigest()
 
 
-def _plain(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a key as it comes back from JSON."""
+def _plain(key: Mapping[str, object]) -> Facts:
+    """Return a key as it comes back from JSON."""
     return read_json(canonical_json(key), "key", DamagedError)
 
 
-def _holds(path: Path, record: Mapping[str, Any]) -> bool:
-    """Tell whether an engine file is the one that its record tells of."""
+def _holds(path: Path, record: _CacheRecord) -> bool:
+    """Return whether an engine file is the one that its record tells of."""
     try:
-        return (path.stat().st_size, sha256_file(path)) == (record["size_bytes"], record["sha256"])
+        return (path.stat().st_size, sha256_file(path)) == (record.size_bytes, record.sha256)
     except OSError:
         return False
 

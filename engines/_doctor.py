@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 
 from dsc_split import __version__
+from dsc_split.engines._backends import BACKENDS
 from dsc_split.engines._base import Backend
 from dsc_split.engines._fingerprint import processor_name, usable_threads
-from dsc_split.engines._registry import BACKENDS, get_backend
+from dsc_split.engines._registry import get_backend
 from dsc_split.engines.gpu._jetson import SYSTEM, first_line
 from dsc_split.engines.gpu._list import Gpu, list_gpus
 from dsc_split.errors import BackendUnavailable, DscError

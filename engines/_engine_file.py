@@ -13,38 +13,43 @@ import hashlib
 import io
 import json
 import math
-import re
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
-from dsc_split._support.checks import (
-    Check,
-    count,
-    entries,
-    fail,
-    fields,
-    flag,
-    items,
-    one_of,
-    or_null,
-    positive,
-    some_object,
-    text,
-)
+from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import asdict
+
+from dsc_split._support.checks import shown
 from dsc_split._support.files import canonical_json, new_file, read_json
+from dsc_split._support.records import Count, Facts, Positive, Record, Sha256, Text, read_record, to_document
+from dsc_split.bundles._records import BuilderMemory, EngineFacts, EnginePrecision, Rewritten
 from dsc_split.engines._source import EngineSource
 from dsc_split.errors import DamagedError, EngineFileError
 
-__all__ = ["REBUILD", "PlanFile", "export_raw", "read_header", "read_plan", "write_plan"]
+__all__ = [
+    "FORMAT",
+    "REBUILD",
+    "VERSION",
+    "EngineDescription",
+    "EngineHeader",
+    "PlanFile",
+    "PlanProfile",
+    "PlanTensor",
+    "ShapeBounds",
+    "export_raw",
+    "read_header",
+    "read_plan",
+    "write_plan",
+]
 
 REBUILD = "Build it again: dsc-split build BUNDLE --side SIDE --target TARGET"
 """What to do about an engine that cannot be used."""
 
+FORMAT: Literal["dsc-split/engine"] = "dsc-split/engine"
 MAGIC = b"DSCPLAN"
-VERSION = 1
+VERSION: Literal[1] = 1
 """Of the layout, in the byte after the magic, and of the JSON."""
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A longer JSON is refused before it is parsed."""
@@ -52,34 +57,195 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 _PREFIX = struct.Struct("<7sBI")
 
 
+# ---- the header --------------------------------------------------------------------------------------------
+
+
+class ShapeBounds(Record):
+    """Smallest, best and largest shape of an input."""
+
+    min: tuple[Count, ...]
+    """The smallest."""
+    opt: tuple[Count, ...]
+    """The one to be fastest at."""
+    max: tuple[Count, ...]
+    """The largest."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that are out of order, or of different ranks."""
+        _require_order(self.min, self.opt, self.max)
+
+
+class PlanProfile(Record):
+    """What an engine was built for."""
+
+    min: Positive
+    """Smallest batch size."""
+    opt: Positive
+    """The batch size to be fastest at."""
+    max: Positive
+    """Largest batch size."""
+    shapes: dict[str, ShapeBounds]
+    """Shapes of the inputs at these, by name."""
+
+    def __post_init__(self) -> None:
+        """Refuse batch sizes that are out of order."""
+        _require_order(*((batch,) for batch in self.batches))
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, best and largest batch size."""
+        return self.min, self.opt, self.max
+
+
+class PlanTensor(Record):
+    """An input or output of an engine."""
+
+    name: Text
+    """Name in the graph."""
+    dtype: Literal[
+        "bfloat16",
+        "bool",
+        "float16",
+        "float32",
+        "float64",
+        "int16",
+        "int32",
+        "int64",
+        "int8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "uint8",
+    ]
+    """Lower-case ONNX element type."""
+    shape: tuple[Count | Text | None, ...]
+    """Dimensions; a string is a symbol, ``None`` is unknown."""
+
+
+class EngineDescription(Record):
+    """What an engine is, and what it was built from and for."""
+
+    format: Literal["dsc-split/engine"]
+    """What kind of document it is."""
+    version: Literal[1]
+    """Version of the format."""
+    library: Literal["tensorrt", "tensorrt_rtx"]
+    """The library that built it."""
+    library_version: Text
+    """Its version."""
+    target: Text
+    """Back-end and architecture: ``tensorrt-rtx:sm75``."""
+    architecture: Text
+    """Architecture of the target."""
+    build_fingerprint: Facts
+    """All that it depends on."""
+    system: Text | UnsetType = UNSET
+    """The operating system that it runs on; unset where it runs on any."""
+    machine: Text | UnsetType = UNSET
+    """The processor's architecture that it runs on; unset where it runs on any."""
+    model: Text
+    """Name of the model that it is of."""
+    label: Text
+    """What it is, in words."""
+    graph: Text
+    """Path of the graph, relative to the bundle."""
+    graph_digest: Sha256
+    """Digest of the graph with its weights."""
+    profile: PlanProfile
+    """The batch sizes and shapes that it takes."""
+    inputs: Annotated[tuple[PlanTensor, ...], Meta(min_length=1)]
+    """Inputs, in order."""
+    outputs: Annotated[tuple[PlanTensor, ...], Meta(min_length=1)]
+    """Outputs, in order."""
+    precision: EnginePrecision
+    """What it computes in."""
+    memory: BuilderMemory
+    """What the builder said of its memory."""
+    rewritten: Rewritten | None
+    """What was rewritten in the graph; ``None`` where nothing was."""
+    lowered: Text | None = None
+    """Why it was built for smaller batches than were asked for; ``None`` where it was not."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+    def __post_init__(self) -> None:
+        """Refuse two inputs or two outputs of one name."""
+        for place, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [tensor.name for tensor in tensors]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{place}: got {shown(names)}; expected each name once.")
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What a manifest says of it."""
+        return EngineFacts(
+            profile=self.profile.batches,
+            memory=self.memory,
+            precision=self.precision,
+            rewritten=self.rewritten,
+            lowered=self.lowered,
+            notes=self.notes,
+            system=self.system,
+            machine=self.machine,
+        )
+
+
+class EngineHeader(EngineDescription):
+    """What an engine file says of itself."""
+
+    plan_bytes: Positive
+    """Size of the plan."""
+    plan_sha256: Sha256
+    """Digest of the plan."""
+
+
+def _require_order(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> None:
+    """Refuse bounds that are out of order, of different ranks, or too large.
+
+    Raises:
+        ValueError: The message says what was found and expected.
+    """
+    ranks = {len(low), len(best), len(high)}
+    if len(ranks) > 1 or any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+        found = shown([list(low), list(best), list(high)])
+        raise ValueError(f"got {found}; expected min, opt and max in ascending order.")
+    if math.prod(high) > 2**53:
+        raise ValueError(f"got {shown(list(high))}; expected a tensor that a GPU can hold.")
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanFile:
     """An engine file whose every byte was checked."""
 
-    header: dict[str, Any]
+    header: EngineHeader
     """What the file says of itself."""
     plan: memoryview
     """What the library takes; read-only, and the very bytes that were checked."""
 
 
-def write_plan(path: Path, header: Mapping[str, Any], plan: bytes | memoryview) -> tuple[str, int]:
+def write_plan(path: Path, description: EngineDescription, plan: bytes | memoryview) -> tuple[str, int]:
     """Write an engine file, all or nothing.
 
     Args:
         path: The file; a file there is replaced.
-        header: What the file says of itself, without ``plan_bytes`` and ``plan_sha256``, which are filled in.
+        description: What the engine is.
         plan: What the library built.
 
     Returns:
         SHA-256 of the file, 64 hexadecimal digits, and its size in bytes.
 
     Raises:
-        EngineFileError: The header has not the form that readers expect.
+        EngineFileError: The description has not the form that readers expect.
         DscError: The file cannot be written.
     """
     plan = memoryview(plan).cast("B")
-    document = canonical_json({**header, "plan_bytes": len(plan), "plan_sha256": hashlib.sha256(plan).hexdigest()})
-    _check_header(json.loads(document), path)
+    plan_sha256 = hashlib.sha256(plan).hexdigest()
+    header = EngineHeader(**asdict(description), plan_bytes=len(plan), plan_sha256=plan_sha256)
+    document = canonical_json(to_document(header))
+    _parse_header(json.loads(document), path)
     digest, size_bytes = hashlib.sha256(), 0
     with new_file(path) as file:
         for part in (_PREFIX.pack(MAGIC, VERSION, len(document)), document, plan):
@@ -88,7 +254,7 @@ def write_plan(path: Path, header: Mapping[str, Any], plan: bytes | memoryview) 
     return digest.hexdigest(), size_bytes
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> EngineHeader:
     """Read what an engine file says of itself, and see that the file is as long as it should be.
 
     Raises:
@@ -97,7 +263,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             header, start = _read_header(file, path)
-            _check_size(path, start + header["plan_bytes"], file.seek(0, 2))
+            _check_size(path, start + header.plan_bytes, file.seek(0, 2))
             return header
     except OSError as e:
         raise _damaged(path, f"it cannot be read: {e.strerror or e}") from e
@@ -120,9 +286,9 @@ def read_plan(source: Path | EngineSource, *, sha256: str | None = None) -> Plan
     if sha256 is not None:
         _check_digest(path, "its SHA-256", found or hashlib.sha256(data).hexdigest(), sha256)
     header, start = _read_header(io.BytesIO(data), path)
-    _check_size(path, start + header["plan_bytes"], len(data))
+    _check_size(path, start + header.plan_bytes, len(data))
     plan = memoryview(data)[start:]
-    _check_digest(path, "the SHA-256 of its plan", hashlib.sha256(plan).hexdigest(), header["plan_sha256"])
+    _check_digest(path, "the SHA-256 of its plan", hashlib.sha256(plan).hexdigest(), header.plan_sha256)
     return PlanFile(header=header, plan=plan)
 
 
@@ -148,7 +314,7 @@ def _read_bytes(path: Path) -> bytes:
         raise _damaged(path, f"it cannot be read: {e.strerror or e}") from e
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
+def _read_header(file: BinaryIO, path: Path) -> tuple[EngineHeader, int]:
     """Read and check the header of an open file; returns it, and where the plan starts."""
     prefix = file.read(_PREFIX.size)
     if not prefix.startswith(MAGIC):
@@ -165,9 +331,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
     data = file.read(length)
     if len(data) < length:
         raise _damaged(path, f"it ends in the header, after {len(prefix) + len(data)} bytes")
-    header = read_json(data, f"the header of engine file {str(path)!r}", _with_advice)
-    _check_header(header, path)
-    return header, len(prefix) + length
+    document = read_json(data, f"the header of engine file {str(path)!r}", _with_advice)
+    return _parse_header(document, path), len(prefix) + length
 
 
 def _check_size(path: Path, expected_bytes: int, found_bytes: int) -> None:
@@ -180,17 +345,12 @@ def _check_digest(path: Path, what: str, found: str, expected: str) -> None:
         raise _damaged(path, f"{what} is {found}; {expected} was expected")
 
 
-def _check_header(header: dict[str, Any], path: Path) -> None:
-    version = header.get("version")
-    if header.get("format") == "dsc-split/engine" and type(version) is int and version > VERSION:
+def _parse_header(document: dict[str, object], path: Path) -> EngineHeader:
+    version = document.get("version")
+    if document.get("format") == FORMAT and type(version) is int and version > VERSION:
         raise _newer(path, version)
     try:
-        _HEADER(header, "")
-        _check_profile(header["profile"], "profile")
-        for place in ("inputs", "outputs"):
-            names = [tensor["name"] for tensor in header[place]]
-            if len(set(names)) < len(names):
-                fail(names, place, "each name once")
+        return read_record(document, EngineHeader)
     except DamagedError as e:
         raise EngineFileError(f"engine file {str(path)!r}: header: {e} {REBUILD}") from e
 
@@ -208,72 +368,3 @@ def _newer(path: Path, version: int) -> EngineFileError:
 
 def _with_advice(fault: str) -> EngineFileError:
     return EngineFileError(f"{fault} {REBUILD}")
-
-
-# ---- the form of the header --------------------------------------------------------------------------------
-
-
-def _version(value: Any, where: str) -> None:
-    if type(value) is not int or value != VERSION:
-        fail(value, where, str(VERSION))
-
-
-def _digest(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        fail(value, where, "64 hexadecimal digits")
-
-
-def _dimension(value: Any, where: str) -> None:
-    (text if isinstance(value, str) else or_null(count))(value, where)
-
-
-def _bytes(value: Any, where: str) -> None:
-    """Take a number of bytes, or one for each batch size."""
-    (entries(count) if isinstance(value, Mapping) else count)(value, where)
-
-
-def _bounds(check: Check) -> Mapping[str, Check]:
-    return {"min": check, "opt": check, "max": check}
-
-
-def _check_profile(profile: Mapping[str, Any], where: str) -> None:
-    """Refuse bounds that are out of order, or of different ranks."""
-    shapes = {f"{where}.shapes[{name!r}]": shape for name, shape in profile["shapes"].items()}
-    batches = {bound: [profile[bound]] for bound in ("min", "opt", "max")}
-    for place, bounds in {where: batches, **shapes}.items():
-        low, best, high = (bounds[bound] for bound in ("min", "opt", "max"))
-        ranks = {len(low), len(best), len(high)}
-        if len(ranks) > 1 or any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
-            fail([low, best, high], place, "min, opt and max in ascending order")
-        if math.prod(high) > 2**53:
-            fail(high, place, "a tensor that a GPU can hold")
-
-
-_DTYPES = "bfloat16 bool float16 float32 float64 int16 int32 int64 int8 uint16 uint32 uint64 uint8".split()
-
-_TENSORS = items(fields({"name": text, "dtype": one_of(*_DTYPES), "shape": items(_dimension)}), at_least=1)
-
-_HEADER = fields(
-    {
-        "format": one_of("dsc-split/engine"),
-        "version": _version,
-        "library": one_of("tensorrt", "tensorrt_rtx"),
-        "library_version": text,
-        "target": text,
-        "architecture": text,
-        "build_fingerprint": some_object,
-        "model": text,
-        "label": text,
-        "graph": text,
-        "graph_digest": _digest,
-        "profile": fields({**_bounds(positive), "shapes": entries(fields(_bounds(items(count))))}),
-        "inputs": _TENSORS,
-        "outputs": _TENSORS,
-        "precision": fields({"layers": entries(count), "tf32": flag}),
-        "memory": entries(_bytes),
-        "rewritten": or_null(some_object),
-        "plan_bytes": positive,
-        "plan_sha256": _digest,
-    },
-    {"system": text, "machine": text},
-)

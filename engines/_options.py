@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from msgspec.structs import asdict
+
+from dsc_split.bundles._records import GemmPolicy, RecordedOptions
 from dsc_split.errors import UsageError
 
 __all__ = ["GEMM_POLICIES", "BuildOptions"]
 
-GEMM_POLICIES = ("conv", "sum", "fp16")
+GEMM_POLICIES: tuple[str, ...] = get_args(GemmPolicy)
 """What becomes of a float32 matrix product where the GPU has none (SM75): an equal 1x1 convolution; where there is no
 such, for both factors are computed, also an equal product and sum; or, there, float16."""
-
-_RECORDED = ("opt_batch", "per_batch", "gemm", "workspace_bytes", "timing_cache_sha256", "device_memory_bytes")
-"""What a manifest says beside the batch sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class BuildOptions:
     """The batch size to be fastest at; ``None``: the middle one of ``batches``."""
     per_batch: bool = False
     """Whether every batch size gets an engine of its own."""
-    gemm: str = "sum"
+    gemm: GemmPolicy = "sum"
     """One of :data:`GEMM_POLICIES`."""
     workspace_bytes: int | None = None
     """Scratch memory that one layer may take; ``None`` leaves it to the library."""
@@ -69,7 +69,7 @@ class BuildOptions:
             raise UsageError("--timing-cache-sha256 pins a file: name it with --timing-cache FILE.")
 
     def profiles(self) -> tuple[tuple[int, int, int], ...]:
-        """Give the ``(min, opt, max)`` batch sizes of each engine of a graph.
+        """Return the ``(min, opt, max)`` batch sizes of each engine of a graph.
 
         An engine for one batch size takes smaller ones, too: for a shape without any freedom, TensorRT for RTX
         writes broadcast weights out in full, and a plan of 4 MB becomes one of hundreds (float32, SM75).
@@ -80,7 +80,7 @@ class BuildOptions:
         return ((self.batches[0], opt, self.batches[-1]),)
 
     def facts(self) -> dict[str, Any]:
-        """Give what shapes an engine, for the fingerprint of a build."""
+        """Return what shapes an engine, for the fingerprint of a build."""
         profile: Any = "one per batch size" if self.per_batch else list(self.profiles()[0])
         facts = {
             "profile": profile,
@@ -91,25 +91,21 @@ class BuildOptions:
         }
         return {key: value for key, value in facts.items() if value is not None}
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the manifest's form: what is needed to find the engines again."""
-        return {"batches": list(self.batches), **{name: getattr(self, name) for name in _RECORDED}}
+    def recorded(self) -> RecordedOptions:
+        """Return what a manifest says of them: what is needed to find the engines again."""
+        return RecordedOptions(**{name: getattr(self, name) for name in RecordedOptions.__struct_fields__})
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BuildOptions:
-        """Read the manifest's form; further keys are left alone.
+    def of_record(cls, record: RecordedOptions) -> BuildOptions:
+        """Return the options that a manifest says engines were built with.
 
         Raises:
             UsageError: The options do not fit together.
         """
-        return cls(
-            batches=tuple(data["batches"]),
-            timing_cache=Path() if data["timing_cache_sha256"] is not None else None,
-            **{name: data[name] for name in _RECORDED},
-        )
+        return cls(timing_cache=Path() if record.timing_cache_sha256 is not None else None, **asdict(record))
 
     def command(self, batches: Sequence[int] | None = None) -> str:
-        """Give the options as words of a command line."""
+        """Return the options as words of a command line."""
         words = [f"--batches {','.join(map(str, batches or self.batches))}"]
         words += [f"--opt-batch {self.opt_batch}"] if self.opt_batch else []
         words += ["--engine-per-batch"] if self.per_batch else []
@@ -122,5 +118,5 @@ class BuildOptions:
 
 
 def _is_count(value: object) -> bool:
-    """Tell whether something is a whole number from 1."""
+    """Return whether something is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -19,7 +19,7 @@ from dsc_split.errors import BundleError, DamagedError
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
 
-__all__ = ["EngineSource", "GraphReader", "Weights", "read_listed", "require_listed"]
+__all__ = ["EngineSource", "GraphReader", "Weights"]
 
 BLOCK_BYTES = 1 << 20
 
@@ -90,7 +90,7 @@ class GraphReader:
             BundleError: It is not there or not what the manifest says, is damaged, or names another file.
             SignatureError: It carries a compiled engine, and the bundle is not trusted.
         """
-        data = read_listed(self._bundle, relative)
+        data = self._bundle.read(relative)
         try:
             found = scan_graph(data)
         except DamagedError as e:
@@ -102,8 +102,7 @@ class GraphReader:
             )
         if found.has_ep_context:
             self._bundle.require_trust(f"graph {relative!r}, which holds a compiled engine (EPContext),")
-        weights = self._bundle.manifest["model"]["weights"]["path"]
-        ours = _beside(relative, weights)
+        ours = _beside(relative, self._bundle.manifest.model.weights.path)
         if wrong := sorted({*found.locations} - {ours}):
             raise BundleError(
                 f"graph {relative!r} refers to {', '.join(map(repr, wrong))}, which is not the bundle's weights. "
@@ -112,54 +111,19 @@ class GraphReader:
         return EngineSource(
             name=PurePosixPath(relative).name,
             data=data,
-            sha256=self._bundle.manifest["files"][relative]["sha256"],
+            sha256=self._bundle.listed(relative).sha256,
             read_weights=self._read_weights if found.locations else _no_weights,
         )
 
-    def _read_weights(self) -> Weights:
-        if self._weights is None:
-            self._weights = _read_weights(self._bundle, self._bundle.manifest["model"]["weights"]["path"])
+    def _read_weights(self) -> Weights | None:
+        path = self._bundle.manifest.model.weights.path
+        if self._weights is None and path is not None:
+            self._weights = _read_weights(self._bundle, path)
         return self._weights
 
 
-def require_listed(bundle: Bundle, relative: str) -> None:
-    """Refuse a file that a bundle does not list, or that a part of a bundle has not got.
-
-    Raises:
-        BundleError: The message says which, and what to do.
-    """
-    manifest = bundle.manifest
-    if relative in manifest["files"]:
-        return
-    if relative in manifest["left_out"]:
-        raise BundleError(
-            f"{str(bundle.path)!r} is the {manifest['side']}'s part of a bundle, and {relative!r} was left out of it. "
-            f"Use the whole bundle, or pack this side again with its graphs: dsc-split pack BUNDLE --side "
-            f"{manifest['side']} --with-onnx"
-        )
-    raise BundleError(f"manifest of {str(bundle.path)!r} does not list {relative!r}. Export it again.")
-
-
-def read_listed(bundle: Bundle, relative: str) -> bytes:
-    """Read a file whole; what is returned is what was checked.
-
-    Raises:
-        BundleError: The bundle does not list it, it is not there, or is not what the manifest says.
-    """
-    require_listed(bundle, relative)
-    found, expected = bundle.storage.size_bytes(relative), bundle.manifest["files"][relative]["size"]
-    if found is None:
-        raise BundleError(f"bundle {str(bundle.path)!r} lacks {relative!r}, which its manifest lists. Export it again.")
-    if found != expected:
-        raise BundleError(
-            f"{relative!r} in {str(bundle.path)!r} has {found} bytes; the manifest says {expected}. "
-            "The file was changed or damaged. Copy, unpack or export it again."
-        )
-    return bundle.read(relative)
-
-
 def _beside(graph: str, weights: str | None) -> str | None:
-    """Give the name by which a graph may refer to the weights; ``None`` where there is none."""
+    """Return the name by which a graph may refer to the weights; ``None`` where there is none."""
     if weights is None or PurePosixPath(weights).parent != PurePosixPath(graph).parent:
         return None
     return PurePosixPath(weights).name
@@ -171,13 +135,12 @@ def _read_weights(bundle: Bundle, relative: str) -> Weights:
     Raises:
         BundleError: They are not there, or are not what the manifest says.
     """
-    require_listed(bundle, relative)
-    listed = bundle.manifest["files"][relative]
-    known = _IN_MEMORY.get(listed["sha256"])
+    listed = bundle.listed(relative)
+    known = _IN_MEMORY.get(listed.sha256)
     name = PurePosixPath(relative).name
     if known is not None and known.name == name:
         return known
-    size_bytes, digest, position = listed["size"], hashlib.sha256(), 0
+    size_bytes, digest, position = listed.size_bytes, hashlib.sha256(), 0
     # Pages of zeros that nobody writes take no memory: weights with holes stay as small as their file.
     data: Any = mmap.mmap(-1, size_bytes) if size_bytes else b""
     zeros = bytes(BLOCK_BYTES)
@@ -191,11 +154,11 @@ def _read_weights(bundle: Bundle, relative: str) -> Weights:
                 data[position:end] = block
             position = end
     found = digest.hexdigest()
-    if found != listed["sha256"]:
+    if found != listed.sha256:
         raise BundleError(
             f"{relative!r} in {os.fspath(bundle.path)!r} has SHA-256 {found[:12]}...; the manifest says "
-            f"{listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
+            f"{listed.sha256[:12]}.... The file was changed or damaged. Copy, unpack or export it again."
         )
     weights = Weights(name=name, data=data, size_bytes=size_bytes)
-    _IN_MEMORY[listed["sha256"]] = weights
+    _IN_MEMORY[listed.sha256] = weights
     return weights

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dsc_split.engines._registry import BACKENDS
+from dsc_split.engines._backends import BACKENDS
 from dsc_split.errors import UsageError
 
 __all__ = ["Target"]

@@ -5,7 +5,7 @@ from dsc_split.partitioner._load import list_cuts, load_model
 from dsc_split.partitioner._recut import bundle_cuts, cut_bundle
 from dsc_split.partitioner.cuts._find import Cut, CutList, CutTensor, find_cuts
 from dsc_split.partitioner.cuts._select import CutOptions, select_cuts
-from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions
 
 __all__ = [
     "Cut",

@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from dsc_split._support.files import sha256_file
 from dsc_split._support.optional import require
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.bundle import FORMAT, VERSION, Bundle, TensorInfo
+from dsc_split.bundle import Bundle, TensorInfo
 from dsc_split.bundles._folders import discard, put_in_place, unfinished_folder
 from dsc_split.bundles._lock import lock_folder
+from dsc_split.bundles._records import (
+    BatchRange,
+    Conversion,
+    Manifest,
+    ModelEntry,
+    Provenance,
+    SampleFiles,
+    SourceFile,
+    Targets,
+    WeightsEntry,
+)
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import BackendError, DscError, ExportError, OutOfMemoryError, UsageError
 from dsc_split.partitioner._load import fixed_batch_of, input_infos, load_model
@@ -29,7 +41,7 @@ from dsc_split.partitioner.graph._shapes import BATCH
 from dsc_split.partitioner.precision._conversion import check_precision, convert_to_half, must_convert
 from dsc_split.partitioner.precision._float16 import precision_of
 from dsc_split.partitioner.proof._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
-from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions
 
 __all__ = ["ExportOptions", "export_bundle"]
 
@@ -179,7 +191,7 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
             comparable=random_node is None,
         )
         discard(wide)
-        stored, weights, references, conversion = half.stored, half.weights, half.references, half.entry
+        stored, weights, references, conversion = half.stored, half.weights, half.references, half.conversion
         notes += half.notes
         path, infos = graphs / "model.onnx", input_infos(model)
     max_batch = fixed_batch or loaded.max_batch
@@ -193,17 +205,15 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
         loaded,
         source,
         options,
-        infos=infos,
+        inputs=infos,
+        outputs=output_infos(model, references),
         stored=stored,
         weights=weights,
-        fixed_batch=fixed_batch,
-        max_batch=max_batch,
+        batch=BatchRange(symbol=loaded.batch_symbol, fixed=fixed_batch, max=max_batch),
         export_error=export_error,
+        conversion=conversion,
         notes=notes,
     )
-    if conversion is not None:
-        manifest["conversion"] = conversion
-    manifest["outputs"] = [info.to_json() for info in output_infos(model, references)]
     bundle = Bundle(folder, manifest)
     cut_into(bundle, options.cut, lambda: references, progress=progress)
 
@@ -303,54 +313,55 @@ def _manifest(
     source: str,
     options: ExportOptions,
     *,
-    infos: Sequence[TensorInfo],
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
     stored: StoredFile,
     weights: StoredFile | None,
-    fixed_batch: int | None,
-    max_batch: int,
+    batch: BatchRange,
     export_error: float | None,
-    notes: list[str],
-) -> dict[str, Any]:
-    files: dict[str, Any] = {"onnx/model.onnx": {"sha256": stored.sha256, "size": stored.size_bytes, "role": "model"}}
+    conversion: Conversion | None,
+    notes: Sequence[str],
+) -> Manifest:
+    """Return the manifest of a bundle whose model is written, and that has no pairs yet."""
+    files = {"onnx/model.onnx": stored.listed_as("model")}
     if weights is not None:
-        files["onnx/weights.data"] = {"sha256": weights.sha256, "size": weights.size_bytes, "role": "weights"}
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "revision": 0,
-        "sealed": False,
-        "side": None,
-        "pair_id": "",
-        "model": {
-            "name": loaded.name,
-            "source": _without_folder(source),
-            "path": "onnx/model.onnx",
-            "weights": {"path": "onnx/weights.data" if weights else None, "origin": loaded.weights_origin},
-            "opset": dict(loaded.model.opset_imports),
-            "export_max_rel_error": export_error,
-            "uint8_input": options.uint8_input,
-        },
-        "precision": precision_of(loaded.model),
-        "batch": {"symbol": loaded.batch_symbol, "fixed": fixed_batch, "max": max_batch},
-        "inputs": [info.to_json() for info in infos],
-        "outputs": [],
-        "input_bytes_stated": options.input_bytes,
-        "full_offload": options.full_offload,
-        "splits": [],
-        "failed_splits": [],
-        "targets": {"device": [], "server": []},
-        "samples": {},
-        "files": files,
-        "left_out": {},
-        "notes": notes,
-        "provenance": {
-            "command": " ".join(map(_without_folder, options.command)),
-            "versions": _versions(),
-            "source": {"name": _without_folder(source), "sha256": _source_digest(source)},
-            "model_sha256": stored.sha256,
-            "weights_sha256": None if weights is None else weights.sha256,
-        },
-    }
+        files["onnx/weights.data"] = weights.listed_as("weights")
+    return Manifest(
+        pair_id="",
+        revision=0,
+        sealed=False,
+        side=None,
+        model=ModelEntry(
+            name=loaded.name,
+            source=_without_folder(source),
+            path="onnx/model.onnx",
+            weights=WeightsEntry(path=None if weights is None else "onnx/weights.data", origin=loaded.weights_origin),
+            opset=dict(loaded.model.opset_imports),
+            export_max_rel_error=export_error,
+            uint8_input=options.uint8_input,
+        ),
+        precision=precision_of(loaded.model),
+        batch=batch,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        input_bytes_stated=options.input_bytes,
+        full_offload=options.full_offload,
+        splits=(),
+        failed_splits=(),
+        targets=Targets(device=(), server=()),
+        samples=SampleFiles(),
+        files=files,
+        left_out={},
+        notes=tuple(notes),
+        conversion=UNSET if conversion is None else conversion,
+        provenance=Provenance(
+            command=" ".join(map(_without_folder, options.command)),
+            versions=_versions(),
+            source=SourceFile(name=_without_folder(source), sha256=_source_digest(source)),
+            model_sha256=stored.sha256,
+            weights_sha256=None if weights is None else weights.sha256,
+        ),
+    )
 
 
 def _source_digest(source: str) -> str | None:

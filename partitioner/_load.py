@@ -15,7 +15,8 @@ from dsc_split.partitioner.cuts._find import CutList, find_cuts
 from dsc_split.partitioner.cuts._select import CutOptions
 from dsc_split.partitioner.graph._normalize import normalize
 from dsc_split.partitioner.graph._shapes import BATCH, tensor_info
-from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source
+from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._sources import load_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -8,15 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import UNSET
+from msgspec.structs import asdict, replace
 
 from dsc_split._support.files import sha256_file, write_bytes
 from dsc_split._support.optional import require
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, Split, TensorInfo
 from dsc_split.bundles._folders import discard
-from dsc_split.bundles._manifest import ENVELOPE
-from dsc_split.bundles._samples import load_sample
-from dsc_split.errors import BackendError, BundleError, CutError, DscError, ModelFileError, UsageError
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest, next_manifest
+from dsc_split.bundles._records import (
+    CrossingTensor,
+    FailedSplit,
+    FileEntry,
+    Manifest,
+    Proof,
+    SampleFiles,
+    TargetEntry,
+    Targets,
+)
+from dsc_split.bundles._samples import golden_samples, strip_prefix
+from dsc_split.errors import BackendError, BundleError, CutError, DscError
 from dsc_split.partitioner._weights_file import encode_graph, store_bytes
 from dsc_split.partitioner.cuts._cut import Cutter
 from dsc_split.partitioner.cuts._find import Cut, CutList, find_cuts
@@ -64,20 +76,13 @@ def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: P
 
 
 def _golden_inputs(bundle: Bundle) -> dict[str, np.ndarray[Any, Any]] | None:
-    """Give the inputs that the bundle was exported with, for they may be real ones; ``None`` where it has none.
+    """Return the inputs that the bundle was exported with, for they may be real ones; ``None`` where it has none.
 
     Raises:
         BundleError: The file is damaged.
     """
-    relative = bundle.manifest.get("samples", {}).get("files", {}).get("model")
-    if relative is None:
-        return None
-    try:
-        arrays = load_sample(bundle.file(relative))
-    except (ModelFileError, UsageError) as e:
-        raise BundleError(f"{e} Export the model again.") from e
-    prefix = "input:"
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    samples = golden_samples(bundle, None)
+    return None if samples is None else strip_prefix(samples, "input:")
 
 
 def bundle_cuts(bundle: Bundle, options: CutOptions | None = None, *, input_bytes: int | None = None) -> CutList:
@@ -135,34 +140,43 @@ def cut_into(
     """
     proto = _read_model(bundle)
     found, model = _list_cuts(proto, bundle, options)
-    stated = bundle.manifest["input_bytes_stated"] is not None
+    stated = bundle.manifest.input_bytes_stated is not None
     wanted = options.cuts or ("frontier" if stated or not bundle.full_offload else "compressive")
     chosen = select_cuts(found, model, wanted, modules=options.modules)
     references = run_whole() if run_whole is not None else None
     cutter = Cutter(proto, model)
-    splits, failed, graphs = [], [], {}
+    splits: list[Split] = []
+    failed: list[FailedSplit] = []
+    contents: dict[str, bytes] = {}
     for done, cut in enumerate(chosen):
         progress(Progress(stage="cut", label=cut.name, done=done, total=len(chosen)))
         pair = cutter.cut(cut)
-        entry = _entry(cut)
         head, tail = encode_graph(pair.head), encode_graph(pair.tail)
-        reason = _prove(bundle, entry, head, tail, references) if references is not None else ""
-        if reason:
-            logger.warning("pair %s is left out: %s", cut.name, reason)
-            failed.append({"name": cut.name, "reason": reason})
+        split = _split_of(cut)
+        proven = split if references is None else _prove(bundle, split, head, tail, references)
+        if isinstance(proven, FailedSplit):
+            logger.warning("pair %s is left out: %s", cut.name, proven.reason)
+            failed.append(proven)
         else:
-            splits.append(entry)
-            graphs[entry["head"]], graphs[entry["tail"]] = head, tail
+            splits.append(proven)
+            contents |= {split.head: head, split.tail: tail}
     progress(Progress(stage="cut", label="", done=len(chosen), total=len(chosen)))
     if failed and not splits:
-        raise CutError(f"no pair passed its proof: {failed[0]['name']!r} {failed[0]['reason']}")
-    roles = {path: path.rsplit(".", 2)[1] for path in graphs}
-    bundle.manifest["samples"] = {}
+        raise CutError(f"no pair passed its proof: {failed[0].name!r} {failed[0].reason}")
+    roles = {path: path.rsplit(".", 2)[1] for path in contents}
+    samples = SampleFiles()
     if references is not None:
-        samples = _make_samples(bundle, splits, graphs, references)
-        roles |= dict.fromkeys(samples, "sample")
-        graphs |= samples
-    _finish(bundle, splits, failed, graphs, roles)
+        samples, sample_contents = _make_samples(bundle, splits, contents, references)
+        roles |= dict.fromkeys(sample_contents, "sample")
+        contents |= sample_contents
+    manifest = replace(
+        bundle.manifest,
+        splits=tuple(splits),
+        failed_splits=tuple(failed),
+        samples=samples,
+        targets=_without_engines(bundle.manifest.targets),
+    )
+    _finish(bundle, manifest, contents, roles)
 
 
 def _read_model(bundle: Bundle) -> onnx.ModelProto:
@@ -189,13 +203,16 @@ def _check_files(bundle: Bundle, *, weights_whole: bool = False) -> None:
     Raises:
         BundleError: A file is missing or was changed.
     """
-    model = bundle.manifest["model"]
-    for relative in filter(None, (model["path"], model["weights"]["path"])):
-        path, listed = bundle.file(relative), bundle.manifest["files"].get(relative, {})
+    model = bundle.manifest.model
+    for relative in filter(None, (model.path, model.weights.path)):
+        path, listed = bundle.file(relative), bundle.manifest.files.get(relative)
         try:
-            fault = "size" if path.stat().st_size != listed.get("size") else ""
-            whole = weights_whole or relative == model["path"]
-            fault = fault or ("SHA-256" if whole and sha256_file(path) != listed.get("sha256") else "")
+            size_bytes = path.stat().st_size
+            whole = weights_whole or relative == model.path
+            if listed is None or size_bytes != listed.size_bytes:
+                fault = "size"
+            else:
+                fault = "SHA-256" if whole and sha256_file(path) != listed.sha256 else ""
         except OSError as e:
             raise BundleError(f"{str(path)!r} cannot be read: {e.strerror or e}. Export the model again.") from e
         if fault:
@@ -215,47 +232,59 @@ def _list_cuts(
         modules=options.modules,
         ratio=options.ratio,
         max_tensors=options.max_tensors,
-        input_bytes=bundle.manifest["input_bytes_stated"] if input_bytes is None else input_bytes,
+        input_bytes=bundle.manifest.input_bytes_stated if input_bytes is None else input_bytes,
         fixed_batch=bundle.fixed_batch,
     )
     return found, model
 
 
-def _entry(cut: Cut) -> dict[str, Any]:
-    """Describe a pair for the manifest; its errors are not known yet."""
-    return {
-        **cut.to_json(),
-        "tensors": [
-            {
-                **tensor.info.to_json(),
-                "op_type": tensor.op_type,
-                "passthrough": tensor.passthrough,
-                "size_bytes": tensor.info.size_bytes(1),
-            }
+def _split_of(cut: Cut) -> Split:
+    """Return the pair of a cut; its errors are not known yet."""
+    return Split(
+        name=cut.name,
+        tensors=tuple(
+            CrossingTensor(
+                **asdict(tensor.info),
+                op_type=tensor.op_type,
+                passthrough=tensor.passthrough,
+                sample_bytes=tensor.info.size_bytes(1),
+            )
             for tensor in cut.tensors
             if tensor.info is not None
-        ],
-        "head": f"onnx/{cut.name}.head.onnx",
-        "tail": f"onnx/{cut.name}.tail.onnx",
-        "max_abs_error": None,
-        "max_rel_error": None,
-    }
+        ),
+        head=f"onnx/{cut.name}.head.onnx",
+        tail=f"onnx/{cut.name}.tail.onnx",
+        early_outputs=cut.early_outputs,
+        modules=cut.modules,
+        position=cut.position,
+        sample_elements=cut.elements,
+        sample_bytes=cut.size_bytes,
+        ratio=cut.ratio,
+        natural=cut.natural,
+        compressive=cut.compressive,
+        frontier=cut.frontier,
+        refused=cut.refused,
+        reason=cut.reason,
+    )
 
 
-def _prove(bundle: Bundle, entry: dict[str, Any], head: bytes, tail: bytes, references: Sequence[Reference]) -> str:
-    """Prove one pair, note its error in ``entry``; returns why it failed, or nothing."""
+def _prove(
+    bundle: Bundle, split: Split, head: bytes, tail: bytes, references: Sequence[Reference]
+) -> Split | FailedSplit:
+    """Prove one pair; returns it with its error, or why it failed."""
     try:
-        error = prove_pair(head, tail, Split.from_json(entry), references, weights_folder=bundle.model_path.parent)
+        error = prove_pair(head, tail, split, references, weights_folder=bundle.model_path.parent)
     except BackendError as e:
-        return str(e)
-    entry["max_abs_error"], entry["max_rel_error"] = error.max_abs, error.max_rel
-    entry["proof"] = {"seeds": list(SEEDS), "batches": sorted({_batch_of(bundle, ref) for ref in references})}
-    tolerance = TOLERANCE[bundle.manifest["precision"]]
-    if error.max_rel <= tolerance:
-        return ""
-    return (
-        f"is off by {error.max_rel:.2g} of the largest value of output {error.worst_output!r}; "
-        f"at most {tolerance:g} is expected of {bundle.manifest['precision']}"
+        return FailedSplit(name=split.name, reason=str(e))
+    precision = bundle.manifest.precision
+    if error.max_rel <= TOLERANCE[precision]:
+        batches = sorted({_batch_of(bundle, reference) for reference in references})
+        proof = Proof(seeds=SEEDS, batches=tuple(batches))
+        return replace(split, max_abs_error=error.max_abs, max_rel_error=error.max_rel, proof=proof)
+    return FailedSplit(
+        name=split.name,
+        reason=f"is off by {error.max_rel:.2g} of the largest value of output {error.worst_output!r}; "
+        f"at most {TOLERANCE[precision]:g} is expected of {precision}",
     )
 
 
@@ -264,9 +293,13 @@ def _batch_of(bundle: Bundle, reference: Reference) -> int:
 
 
 def _make_samples(
-    bundle: Bundle, splits: Sequence[dict[str, Any]], graphs: Mapping[str, bytes], references: Sequence[Reference]
-) -> dict[str, bytes]:
-    """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut; files by path."""
+    bundle: Bundle, splits: Sequence[Split], graphs: Mapping[str, bytes], references: Sequence[Reference]
+) -> tuple[SampleFiles, dict[str, bytes]]:
+    """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut.
+
+    Returns:
+        The entry of the manifest, and the files' contents by path.
+    """
     from dsc_split.partitioner.proof._reference import open_session, run_session
 
     wanted = _GOLDEN_BATCH if bundle.fixed_batch is None else bundle.fixed_batch
@@ -277,8 +310,7 @@ def _make_samples(
             **{f"output:{name}": value for name, value in golden.outputs.items()},
         }
     }
-    for entry in splits:
-        split = Split.from_json(entry)
+    for split in splits:
         head = open_session(graphs[split.head], weights_folder=bundle.model_path.parent)
         values = run_session(head, golden.inputs, split.head)
         crossing = [tensor.name for tensor in split.tensors if tensor.name not in split.passthrough]
@@ -286,71 +318,73 @@ def _make_samples(
             **{f"cut:{name}": values[name] for name in crossing},
             **{f"early:{name}": values[name] for name in split.early_outputs},
         }
-    files = {}
+    paths = {name: f"samples/{name}.npz" for name in arrays}
+    contents = {}
     for name, each in arrays.items():
         buffer = io.BytesIO()
         # Strings come as Python objects, which no reader should have to unpickle.
         plain = {key: value.astype(str) if value.dtype == object else value for key, value in each.items()}
         np.savez(buffer, **plain)  # type: ignore[arg-type]  # names are free, and the stub thinks of allow_pickle
-        files[f"samples/{name}.npz"] = buffer.getvalue()
-    bundle.manifest["samples"] = {
-        "batch": _batch_of(bundle, golden),
-        "files": {name: f"samples/{name}.npz" for name in arrays},
-    }
-    return files
+        contents[paths[name]] = buffer.getvalue()
+    return SampleFiles(batch=_batch_of(bundle, golden), files=paths), contents
 
 
-def _finish(
-    bundle: Bundle,
-    splits: list[dict[str, Any]],
-    failed: list[dict[str, str]],
-    contents: Mapping[str, bytes],
-    roles: Mapping[str, str],
-) -> None:
+def _without_engines(targets: Targets) -> Targets:
+    """Return the targets as they are once their graphs are replaced.
+
+    Engines go with their files; those of graphs that came back wait in the cache.
+    """
+
+    def emptied(entry: TargetEntry) -> TargetEntry:
+        unchecked = replace(entry, check=UNSET)
+        return replace(unchecked, engines=(), failed=()) if entry.is_compiled else unchecked
+
+    return Targets(device=tuple(map(emptied, targets.device)), server=tuple(map(emptied, targets.server)))
+
+
+def _finish(bundle: Bundle, manifest: Manifest, contents: Mapping[str, bytes], roles: Mapping[str, str]) -> None:
     """Write all files aside, then put them in place, the manifest last, and remove those it no longer lists.
 
     Pairs of other options may have the same names, so a bundle that was only half written would be a wrong one.
+
+    Args:
+        bundle: The bundle as it is.
+        manifest: What it will be, but for its files.
+        contents: The files to write, by path.
+        roles: What they are, by path.
     """
-    manifest = bundle.manifest
-    pair_id = manifest["pair_id"]
-    files = {}
+    old_pair_id = bundle.manifest.pair_id
+    written: dict[str, FileEntry] = {}
     aside = bundle.path / ".cut.partial"
     discard(aside)
     try:
         for path, data in contents.items():
             (aside / path).parent.mkdir(parents=True, exist_ok=True)
-            stored = store_bytes(data, aside / path)
-            files[path] = {"sha256": stored.sha256, "size": stored.size_bytes, "role": roles[path]}
-        _list_files(bundle, splits, failed, files)
-        write_bytes(aside / "manifest.json", bundle.encode())
-        if manifest["pair_id"] != pair_id:  # a table of other pairs would send requests to graphs that are gone
+            written[path] = store_bytes(data, aside / path).listed_as(roles[path])
+        manifest = next_manifest(_with_files(bundle, manifest, written))
+        write_bytes(aside / MANIFEST, encode_manifest(manifest))
+        if manifest.pair_id != old_pair_id:  # a table of other pairs would send requests to graphs that are gone
             if (bundle.path / "table.json").exists():
                 logger.warning("the tables are of the pairs there were, and go; give --link and --count again")
             (bundle.path / "table.json").unlink(missing_ok=True)
             discard(bundle.path / "tables")
-        for path in [*contents, "manifest.json"]:
+        for path in [*contents, MANIFEST]:
             (bundle.path / path).parent.mkdir(exist_ok=True)
             (aside / path).replace(bundle.path / path)
     except OSError as e:
         raise DscError(f"cannot write {str(bundle.path)!r}: {e.strerror or e}.") from e
     finally:
         discard(aside)
+    bundle.manifest = manifest
     (bundle.path / ENVELOPE).unlink(missing_ok=True)
     for name in bundle.storage.names():  # those of a run that was stopped, too
-        if name.startswith(("onnx/", "samples/", "engines/")) and name not in manifest["files"]:
+        if name.startswith(("onnx/", "samples/", "engines/")) and name not in manifest.files:
             bundle.file(name).unlink(missing_ok=True)
 
 
-def _list_files(
-    bundle: Bundle, splits: list[dict[str, Any]], failed: list[dict[str, str]], files: Mapping[str, Any]
-) -> None:
-    """Put pairs and files into the manifest."""
-    manifest = bundle.manifest
-    whole = manifest["model"]["path"], manifest["model"]["weights"]["path"]
-    manifest["files"] = {path: entry for path, entry in manifest["files"].items() if path in whole} | {**files}
-    manifest["splits"], manifest["failed_splits"] = splits, failed
-    for entry in (entry for entries in manifest["targets"].values() for entry in entries):
-        entry.pop("check", None)
-        if "engines" in entry:  # they go with their files; those of graphs that came back wait in the cache
-            entry["engines"], entry["failed"] = [], []
-    manifest["pair_id"] = bundle.compute_pair_id()
+def _with_files(bundle: Bundle, manifest: Manifest, written: Mapping[str, FileEntry]) -> Manifest:
+    """List the model's files and those that were written, and give the pairs their identity."""
+    model = manifest.model
+    kept = {path: entry for path, entry in manifest.files.items() if path in (model.path, model.weights.path)}
+    manifest = replace(manifest, files={**kept, **written})
+    return replace(manifest, pair_id=Bundle(bundle.path, manifest).compute_pair_id())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import new_file, write_bytes
+from dsc_split.bundles._records import FileEntry
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +30,10 @@ class StoredFile:
 
     sha256: str
     size_bytes: int
+
+    def listed_as(self, role: str) -> FileEntry:
+        """Return its entry in a manifest."""
+        return FileEntry(sha256=self.sha256, size_bytes=self.size_bytes, role=role)
 
 
 def store_weights(model: ir.Model, path: Path) -> StoredFile | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.manifests import stated
 from tests.support.tiny_bundles import tiny_bundle
 
 from dsc_split.bundle import Bundle
@@ -140,7 +141,7 @@ def device(root: Path, server_bundle: Bundle, tmp_path_factory: pytest.TempPathF
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
     np.savez(folder / "weights.npz", **weights)  # type: ignore[arg-type]  # stub flaw
     headers = [read_header(path) for path in server_bundle.path.glob("engines/*/*.plan")]
-    plans = {header["plan_sha256"]: header["label"].split()[0].replace("whole", "model") for header in headers}
+    plans = {header.plan_sha256: header.label.split()[0].replace("whole", "model") for header in headers}
     (folder / "start").mkdir()
     (folder / "start/sitecustomize.py").write_text(
         AT_START.format(
@@ -175,9 +176,9 @@ def test_engines_are_checked_there(device: Device) -> None:
 
     assert "whole model: passed" in text
     assert "head a: passed" in text
-    (entry,) = Bundle.open(device.bundle).manifest["targets"]["device"]
-    assert entry["target"] == TARGET
-    assert entry["check"]["passed"]
+    (entry,) = Bundle.open(device.bundle).manifest.targets.device
+    assert entry.target == TARGET
+    assert stated(entry.check).passed
 
 
 def test_what_heads_give_there_is_proven_with_the_tails_of_the_server(

@@ -135,7 +135,7 @@ def test_a_device_needs_no_framework(root: Path) -> None:
     declared = metadata(root)
 
     base = {Requirement(text).name for text in declared["dependencies"]}
-    assert base == {"filelock", "numpy", "platformdirs", "psutil", "rich", "typer"}
+    assert base == {"filelock", "msgspec", "numpy", "platformdirs", "psutil", "rich", "typer"}
     for extra in ("jetson", "rtx", "tensorrt"):
         names = {Requirement(text).name for text in declared["optional-dependencies"][extra]}
         assert names & {"torch", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "dsc-split"} == set(), extra

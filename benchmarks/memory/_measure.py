@@ -91,7 +91,7 @@ def measure_memory(
             logger.info("nothing runs here (%s): the numbers are those of the builder", e)
             return told
         report = MemoryReport(
-            pair_id=bundle.manifest["pair_id"],
+            pair_id=bundle.manifest.pair_id,
             side=side,
             target=str(engines.backend.target),
             fingerprint=fingerprint_digest(run_fingerprint),

@@ -5,26 +5,27 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dsc_split._support.checks import (
-    count,
-    entries,
-    fail,
-    fields,
-    items,
-    number,
-    one_of,
-    or_null,
-    positive,
-    some_object,
-    text,
-)
+from msgspec import Meta, UnsetType
+from msgspec.structs import replace
+
+from dsc_split._support.checks import fail
 from dsc_split._support.files import body_digest, canonical_json, read_json, write_bytes
-from dsc_split.engines.side._sides import SIDES, SideGraph, recorded_target, side_graphs
-from dsc_split.errors import BundleError, DamagedError, DscError
+from dsc_split._support.records import (
+    Count,
+    Facts,
+    NotNegative,
+    Positive,
+    Record,
+    Text,
+    read_record,
+    to_document,
+)
+from dsc_split.bundles._records import EngineEntry
+from dsc_split.engines.side._sides import SideGraph, recorded_target, side_graphs
+from dsc_split.errors import DamagedError, DscError
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
 
 if TYPE_CHECKING:
@@ -50,35 +51,38 @@ FORMAT = "dsc-split/memory"
 VERSION = 1
 FOLDER = "memory"
 """Folder in the bundle."""
-MEASURED, BUILDER, ESTIMATED = "measured", "builder", "estimated"
+MEASURED: Literal["measured"] = "measured"
+BUILDER: Literal["builder"] = "builder"
+ESTIMATED: Literal["estimated"] = "estimated"
 """Where a number is from: a process that held it, what the builder of the engines said, or other numbers."""
 TIMES_ONLY = ("host", "locked_sm_clock_mhz")
 """Keys of the run fingerprint that times depend on, and memory does not."""
 
+Source = Literal["measured", "builder", "estimated"]
+
 _AGAIN = "Remove it, and measure again: dsc-split memory BUNDLE"
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineMemory:
+class EngineMemory(Record):
     """What one engine takes that is loaded and has run, alone in its process."""
 
-    choice: str
+    choice: Text
     """Name of the choice that it runs for."""
-    graph: str
+    graph: Text
     """Path of the graph, relative to the bundle."""
-    graph_digest: str
+    graph_digest: Text
     """Digest of the graph with its weights."""
-    batch: int
+    batch: Positive
     """Batch size that it ran: the largest that was asked for and could be had."""
-    resident_bytes: int | None
+    resident_bytes: Count | None
     """Memory of the machine; ``None`` where nothing ran."""
-    gpu_bytes: int | None
+    gpu_bytes: Count | None
     """Memory of the GPU; ``None`` where it has none, or its back-end does not tell."""
-    load_ms: float | None
+    load_ms: NotNegative | None
     """Milliseconds to load it where its library is in use: what a switch costs to a choice that is not kept."""
-    first_run_ms: float | None
+    first_run_ms: NotNegative | None
     """Milliseconds of the first run after that."""
-    source: str
+    source: Source
     """``measured`` or ``builder``."""
     reason: str = ""
     """Why there are no numbers; empty where there are."""
@@ -89,17 +93,16 @@ class EngineMemory:
         return self.resident_bytes if self.gpu_bytes is None else self.gpu_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetMemory:
+class SetMemory(Record):
     """What the engines of several choices take that are kept loaded in one process."""
 
-    choices: tuple[str, ...]
+    choices: Annotated[tuple[Text, ...], Meta(min_length=1)]
     """Names of the choices."""
-    resident_bytes: int | None
+    resident_bytes: Count | None
     """Memory of the machine; ``None`` where nothing ran."""
-    gpu_bytes: int | None
+    gpu_bytes: Count | None
     """Memory of the GPU; ``None`` where it has none, or its back-end does not tell."""
-    source: str
+    source: Source
     """``measured``, ``builder`` or ``estimated``."""
 
     @property
@@ -108,19 +111,18 @@ class SetMemory:
         return self.resident_bytes if self.gpu_bytes is None else self.gpu_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryReport:
+class MemoryReport(Record, dict=True):
     """What the engines of one side take on one target."""
 
-    pair_id: str
+    pair_id: Text
     """Identity of the pairs."""
-    side: str
+    side: Annotated[str, Meta(pattern="^(device|server)$")]
     """``device`` or ``server``."""
-    target: str
+    target: Text
     """Canonical text of the target."""
-    fingerprint: str | None
+    fingerprint: Text | None
     """SHA-256 of ``run_fingerprint``; ``None`` where nothing ran."""
-    run_fingerprint: Mapping[str, Any] | None
+    run_fingerprint: Facts | None
     """What it was measured on; ``None`` where nothing ran."""
     engines: tuple[EngineMemory, ...]
     """One per choice that this side has a part in, the whole model first."""
@@ -176,20 +178,9 @@ class MemoryReport:
     def _alone_bytes(self) -> dict[str, int]:
         return {engine.choice: size for engine in self.engines if (size := engine.memory_bytes) is not None}
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the file's form, with the digest of its own body."""
-        body = {
-            "format": FORMAT,
-            "version": VERSION,
-            "pair_id": self.pair_id,
-            "side": self.side,
-            "target": self.target,
-            "fingerprint": self.fingerprint,
-            "run_fingerprint": None if self.run_fingerprint is None else dict(self.run_fingerprint),
-            "shared_bytes": self.shared_bytes,
-            "engines": [asdict(engine) for engine in self.engines],
-            "sets": [{**asdict(item), "choices": list(item.choices)} for item in self.sets],
-        }
+    def to_json(self) -> dict[str, object]:
+        """Return the file's form, with the digest of its own body."""
+        body = {"format": FORMAT, "version": VERSION, "shared_bytes": self.shared_bytes, **to_document(self)}
         return {**body, "body_sha256": body_digest(body)}
 
     @classmethod
@@ -211,70 +202,32 @@ class MemoryReport:
         if document.pop("body_sha256", None) != body_digest(document):
             raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short. {_AGAIN}")
         try:
-            _REPORT(document, "")
-            _check_sets(document)
+            report = read_record(document, cls)
+            _check_measured(report)
         except DamagedError as e:
             raise DamagedError(f"{what}: {e} {_AGAIN}") from e
-        known = ("pair_id", "side", "target", "fingerprint", "run_fingerprint")
-        return cls(
-            **{key: document[key] for key in known},
-            engines=tuple(EngineMemory(**_only(item, EngineMemory)) for item in document["engines"]),
-            sets=tuple(
-                SetMemory(**{**_only(item, SetMemory), "choices": tuple(item["choices"])}) for item in document["sets"]
-            ),
-        )
+        return report
 
 
-_BYTES = {"resident_bytes": or_null(count), "gpu_bytes": or_null(count)}
-_REPORT = fields(
-    {
-        "pair_id": text,
-        "side": one_of(*SIDES),
-        "target": text,
-        "fingerprint": text,
-        "run_fingerprint": some_object,
-        "engines": items(
-            fields(
-                {
-                    "choice": text,
-                    "graph": text,
-                    "graph_digest": text,
-                    "batch": positive,
-                    **_BYTES,
-                    "load_ms": or_null(number),
-                    "first_run_ms": or_null(number),
-                    "source": one_of(MEASURED),
-                }
-            )
-        ),
-        "sets": items(fields({"choices": items(text, at_least=1), **_BYTES, "source": one_of(MEASURED)})),
-    }
-)
+def _check_measured(report: MemoryReport) -> None:
+    """Refuse a report that was not measured, and sets of choices whose engines have no numbers.
 
-
-def _by_batch(value: Any, where: str) -> None:
-    entries(count)(value, where)
-    if not value or not all(size.isascii() and size.isdigit() for size in value):
-        fail(value, where, "bytes by batch size")
-
-
-_BUILT = fields({"activation_bytes": _by_batch, "weights_bytes": count})
-
-
-def _check_sets(document: Mapping[str, Any]) -> None:
-    """Refuse sets of choices that have no numbers of their own."""
-    known = {
-        item["choice"] for item in document["engines"] if (item["resident_bytes"], item["gpu_bytes"]) != (None, None)
-    }
-    for i, item in enumerate(document["sets"]):
-        for k, name in enumerate(item["choices"]):
+    Raises:
+        DamagedError: The message names the place.
+    """
+    for key in ("fingerprint", "run_fingerprint"):
+        if getattr(report, key) is None:
+            fail(None, key, "what it was measured on")
+    sources = {"engines": [item.source for item in report.engines], "sets": [item.source for item in report.sets]}
+    for place, found in sources.items():
+        for i, source in enumerate(found):
+            if source != MEASURED:
+                fail(source, f"{place}[{i}].source", repr(MEASURED))
+    known = {engine.choice for engine in report.engines if engine.memory_bytes is not None}
+    for i, held in enumerate(report.sets):
+        for k, name in enumerate(held.choices):
             if name not in known:
                 fail(name, f"sets[{i}].choices[{k}]", "a choice whose engine has numbers")
-
-
-def _only(document: Mapping[str, Any], cls: type[EngineMemory] | type[SetMemory]) -> dict[str, Any]:
-    """Give what a record has; unknown keys are ignored."""
-    return {key: value for key, value in document.items() if key in cls.__dataclass_fields__}
 
 
 # ---- in a bundle -------------------------------------------------------------------------------------------
@@ -338,7 +291,7 @@ def _is_measured_on(report: MemoryReport, part: Side) -> bool:
     return _without_times(report.run_fingerprint) == _without_times(part.run_fingerprint)
 
 
-def _without_times(run_fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _without_times(run_fingerprint: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in run_fingerprint.items() if key not in TIMES_ONLY}
 
 
@@ -362,15 +315,16 @@ def builder_memory(bundle: Bundle, side: str, target: str, batch: int | None = N
     Returns:
         ``None`` where the manifest has no such numbers.
     """
-    entry = recorded_target(bundle, side, target) or {}
+    entry = recorded_target(bundle, side, target)
     engines = []
     for graph in side_graphs(bundle, side, verify=False):
-        built = [item for item in entry.get("engines", ()) if item["graph"] == graph.path and item["memory"]]
+        told = [engine for engine in (entry.built if entry else ()) if engine.graph == graph.path]
+        built = [engine for engine in told if not isinstance(engine.memory.activation_bytes, UnsetType)]
         if not built:
             continue
-        largest = max(item["profile"][2] for item in built)
+        largest = max(engine.profile[2] for engine in built)
         most = largest if batch is None else min(batch, largest)
-        used = min((item for item in built if item["profile"][2] >= most), key=lambda item: int(item["profile"][2]))
+        used = min((engine for engine in built if engine.profile[2] >= most), key=lambda engine: engine.profile[2])
         engines.append(
             EngineMemory(
                 choice=choice_name(graph, side),
@@ -378,7 +332,7 @@ def builder_memory(bundle: Bundle, side: str, target: str, batch: int | None = N
                 graph_digest=bundle.graph_digest(graph.path),
                 batch=most,
                 resident_bytes=None,
-                gpu_bytes=_built_bytes(bundle, used, most),
+                gpu_bytes=_built_bytes(used, most),
                 load_ms=None,
                 first_run_ms=None,
                 source=BUILDER,
@@ -387,7 +341,7 @@ def builder_memory(bundle: Bundle, side: str, target: str, batch: int | None = N
     if not engines:
         return None
     return MemoryReport(
-        pair_id=bundle.manifest["pair_id"],
+        pair_id=bundle.manifest.pair_id,
         side=side,
         target=target,
         fingerprint=None,
@@ -397,15 +351,11 @@ def builder_memory(bundle: Bundle, side: str, target: str, batch: int | None = N
     )
 
 
-def _built_bytes(bundle: Bundle, item: Mapping[str, Any], batch: int) -> int:
+def _built_bytes(engine: EngineEntry, batch: int) -> int:
     """Add weights and activations at a batch size, or at the next larger one that the builder told of."""
-    memory = item["memory"]
-    try:
-        _BUILT(memory, "memory")
-    except DamagedError as e:
-        raise BundleError(
-            f"manifest of {str(bundle.path)!r}, engine {item['path']!r}: {e} Build it again: dsc-split build"
-        ) from e
-    told = {int(size): value for size, value in memory["activation_bytes"].items()}
-    enough = [size for size in told if size >= batch]
-    return int(memory["weights_bytes"] + told[min(enough) if enough else max(told)])
+    memory = engine.memory
+    told = {} if isinstance(memory.activation_bytes, UnsetType) else memory.activation_bytes
+    sizes = {int(size): activation_bytes for size, activation_bytes in told.items()}
+    enough = [size for size in sizes if size >= batch]
+    weights_bytes = 0 if isinstance(memory.weights_bytes, UnsetType) else memory.weights_bytes
+    return weights_bytes + sizes[min(enough) if enough else max(sizes)]

@@ -120,7 +120,7 @@ def bench_bundle(
         DscError: A cell cannot be written.
     """
     settings = settings or BenchSettings()
-    if stale and sides is None and bundle.manifest["side"] is None:
+    if stale and sides is None and bundle.manifest.side is None:
         raise UsageError(
             f"{str(bundle.path)!r} has both sides, and this machine may be one of them alone: say which one is to be "
             "timed again here, --side device or --side server, or --side both for one machine."
@@ -171,7 +171,7 @@ def _sides(bundle: Bundle, sides: Sequence[str] | None) -> Sequence[str]:
     Raises:
         UsageError: One is unknown, or is not the one that the bundle is a part for.
     """
-    only = bundle.manifest["side"]
+    only = bundle.manifest.side
     if sides is None:
         return SIDES if only is None else (only,)
     wrong = [side for side in sides if side not in SIDES]

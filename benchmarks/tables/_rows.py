@@ -41,7 +41,7 @@ class Plan:
 
 def make_plans(bundle: Bundle, count: str) -> tuple[Plan, ...]:
     """List the choices that the bundle offers: full offload, the splits in graph order, no offload."""
-    whole = bundle.graph_digest(bundle.manifest["model"]["path"])
+    whole = bundle.graph_digest(bundle.manifest.model.path)
     elements = count == "elements"
     splits = bundle.splits
     plans = []

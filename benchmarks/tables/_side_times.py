@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split.benchmarks.cells._cells import Cell
 from dsc_split.engines import Target
+from dsc_split.engines.side._sides import recorded_targets
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable, Side
 from dsc_split.table._types import Row
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
+    from dsc_split.bundles._records import TargetEntry
 
 __all__ = [
     "SideTimes",
@@ -26,8 +28,8 @@ __all__ = [
     "entry_of",
     "find_times",
     "host_of",
-    "is_kind",
     "newest_times",
+    "runs_build",
 ]
 
 logger = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def find_times(
     for key, times in of_tables.items():
         if key not in found:
             found[key] = times
-        elif bundle.manifest["side"] is not None:
+        elif bundle.manifest.side is not None:
             found[key] = dataclasses.replace(found[key], times={**times.times, **found[key].times})
     whole = [item for item in found.values() if wanted <= {graph for graph, _ in item.times}]
     return tuple(sorted(whole or found.values(), key=lambda item: item.age_order))
@@ -192,15 +194,15 @@ def _emulated(table: LookupTable, side: str) -> Mapping[str, Any] | None:
 # ---- choosing ----------------------------------------------------------------------------------------------
 
 
-def entry_of(bundle: Bundle, side: str, part: Side) -> Mapping[str, Any] | None:
+def entry_of(bundle: Bundle, side: str, part: Side) -> TargetEntry | None:
     """Find the manifest's entry of the target that times belong to: the kind that fits, else the last of that name."""
-    entries = [item for item in bundle.manifest["targets"].get(side, ()) if item["target"] == part.target]
-    fitting = [item for item in entries if is_kind(item["fingerprint"], part.run_fingerprint or {})]
+    entries = recorded_targets(bundle, side, part.target)
+    fitting = [entry for entry in entries if runs_build(part.run_fingerprint or {}, entry.fingerprint)]
     return next(reversed(fitting or entries), None)
 
 
-def is_kind(build: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
-    """Tell whether a run fingerprint is one of the kind that a build fingerprint describes."""
+def runs_build(run: Mapping[str, object], build: Mapping[str, object]) -> bool:
+    """Return whether engines built for ``build`` can run on ``run``: both are fingerprints."""
     gpu = run.get("gpu")
     found = {**run, "gpu": gpu.get("name") if isinstance(gpu, Mapping) else gpu}
     return all(found.get(key) == value for key, value in build.items())
@@ -223,7 +225,7 @@ def choose_times(bundle: Bundle, side: str, found: Sequence[SideTimes], asked: s
             return exact[0]
         raise _without(bundle, side, asked.target)
     of_target = [item for item in found if item.side.target == asked] or [
-        item for item in found if (entry := entry_of(bundle, side, item.side)) and entry["id"] == asked
+        item for item in found if (entry := entry_of(bundle, side, item.side)) and entry.id == asked
     ]
     if of_target:
         targets = sorted({item.side.target for item in of_target})
@@ -249,7 +251,7 @@ def default_times(bundle: Bundle, side: str, found: Sequence[SideTimes]) -> Side
     Raises:
         UsageError: No target is recorded for the side, or none has times.
     """
-    recorded = bundle.manifest["targets"].get(side) or ()
+    recorded = bundle.manifest.targets.of(side)
     of_tables = [item for item in found if not item.cells]
     if not recorded and of_tables:
         return newest_times(side, of_tables)
@@ -261,7 +263,7 @@ def default_times(bundle: Bundle, side: str, found: Sequence[SideTimes]) -> Side
     for entry in reversed(recorded):
         if fitting := [item for item in found if entry_of(bundle, side, item.side) is entry]:
             return newest_times(side, fitting)
-    raise _without(bundle, side, recorded[-1]["target"])
+    raise _without(bundle, side, recorded[-1].target)
 
 
 def newest_times(side: str, found: Iterable[SideTimes]) -> SideTimes:
@@ -303,6 +305,6 @@ def _without(bundle: Bundle, side: str, target: str) -> UsageError:
 
 def _remedy(bundle: Bundle, side: str, options: str) -> str:
     """Say how a side gets its times: where its engines are."""
-    if bundle.manifest["side"] in (None, side):
+    if bundle.manifest.side in (None, side):
         return f"Take them: dsc-split bench {bundle.path} --side {side}{options}"
     return f"Take them where the {side} is, and unite both: dsc-split merge BUNDLE {bundle.path} OTHER"

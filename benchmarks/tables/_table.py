@@ -132,7 +132,7 @@ def adopt_tables(bundle: Bundle, others: Sequence[Bundle]) -> None:
         tables = _tables(other)
         for table in (*tables[1:], *tables[:1]):  # table.json, the first one, may be cut down to a memory budget
             pair = (table.device, table.server)
-            if pair not in known and table.pair_id == bundle.manifest["pair_id"]:
+            if pair not in known and table.pair_id == bundle.manifest.pair_id:
                 known.add(pair)
                 _save(bundle, _name(bundle, table), table)
 
@@ -249,8 +249,8 @@ class _Maker:
             if part.emulated
         }
         table = LookupTable(
-            pair_id=self._bundle.manifest["pair_id"],
-            precision=self._bundle.manifest["precision"],
+            pair_id=self._bundle.manifest.pair_id,
+            precision=self._bundle.manifest.precision,
             emulated=emulated or None,
             device=device.side,
             server=server.side,
@@ -271,7 +271,7 @@ class _Maker:
             return SideTimes(side=Side(target=target, fingerprint="none"), emulated=None, times={})
         if asked is not None:
             return choose_times(bundle, side, found, asked)
-        if self._current is not None and (keep or bundle.manifest["side"] not in (None, side)):
+        if self._current is not None and (keep or bundle.manifest.side not in (None, side)):
             part = self._current.device if side == "device" else self._current.server
             now = [item for item in found if item.side == part]
             kind = entry_of(bundle, side, now[0].side) if now else None
@@ -311,7 +311,7 @@ def _tables(bundle: Bundle) -> list[LookupTable]:
         except DamagedError as e:
             logger.info("%s: %s", name, e)
             continue
-        if table.pair_id == bundle.manifest["pair_id"]:
+        if table.pair_id == bundle.manifest.pair_id:
             tables.append(table)
     return tables
 
@@ -360,12 +360,11 @@ def _put(bundle: Bundle, path: Path, table: LookupTable) -> None:
             return
     except TableError:  # none, or a damaged one
         pass
-    if bundle.manifest["sealed"] or path.name == TABLE:
+    if bundle.manifest.sealed or path.name == TABLE:
         try:
-            with bundle.lock():
-                bundle.save()  # another table makes a bundle newer
+            bundle.touch()  # another table makes a bundle newer
         except BundleBusyError:
-            if bundle.manifest["sealed"]:
+            if bundle.manifest.sealed:
                 raise
     write_json(path, document)
     logger.info("table: %s", path)
@@ -378,7 +377,7 @@ def _name(bundle: Bundle, table: LookupTable) -> str:
 def _file_id(bundle: Bundle, side: str, part: Side) -> str:
     """Name one side of a table's file: the target's id and 12 digits of the run fingerprint."""
     entry = entry_of(bundle, side, part)
-    name = re.sub(r"[^a-z0-9]+", "-", part.target.lower()).strip("-") if entry is None else str(entry["id"])
+    name = re.sub(r"[^a-z0-9]+", "-", part.target.lower()).strip("-") if entry is None else entry.id
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):
         raise BundleError(
             f"manifest of {str(bundle.path)!r} gives target {part.target!r} the id {name!r}, which is no file name."

@@ -7,7 +7,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from dsc_split.engines._registry import BACKENDS
+from dsc_split.engines._backends import BACKENDS
 
 __all__ = ["Gpu", "list_gpus"]
 

@@ -6,13 +6,17 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+from msgspec.structs import asdict, replace
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import BuilderMemory, EngineEntry, FailedEngine, FileEntry, TargetEntry
 from dsc_split.engines._base import BuildJob, BuiltEngine
 from dsc_split.engines._fingerprint import target_id
 from dsc_split.engines._opset import highest_opset
@@ -21,7 +25,7 @@ from dsc_split.engines._registry import get_backend
 from dsc_split.engines._source import GraphReader
 from dsc_split.engines.side._batches import choose_batches
 from dsc_split.engines.side._inputs import engine_inputs
-from dsc_split.engines.side._sides import SideGraph, record_target, recorded_here, side_graphs
+from dsc_split.engines.side._sides import SideGraph, new_entry, put_last, record_target, recorded_here, side_graphs
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -34,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 TRIED_ON = 2
 """Batch size at which a rewritten graph is compared with the graph that it came from."""
-
-NO_FACTS: dict[str, Any] = {"memory": {}, "rewritten": None, "lowered": None}
-"""What the manifest says of an engine where its back-end says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ class BuildRow:
     """Smallest, best and largest batch size; ``None`` where nothing is compiled."""
     size_bytes: int | None
     """Size of the engine's file."""
-    memory: dict[str, Any] | None
-    """``activation_bytes`` by batch size, ``scratch_bytes`` of the greediest layer, and ``weights_bytes``."""
+    memory: BuilderMemory | None
+    """What its builder said of its memory; ``None`` where it failed or the graph itself is loaded."""
     lowered: str | None
     """Why it was built for smaller batches than were asked for; ``None`` where it was not."""
     notes: tuple[str, ...]
@@ -137,7 +138,7 @@ def _require_opset(bundle: Bundle, backend: BackendLike) -> None:
     """Refuse a graph that the back-end's parser is too old for."""
     facts = backend.build_fingerprint()
     limit = highest_opset(str(facts.get("library")), str(facts.get("version", "")))
-    opset = bundle.manifest["model"].get("opset", {}).get("", 0)
+    opset = bundle.manifest.model.own_opset
     if limit is not None and opset > limit:
         raise UsageError(
             f"the graphs have opset {opset}; {facts['library']} {facts['version']} reads up to {limit}. Export the "
@@ -159,8 +160,8 @@ class _Build:
         self._progress = progress
         self._graphs = GraphReader(bundle)
         self._folder = f"engines/{target_id(backend.build_fingerprint())}"
-        self._entries: list[dict[str, Any]] = []
-        self._files: dict[str, Any] = {}
+        self._engines: list[EngineEntry] = []
+        self._files: dict[str, FileEntry] = {}
 
     def run(self) -> None:
         """Build one engine after the other."""
@@ -188,18 +189,19 @@ class _Build:
         if not self._backend.compiles:
             record_target(self._bundle, self._side, self._backend)
             return
-        targets, files = self._bundle.manifest["targets"], self._bundle.manifest["files"]
-        before = recorded_here(self._bundle, self._side, self._backend) or {}
-        others = [entry for entries in targets.values() for entry in entries if entry is not before]
-        for path in _paths([before]) - _paths(others):
-            files.pop(path, None)
-        files.update(self._files)
-        engines = {
-            "options": self._options.to_json(),
-            "engines": self._entries,
-            "failed": [{"graph": row.graph, "reason": row.reason} for row in self.rows if row.reason],
-        }
-        record_target(self._bundle, self._side, self._backend, engines)
+        entry = replace(
+            new_entry(self._backend),
+            options=self._options.recorded(),
+            engines=tuple(self._engines),
+            failed=tuple(FailedEngine(graph=row.graph, reason=row.reason) for row in self.rows if row.reason),
+        )
+        with self._bundle.edit() as draft:
+            manifest = draft.manifest
+            before = recorded_here(manifest, self._side, self._backend)
+            gone = _paths([before]) - _paths(other for other in manifest.targets if other is not before)
+            kept = {path: listed for path, listed in manifest.files.items() if path not in gone}
+            draft.change(files={**kept, **self._files})
+            put_last(draft, self._side, entry, before)
 
     def _one(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
         label = f"{graph.label}, batch {profile[2]}" if self._options.per_batch else graph.label
@@ -215,21 +217,20 @@ class _Build:
             reason = str(e)
         build_s = time.perf_counter() - start
         logger.info("built %s for %s in %.2f s: %s", graph.path, self._backend.target, build_s, reason or "ok")
-        facts = {"profile": profile, **NO_FACTS, **built.facts} if built else {}
-        path = self._keep(graph, built, facts) if built else None
+        engine = self._keep(graph, built) if built else None
         self.rows.append(
             BuildRow(
                 graph=graph.path,
                 label=label,
                 build_s=build_s,
                 reason=reason,
-                path=path,
+                path=engine.path if engine else None,
                 cached=built.cached if built else False,
-                profile=tuple(facts["profile"]) if built else None,
+                profile=engine.profile if engine else None,
                 size_bytes=built.size_bytes if built else None,
-                memory=facts.get("memory"),
-                lowered=facts.get("lowered"),
-                notes=tuple(facts.get("notes", ())),
+                memory=engine.memory if engine else None,
+                lowered=engine.lowered if engine else None,
+                notes=engine.notes if engine else (),
             )
         )
 
@@ -247,43 +248,45 @@ class _Build:
             graph=bundle.file(graph.path),
             source=self._graphs.read(graph.path),
             label=graph.label,
-            model=str(bundle.manifest["model"].get("name", "")) or "unnamed",
+            model=bundle.manifest.model.title or "unnamed",
             path=graph.path,
             digest=bundle.graph_digest(graph.path),
-            precision=bundle.manifest["precision"],
+            precision=bundle.manifest.precision,
             kept_float32=_kept_float32(bundle),
             tensors=tensors,
             profile=profile,
             feeds=lambda: engine_inputs(bundle, graph, names, batch),
             output=bundle.file(output),
             listed=bundle.file(listed) if listed else None,
-            listed_sha256=bundle.manifest["files"][listed]["sha256"] if listed else None,
+            listed_sha256=bundle.manifest.files[listed].sha256 if listed else None,
             tell=tell,
         )
 
     def _names(self, graph: SideGraph, batch: int) -> tuple[str, str | None]:
-        """Give the path of a new engine, and of the one that the manifest lists; relative to the bundle.
+        """Return the path of a new engine, and of the one that the manifest lists; relative to the bundle.
 
         A new engine never lies where an old one does that the manifest still lists.
         """
         stem = Path(graph.path).name.removesuffix(".onnx")
         stem = f"{stem}.b{batch}" if self._options.per_batch else stem
-        ours = _paths([recorded_here(self._bundle, self._side, self._backend) or {}])
+        manifest = self._bundle.manifest
+        ours = _paths([recorded_here(manifest, self._side, self._backend)])
         found: list[str] = []
         for number in itertools.count(1):
             name = f"{self._folder}/{stem}.plan" if number == 1 else f"{self._folder}/{stem}.{number}.plan"
-            if name not in self._bundle.manifest["files"] or not self._bundle.has(name):
+            if name not in manifest.files or not self._bundle.has(name):
                 break
             found.append(name)
         return name, next((path for path in found if path in ours), found[0] if found else None)
 
-    def _keep(self, graph: SideGraph, built: BuiltEngine, facts: Mapping[str, Any]) -> str:
-        """Note an engine for the manifest; gives its path, relative to the bundle."""
+    def _keep(self, graph: SideGraph, built: BuiltEngine) -> EngineEntry:
+        """Note an engine for the manifest; return its entry."""
         path = built.path.relative_to(self._bundle.path).as_posix()
-        self._files[path] = {"sha256": built.sha256, "size": built.size_bytes, "role": "engine"}
         digest = self._bundle.graph_digest(graph.path)
-        self._entries.append({"graph": graph.path, "graph_digest": digest, "path": path, **facts})
-        return path
+        engine = EngineEntry(graph=graph.path, graph_digest=digest, path=path, **asdict(built.facts))
+        self._files[path] = FileEntry(sha256=built.sha256, size_bytes=built.size_bytes, role="engine")
+        self._engines.append(engine)
+        return engine
 
     def _tell(self, label: str, done: int, total: int) -> None:
         self._progress(Progress(stage=f"build {self._side}", label=label, done=done, total=total))
@@ -291,21 +294,21 @@ class _Build:
 
 def _kept_float32(bundle: Bundle) -> tuple[str, ...] | None:
     """Name the nodes that a conversion to float16 left float32; ``None`` where the graph was not converted."""
-    conversion = bundle.manifest.get("conversion")
-    return None if conversion is None else tuple(item["name"] for item in conversion["kept_float32"] if item["name"])
+    conversion = bundle.manifest.conversion
+    return None if conversion is UNSET else tuple(node.name for node in conversion.kept_float32 if node.name)
 
 
 def _remove_unlisted(bundle: Bundle) -> None:
     """Remove engines that the manifest does not list: old ones, and what builds that were stopped left behind."""
     for path in sorted(bundle.path.glob("engines/*/*")):
         linked = any(folder.is_symlink() for folder in (path.parent, path.parent.parent))
-        listed = path.relative_to(bundle.path).as_posix() in bundle.manifest["files"]
+        listed = path.relative_to(bundle.path).as_posix() in bundle.manifest.files
         if path.suffix in (".plan", ".partial") and not listed and not linked and not path.is_dir():
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another engine lies there
                 path.parent.rmdir()
 
 
-def _paths(entries: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Give the paths of all engines that entries of the manifest's targets name."""
-    return {engine["path"] for entry in entries for engine in entry.get("engines", ())}
+def _paths(entries: Iterable[TargetEntry | None]) -> set[str]:
+    """Return the paths of all engines that entries of the manifest's targets name."""
+    return {engine.path for entry in entries if entry is not None for engine in entry.built}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.files import new_file
 from dsc_split._support.progress import Progress, ProgressListener, silent
+from dsc_split.bundles._records import CheckResult, CheckRow
+from dsc_split.bundles._samples import golden_samples, read_samples, strip_prefix
 from dsc_split.engines._registry import get_backend
 from dsc_split.engines._source import GraphReader
 from dsc_split.engines.side._load import SideEngines
-from dsc_split.engines.side._sides import SideGraph, golden_samples, read_samples, record_check, strip_prefix
+from dsc_split.engines.side._sides import SideGraph, record_check
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DscError, UsageError
 from dsc_split.partitioner.proof._proof import TOLERANCE, relative_error
 
@@ -35,55 +34,6 @@ logger = logging.getLogger(__name__)
 
 PAIR_ID = "pair_id"
 """Key in a file of what heads gave: the pairs that they belong to. Tensors lie under ``SPLIT/NAME``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckRow:
-    """One engine that was run on the samples."""
-
-    graph: str
-    """Path of the graph, relative to the bundle."""
-    label: str
-    """What it is, in words."""
-    max_abs_error: float | None
-    """Largest absolute difference over all outputs; ``None`` where nothing could be compared."""
-    max_rel_error: float | None
-    """Largest ``max|difference| / max|reference|`` of one output; infinite where type or shape differ."""
-    tolerance: float
-    """Largest relative error that passes, for what the engine computes in."""
-    passed: bool
-    """Whether the relative error is within the tolerance."""
-    reason: str
-    """Why it did not pass; empty where it did."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckResult:
-    """What :func:`check_engines` found."""
-
-    side: str
-    """``device`` or ``server``."""
-    target: str
-    """The target, in its canonical text."""
-    against: str
-    """What was compared with: ``golden samples``, or the file that was given."""
-    fallback_reason: str | None
-    """Why the graphs ran on ONNX Runtime instead of the engines; ``None`` where they did not."""
-    rows: tuple[CheckRow, ...]
-    """One per graph of the side, the whole model first."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether every engine passed."""
-        return all(row.passed for row in self.rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the result as JSON takes it: an error that is infinite is ``null``."""
-        rows = [
-            {name: value if value != math.inf else None for name, value in dataclasses.asdict(row).items()}
-            for row in self.rows
-        ]
-        return {**dataclasses.asdict(self), "passed": self.passed, "rows": rows}
 
 
 def check_engines(
@@ -138,6 +88,7 @@ def check_engines(
         against="golden samples" if against is None else against.name,
         fallback_reason=engines.fallback_reason,
         rows=tuple(rows),
+        passed=all(row.passed for row in rows),
     )
     if save_tensors is not None and isinstance(check, _Golden):
         check.save(save_tensors)
@@ -156,10 +107,10 @@ def _how(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) 
         return _Against(bundle, engines, against, samples)
     if side != "server":
         raise UsageError(f"{str(against)!r} holds what heads gave: feed it to the tails, with --side server.")
-    if str(samples[PAIR_ID]) != bundle.manifest["pair_id"]:
+    if str(samples[PAIR_ID]) != bundle.manifest.pair_id:
         raise BundleError(
             f"{str(against)!r} was written from pairs {samples[PAIR_ID]}; this bundle has "
-            f"{bundle.manifest['pair_id']}. Write it again from a copy of this bundle: "
+            f"{bundle.manifest.pair_id}. Write it again from a copy of this bundle: "
             "dsc-split check BUNDLE --side device --save-tensors FILE"
         )
     return _Golden(bundle, engines, crossing=samples)
@@ -171,8 +122,7 @@ def _record(bundle: Bundle, side: str, backend: BackendLike, result: CheckResult
         logger.warning("the errors are not noted: %r is packed, and is not written to", str(bundle.path))
         return
     try:
-        with bundle.lock():
-            record_check(bundle, side, backend, result.to_json())
+        record_check(bundle, side, backend, result.finite())
     except DscError as e:
         logger.warning("the errors are not noted in the manifest: %s", e)
 
@@ -217,13 +167,13 @@ class _Golden:
                 f"bundle {str(bundle.path)!r} has no golden samples: it was cut with --no-proof. "
                 f"Cut it again without, or give --against FILE."
             )
-        self._batch: int = bundle.manifest.get("samples", {}).get("batch", 1)
+        self._batch = bundle.manifest.sample_batch
         self._inputs: dict[str, np.ndarray] = strip_prefix(samples, "input:")
         self._outputs = strip_prefix(samples, "output:")
         self._given: dict[str, np.ndarray] = {}
 
     def run(self, graph: SideGraph) -> tuple[Arrays, Arrays]:
-        """Give what the engine computes, and what it should compute."""
+        """Return what the engine computes, and what it should compute."""
         if graph.split is None:
             return self._run(graph, self._inputs, self._outputs), self._outputs
         samples = golden_samples(self._bundle, graph.split)
@@ -252,7 +202,7 @@ class _Golden:
         """
         import numpy as np
 
-        pair_id = np.array(self._bundle.manifest["pair_id"])
+        pair_id = np.array(self._bundle.manifest.pair_id)
         with new_file(path) as file:
             np.savez(file, **{PAIR_ID: pair_id, **self._given})  # type: ignore[arg-type]  # names are free
 
@@ -301,7 +251,7 @@ class _Against:
         self._batch = bundle.batch_of({name: array.size for name, array in self._inputs.items()})
 
     def run(self, graph: SideGraph) -> tuple[Arrays, Arrays]:
-        """Give what the whole way computes, and what it should compute."""
+        """Return what the whole way computes, and what it should compute."""
         engine = self._engines.load(graph, self._batch)
         if graph.split is None:
             return _run(engine, graph.path, self._inputs, self._outputs), self._outputs
@@ -319,7 +269,7 @@ class _Against:
 
 
 def _batch_axis(info: TensorInfo) -> int | None:
-    """Give the axis that the batch is on; ``None`` where there is none."""
+    """Return the axis that the batch is on; ``None`` where there is none."""
     return next((axis for axis, size in enumerate(info.shape) if isinstance(size, str)), None)
 
 

@@ -177,15 +177,15 @@ def _tables(bundle: Bundle) -> Iterator[LookupTable]:
     """Read the tables of a bundle's pairs, that which was asked for last first."""
     names = [name for name in bundle.storage.names() if name.startswith("tables/") and name.endswith(".json")]
     for name in ["table.json", *names]:
-        listed = name in bundle.manifest["files"]
-        if not bundle.has(name) or (bundle.manifest["sealed"] and not listed):
+        listed = name in bundle.manifest.files
+        if not bundle.has(name) or (bundle.manifest.sealed and not listed):
             continue
         try:
             table = LookupTable.load(bundle.read_result(name))
         except DamagedError as e:
             logger.warning("%s of %s is passed over: %s", name, bundle.path, e)
             continue
-        if table.pair_id == bundle.manifest["pair_id"]:
+        if table.pair_id == bundle.manifest.pair_id:
             yield table
 
 

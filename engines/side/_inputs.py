@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dsc_split.engines.side._sides import golden_samples, strip_prefix
+import numpy as np
+
+from dsc_split.bundles._samples import golden_samples, make_inputs, strip_prefix
 from dsc_split.errors import BundleError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dsc_split.bundle import Bundle, TensorInfo
     from dsc_split.engines.side._sides import SideGraph
 
@@ -27,8 +27,6 @@ def tile(array: np.ndarray, info: TensorInfo, batch: int) -> np.ndarray:
     Raises:
         BundleError: The tensor does not fit what the manifest says of it.
     """
-    import numpy as np
-
     free = [axis for axis, size in enumerate(info.shape) if isinstance(size, str)]
     fixed = math.prod(size for size in info.shape if isinstance(size, int))
     fits = array.ndim == len(info.shape) and array.dtype.name == info.dtype
@@ -70,13 +68,5 @@ def engine_inputs(bundle: Bundle, graph: SideGraph, names: Sequence[str], batch:
     unknown = [name for name in names if name not in infos]
     if unknown:
         raise BundleError(f"{graph.path!r} takes {unknown}, which the manifest does not know. Export it again.")
-    made = _made([infos[name] for name in names if name not in samples], batch)
+    made = make_inputs([infos[name] for name in names if name not in samples], batch, SEED)
     return {name: tile(samples[name], infos[name], batch) if name in samples else made[name] for name in names}
-
-
-def _made(infos: Sequence[TensorInfo], batch: int) -> dict[str, np.ndarray]:
-    if not infos:
-        return {}
-    from dsc_split.bundles._samples import make_inputs
-
-    return make_inputs(infos, batch, SEED)

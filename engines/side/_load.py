@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET, UnsetType
+
 from dsc_split.engines._engine_file import REBUILD
-from dsc_split.engines._fingerprint import differences, kind_of, system
+from dsc_split.engines._fingerprint import differences, system
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._registry import get_backend
-from dsc_split.engines._source import EngineSource, GraphReader, read_listed
+from dsc_split.engines._source import EngineSource, GraphReader
 from dsc_split.engines._target import Target
-from dsc_split.engines.side._sides import SideGraph, last_target, recorded_targets, side_graphs
+from dsc_split.engines.side._sides import SideGraph, last_target, recorded_here, recorded_targets, side_graphs
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
@@ -27,6 +28,7 @@ from dsc_split.errors import (
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
+    from dsc_split.bundles._records import EngineEntry, TargetEntry
     from dsc_split.engines._base import BackendLike, EngineLike
 
 __all__ = ["UNUSABLE", "SideEngines", "choose_target", "entry_backend", "misfit", "rebuild_command", "target_entry"]
@@ -76,7 +78,7 @@ class SideEngines:
         self._side = side
         self._fallback = fallback
         self._reader = GraphReader(bundle)
-        self._built: dict[tuple[str, int], dict[str, Any]] = {}
+        self._built: dict[tuple[str, int], EngineEntry] = {}
         self._failed: dict[str, str] = {}
         self.graphs: tuple[SideGraph, ...] = side_graphs(bundle, side, verify=False)
         chosen = choose_target(bundle, side, target)
@@ -106,21 +108,21 @@ class SideEngines:
         return self._load(graph, batch)
 
     def nearest_batch(self, graph: SideGraph, batch: int) -> int:
-        """Give ``batch``, or the nearest batch size that an engine of a graph was built for."""
-        profiles = [item["profile"] for (path, _), item in self._built.items() if path == graph.path]
+        """Return ``batch``, or the nearest batch size that an engine of a graph was built for."""
+        profiles = [engine.profile for (path, _), engine in self._built.items() if path == graph.path]
         near = [min(max(batch, smallest), largest) for smallest, _, largest in profiles]
         return min(near, key=lambda size: abs(size - batch), default=batch)
 
     def precision(self, graph: SideGraph) -> str:
         """Say what the engine of a graph computes in: ``fp16``, or ``fp32`` where no operation is float16."""
-        rewritten = [item["rewritten"] for (path, _), item in self._built.items() if path == graph.path]
-        halved = any(item and item["halved"] for item in rewritten)
-        return "fp16" if halved else str(self._bundle.manifest["precision"])
+        rewritten = [engine.rewritten for (path, _), engine in self._built.items() if path == graph.path]
+        halved = any(item and item.halved for item in rewritten)
+        return "fp16" if halved else self._bundle.manifest.precision
 
     # ---- finding -------------------------------------------------------------------------------------------
 
     def _open(self, target: Target | BackendLike) -> BackendLike:
-        """Give the back-end, and see that what lies in the bundle is for it."""
+        """Return the back-end, and see that what lies in the bundle is for it."""
         bundle, side = self._bundle, self._side
         entry = target_entry(bundle, side, target)
         backend = entry_backend(bundle, side, target, entry)
@@ -128,28 +130,24 @@ class SideEngines:
             side_graphs(bundle, side)
             return backend
         rebuild = rebuild_command(bundle, side, backend)
-        if (
-            entry is None
-            or not {"options", "engines", "failed"} <= set(entry)
-            or not (entry["engines"] or entry["failed"])
-        ):
+        if entry is None or isinstance(entry.options, UnsetType) or not (entry.built or entry.failures):
             raise UsageError(
                 f"bundle {str(bundle.path)!r} has no engines for target {str(backend.target)!r} "
                 f"on side {side!r}. Build them: {rebuild}"
             )
-        for item in entry["engines"]:
-            if not bundle.has(item["path"]):
+        for engine in entry.built:
+            if not bundle.has(engine.path):
                 raise BundleError(
-                    f"bundle {str(bundle.path)!r} lacks {item['path']!r}, which its manifest lists. "
+                    f"bundle {str(bundle.path)!r} lacks {engine.path!r}, which its manifest lists. "
                     f"Build it again: {rebuild}"
                 )
         self._require_fit(backend, entry)
         bundle.require_trust(f"what was built for {str(backend.target)!r}")
-        self._built = {(item["graph"], item["profile"][2]): item for item in entry["engines"]}
-        self._failed = {item["graph"]: item["reason"] for item in entry["failed"]}
+        self._built = {(engine.graph, engine.profile[2]): engine for engine in entry.built}
+        self._failed = {failed.graph: failed.reason for failed in entry.failures}
         return backend
 
-    def _require_fit(self, backend: BackendLike, entry: Mapping[str, Any]) -> None:
+    def _require_fit(self, backend: BackendLike, entry: TargetEntry) -> None:
         """Refuse engines that something else built than what is here."""
         wrong = misfit(backend, entry)
         if wrong:
@@ -184,25 +182,25 @@ class SideEngines:
         bundle = self._bundle
         if not self.backend.compiles:
             return self.backend.load(self._reader.read(graph.path))
-        item = self._find(graph, batch)
+        engine = self._find(graph, batch)
         command = f"Build it again: {rebuild_command(bundle, self._side, self.backend)}"
-        listed = bundle.manifest["files"].get(item["path"])
+        listed = bundle.manifest.files.get(engine.path)
         if listed is None:
-            raise BundleError(f"the manifest does not list {item['path']!r}. {command}")
+            raise BundleError(f"the manifest does not list {engine.path!r}. {command}")
         digest = bundle.graph_digest(graph.path)
-        if item["graph_digest"] != digest:
-            raise EngineMismatch(f"{item['path']!r} was built from another {graph.path!r}. {command}")
+        if engine.graph_digest != digest:
+            raise EngineMismatch(f"{engine.path!r} was built from another {graph.path!r}. {command}")
         try:
-            data = read_listed(bundle, item["path"])
+            data = bundle.read(engine.path)
         except BundleError as e:
-            raise EngineFileError(f"engine {item['path']!r} is damaged: {e} {command}") from e
-        source = EngineSource(name=PurePosixPath(item["path"]).name, data=data, sha256=listed["sha256"])
+            raise EngineFileError(f"engine {engine.path!r} is damaged: {e} {command}") from e
+        source = EngineSource(name=PurePosixPath(engine.path).name, data=data, sha256=listed.sha256)
         try:
-            return self.backend.load(source, sha256=listed["sha256"], digest=digest)
+            return self.backend.load(source, sha256=listed.sha256, digest=digest)
         except EngineFileError as e:
             raise type(e)(str(e).replace(REBUILD, command)) from e
 
-    def _find(self, graph: SideGraph, batch: int) -> dict[str, Any]:
+    def _find(self, graph: SideGraph, batch: int) -> EngineEntry:
         sizes = sorted(largest for path, largest in self._built if path == graph.path)
         fitting = [size for size in sizes if size >= batch]
         if fitting:
@@ -214,7 +212,7 @@ class SideEngines:
             raise BackendError(
                 f"{graph.label}: there is no engine for {str(self.backend.target)!r}. Build it: {rebuild}"
             )
-        lowered = self._built[graph.path, sizes[-1]]["lowered"]
+        lowered = self._built[graph.path, sizes[-1]].lowered
         if lowered:
             raise OutOfMemoryError(f"{graph.label} was built for batches up to {sizes[-1]}: {lowered}")
         raise BackendError(
@@ -224,7 +222,7 @@ class SideEngines:
 
 
 def choose_target(bundle: Bundle, side: str, target: str | Target | BackendLike | None) -> Target | BackendLike:
-    """Give the target that is meant: the side's last recorded one, else ``onnxruntime:cpu``, where none is given.
+    """Return the target that is meant: the side's last recorded one, else ``onnxruntime:cpu``, where none is given.
 
     Raises:
         UsageError: It is unknown.
@@ -234,34 +232,32 @@ def choose_target(bundle: Bundle, side: str, target: str | Target | BackendLike 
     return Target.parse(target) if isinstance(target, str) else target
 
 
-def target_entry(bundle: Bundle, side: str, target: Target | BackendLike) -> dict[str, Any] | None:
+def target_entry(bundle: Bundle, side: str, target: Target | BackendLike) -> TargetEntry | None:
     """Find what the manifest says of a target: for this kind of machine, or else what was recorded last.
 
     Raises:
         BackendUnavailable: Several kinds are recorded, and which one this is cannot be told.
     """
     found = recorded_targets(bundle, side, str(target if isinstance(target, Target) else target.target))
-    if len(found) > 1:
-        kind = kind_of(get_backend(target).build_fingerprint())
-        found = [item for item in found if kind_of(item["fingerprint"]) == kind] or found
-    return found[-1] if found else None
+    here = recorded_here(bundle.manifest, side, get_backend(target)) if len(found) > 1 else None
+    return here or next(reversed(found), None)
 
 
-def misfit(backend: BackendLike, entry: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Give the facts in which a machine differs from the one that an entry's engines were built for, with both values.
+def misfit(backend: BackendLike, entry: TargetEntry) -> dict[str, tuple[Any, Any]]:
+    """Return the facts in which a machine differs from the one that engines were built for, with both values.
 
     Where an engine says on which system it was built, it runs on no other one.
     """
-    wrong = differences(entry["fingerprint"], backend.build_fingerprint())
+    wrong = differences(entry.fingerprint, backend.build_fingerprint())
     for key, value in system().items():
-        stated = {item.get(key, value) for item in entry.get("engines", ())}
-        if stated - {value}:
-            wrong[key] = (next(iter(stated - {value})), value)
+        stated = {getattr(engine, key) for engine in entry.built} - {value, UNSET}
+        if stated:
+            wrong[key] = (next(iter(stated)), value)
     return wrong
 
 
 def rebuild_command(bundle: Bundle, side: str, backend: BackendLike, batch: int | None = None) -> str:
-    """Give the command that builds the engines as they were built, also for ``batch``."""
+    """Return the command that builds the engines as they were built, also for ``batch``."""
     command = _build_command(bundle, side, backend.target)
     options = backend.options
     if options is None:
@@ -269,28 +265,26 @@ def rebuild_command(bundle: Bundle, side: str, backend: BackendLike, batch: int 
     return f"{command} {options.command(sorted({*options.batches, batch}) if batch else None)}"
 
 
-def entry_backend(
-    bundle: Bundle, side: str, target: Target | BackendLike, entry: Mapping[str, Any] | None
-) -> BackendLike:
-    """Give the back-end, with the options that its engines were built with.
+def entry_backend(bundle: Bundle, side: str, target: Target | BackendLike, entry: TargetEntry | None) -> BackendLike:
+    """Return the back-end, with the options that its engines were built with.
 
     Raises:
         BackendUnavailable: Its library is not there.
         BundleError: The options in the manifest do not fit.
     """
-    if entry is None or "options" not in entry:
+    if entry is None or isinstance(entry.options, UnsetType):
         return get_backend(target)
     try:
-        return get_backend(target, BuildOptions.from_json(entry["options"]))
+        return get_backend(target, BuildOptions.of_record(entry.options))
     except UsageError as e:
         raise BundleError(
-            f"manifest {str(bundle.path / 'manifest.json')!r}: the options of target {entry['target']!r} on side "
-            f"{side!r} are wrong: {e} Build its engines again: {_build_command(bundle, side, entry['target'])}"
+            f"manifest {str(bundle.path / 'manifest.json')!r}: the options of target {entry.target!r} on side "
+            f"{side!r} are wrong: {e} Build its engines again: {_build_command(bundle, side, entry.target)}"
         ) from e
 
 
 def _onnx_backend(failed: Target) -> BackendLike:
-    """Give ONNX Runtime, on the GPU where the target that failed was for one and it can be used.
+    """Return ONNX Runtime, on the GPU where the target that failed was for one and it can be used.
 
     Raises:
         BackendUnavailable: It is not installed.
@@ -307,5 +301,5 @@ def _onnx_backend(failed: Target) -> BackendLike:
 
 
 def _build_command(bundle: Bundle, side: str, target: object) -> str:
-    """Give the command that builds a side's engines, with the usual options."""
+    """Return the command that builds a side's engines, with the usual options."""
     return f"dsc-split build {shlex.quote(str(bundle.path))} --side {side} --target {target}"

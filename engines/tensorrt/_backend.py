@@ -8,13 +8,26 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import UNSET, UnsetType
 
 from dsc_split._support.files import new_file, sha256_file
 from dsc_split._support.sizes import size_text
+from dsc_split.bundles._records import BuilderMemory, EnginePrecision, Rewritten
 from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
 from dsc_split.engines._cache import EngineCache, cache_folder
-from dsc_split.engines._engine_file import REBUILD, read_header, read_plan, write_plan
+from dsc_split.engines._engine_file import (
+    FORMAT,
+    REBUILD,
+    VERSION,
+    EngineDescription,
+    EngineHeader,
+    PlanProfile,
+    read_header,
+    read_plan,
+    write_plan,
+)
 from dsc_split.engines._fingerprint import gpu, system
 from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._source import EngineSource
@@ -37,7 +50,6 @@ __all__ = ["TrtBackend"]
 
 logger = logging.getLogger(__name__)
 
-HEADER = {"format": "dsc-split/engine", "version": 1}
 NOT_CAPTURABLE = "REQUIRE_USER_ALLOCATION is not compatible"
 """What TensorRT for RTX says of a network that cannot be part of a CUDA graph: its shapes depend on data, say."""
 BUILDER_VERSION = 1
@@ -62,7 +74,7 @@ class TrtBackend(Backend):
     """What both libraries share."""
 
     compiles = True
-    library_name: str
+    library_name: Literal["tensorrt", "tensorrt_rtx"]
     """Import name of the library."""
     tied_to_system: bool
     """Whether a plan runs only on the operating system and processor architecture that it was built on."""
@@ -142,23 +154,15 @@ class TrtBackend(Backend):
             if not cached:
                 self._build_anew(job, options)
                 cache.put(key, path)
-        header = read_header(path)
+        facts = read_header(path).facts
         sha256 = sha256_file(path)
         if self._runs_here:
             job.tell("load")
             self.load(path, sha256=sha256).close()
-        facts = ("memory", "precision", "rewritten", "lowered", "notes", "system", "machine")
-        profile = [header["profile"][bound] for bound in ("min", "opt", "max")]
-        return BuiltEngine(
-            path=path,
-            sha256=sha256,
-            size_bytes=path.stat().st_size,
-            facts={"profile": profile, **{name: header[name] for name in facts if name in header}},
-            cached=cached,
-        )
+        return BuiltEngine(path=path, sha256=sha256, size_bytes=path.stat().st_size, facts=facts, cached=cached)
 
     def _find_listed(self, job: BuildJob, options: BuildOptions) -> Path | None:
-        """Give the engine that the bundle has, where it is this very one and undamaged."""
+        """Return the engine that the bundle has, where it is this very one and undamaged."""
         path = job.listed
         if path is None or not path.is_file() or sha256_file(path) != job.listed_sha256:
             return None
@@ -167,15 +171,14 @@ class TrtBackend(Backend):
         except EngineFileError:
             return None
 
-    def _fits(self, job: BuildJob, header: dict[str, Any], options: BuildOptions) -> bool:
-        """Tell whether an engine is what a job asks for, whatever its file is called."""
-        stated = (header["graph"], header["graph_digest"], header["label"], header["build_fingerprint"])
-        told = header["memory"].get("activation_bytes", {})
+    def _fits(self, job: BuildJob, header: EngineHeader, options: BuildOptions) -> bool:
+        """Return whether an engine is what a job asks for, whatever its file is called."""
+        stated = (header.graph, header.graph_digest, header.label, header.build_fingerprint)
         return (
             stated == (job.path, job.digest, job.label, self.build_fingerprint())
-            and header["profile"]["max"] <= job.profile[2]
-            and (header["lowered"] is not None or header["profile"]["max"] == job.profile[2])
-            and (not _asks_memory(options) or {str(batch) for batch in options.batches} <= set(told))
+            and header.profile.max <= job.profile[2]
+            and (header.lowered is not None or header.profile.max == job.profile[2])
+            and (not _asks_memory(options) or set(options.batches) <= set(header.memory.activations))
         )
 
     def _cache_key(self, job: BuildJob, options: BuildOptions) -> dict[str, Any]:
@@ -191,44 +194,48 @@ class TrtBackend(Backend):
 
     def _build_anew(self, job: BuildJob, options: BuildOptions) -> None:
         graph, rewritten = self._graph(job, options)
-        activation_bytes: dict[str, int] = {}
+        activation_bytes: dict[int, int] = {}
         made, lowered = self._fit(job, graph, options, activation_bytes)
         precision = self._precision(job, made)
         if _asks_memory(options):
             for batch in options.batches:
-                if str(batch) not in activation_bytes:
+                if batch not in activation_bytes:
                     other = self._plan(job, graph, (min(made.profile[0], batch), batch, batch), options)
-                    activation_bytes[str(batch)] = other.built.activation_bytes
+                    activation_bytes[batch] = other.built.activation_bytes
         parsed, built = made.parsed, made.built
-        header = {
-            **HEADER,
-            "library": self._library.name,
-            "library_version": self._library.version,
-            "target": f"{self.target.backend}:{self.target.architecture}",
-            "architecture": self.target.architecture,
-            "build_fingerprint": self.build_fingerprint(),
-            **(system() if self.tied_to_system else {}),
-            "model": job.model,
-            "label": job.label,
-            "graph": job.path,
-            "graph_digest": job.digest,
-            "profile": {**dict(zip(("min", "opt", "max"), made.profile, strict=True)), "shapes": made.shapes},
-            "inputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.inputs],
-            "outputs": [parsed.describe(tensor, job.tensors) for tensor in parsed.outputs],
-            "precision": precision,
-            "memory": {
-                "activation_bytes": activation_bytes,
-                "scratch_bytes": built.scratch_bytes,
-                "weights_bytes": built.weights_bytes,
-            },
-            "rewritten": rewritten,
-            "lowered": lowered or None,
-            "notes": _notes(rewritten) if rewritten else [],
-        }
-        write_plan(job.output, header, built.plan)
+        smallest, best, largest = made.profile
+        tied = system() if self.tied_to_system else {}
+        description = EngineDescription(
+            format=FORMAT,
+            version=VERSION,
+            library=self.library_name,
+            library_version=self._library.version,
+            target=f"{self.target.backend}:{self.target.architecture}",
+            architecture=self.target.architecture,
+            build_fingerprint=self.build_fingerprint(),
+            system=tied.get("system", UNSET),
+            machine=tied.get("machine", UNSET),
+            model=job.model,
+            label=job.label,
+            graph=job.path,
+            graph_digest=job.digest,
+            profile=PlanProfile(min=smallest, opt=best, max=largest, shapes=made.shapes),
+            inputs=tuple(parsed.describe(tensor, job.tensors) for tensor in parsed.inputs),
+            outputs=tuple(parsed.describe(tensor, job.tensors) for tensor in parsed.outputs),
+            precision=precision,
+            memory=BuilderMemory(
+                activation_bytes={str(batch): size for batch, size in activation_bytes.items()},
+                scratch_bytes=built.scratch_bytes,
+                weights_bytes=built.weights_bytes,
+            ),
+            rewritten=rewritten,
+            lowered=lowered or None,
+            notes=_notes(rewritten) if rewritten else (),
+        )
+        write_plan(job.output, description, built.plan)
 
     def _fit(
-        self, job: BuildJob, graph: bytes, options: BuildOptions, activation_bytes: dict[str, int]
+        self, job: BuildJob, graph: bytes, options: BuildOptions, activation_bytes: dict[int, int]
     ) -> tuple[_Made, str]:
         """Build for the largest batch whose memory the GPU has; says why it is not the one that was asked for.
 
@@ -248,7 +255,7 @@ class TrtBackend(Backend):
             if lowered and profile != profiles[-1] and _hopeless(profile[2], activation_bytes, available):
                 continue
             made = self._plan(job, graph, profile, options)
-            activation_bytes[str(profile[2])] = made.built.activation_bytes
+            activation_bytes[profile[2]] = made.built.activation_bytes
             needed = made.built.activation_bytes + made.built.weights_bytes
             if available is None or needed <= available:
                 return made, lowered
@@ -278,7 +285,7 @@ class TrtBackend(Backend):
             built = build(False)
         return _Made(profile=profile, shapes=shapes, parsed=parsed, built=built)
 
-    def _precision(self, job: BuildJob, made: _Made) -> dict[str, Any]:
+    def _precision(self, job: BuildJob, made: _Made) -> EnginePrecision:
         """Say what the network computes in, as its definition says.
 
         Raises:
@@ -292,14 +299,14 @@ class TrtBackend(Backend):
                     f"float16 was asked for, and {len(wide)} layers compute in float32, {wide[0]!r} the first. "
                     "Float64 in the graph does that: make it float32 in the model, or export with --precision fp32."
                 )
-        return {
-            "layers": made.parsed.count_types(),
-            "compute_layers": {name: len(layers) for name, layers in compute.items()},
-            "tf32": made.built.tf32,
-        }
+        return EnginePrecision(
+            layers=made.parsed.count_types(),
+            compute_layers={name: len(layers) for name, layers in compute.items()},
+            tf32=made.built.tf32,
+        )
 
-    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
-        """Give the graph to build, and what was rewritten in it, for the GPU has not everything."""
+    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, Rewritten | None]:
+        """Return the graph to build, and what was rewritten in it, for the GPU has not everything."""
         return job.source.data, None
 
     # ---- load ------------------------------------------------------------------------------------------------
@@ -308,9 +315,9 @@ class TrtBackend(Backend):
         from dsc_split.engines.tensorrt._engine import TensorRTEngine
 
         file = read_plan(source, sha256=sha256)
-        if digest is not None and file.header["graph_digest"] != digest:
+        if digest is not None and file.header.graph_digest != digest:
             raise EngineMismatch(
-                f"engine {source.name!r} was built from another graph than the bundle's, {file.header['graph']!r}. "
+                f"engine {source.name!r} was built from another graph than the bundle's, {file.header.graph!r}. "
                 f"{REBUILD}"
             )
         self._compare(source.name, file.header)
@@ -324,19 +331,22 @@ class TrtBackend(Backend):
             logger=self._library.logger,
             cuda=cuda,
             io=self.target.io,
-            runtime_cache=_runtime_cache(file.header["plan_sha256"], cuda),
+            runtime_cache=_runtime_cache(file.header.plan_sha256, cuda),
         )
 
-    def _compare(self, name: str, header: dict[str, Any]) -> None:
+    def _compare(self, name: str, header: EngineHeader) -> None:
         """Refuse an engine that this library, in this version, on this GPU, did not build."""
         expected = {"library": self._library.name, "library_version": self._library.version}
         expected |= {"architecture": self.target.architecture, **self._gpu_facts()}
-        expected |= {key: value for key, value in system().items() if key in header}
-        stated = {**header["build_fingerprint"], **header}
+        own = {name: getattr(header, name) for name in ("library", "library_version", "architecture")}
+        tied = {"system": header.system, "machine": header.machine}
+        own |= {name: value for name, value in tied.items() if not isinstance(value, UnsetType)}
+        expected |= {name: value for name, value in system().items() if name in own}
+        stated = {**header.build_fingerprint, **own}
         wrong = [key for key, value in expected.items() if stated.get(key) != value]
         if not wrong and not self._runs_here:
             raise EngineMismatch(
-                f"engine {name!r} was built for {header['target']}; found a GPU of compute capability "
+                f"engine {name!r} was built for {header.target}; found a GPU of compute capability "
                 f"{self._cuda().compute_capability}. {REBUILD}"
             )
         if wrong:
@@ -383,10 +393,10 @@ def _asks_memory(options: BuildOptions) -> bool:
     return options.memory_per_batch and not options.per_batch
 
 
-def _hopeless(batch: int, activation_bytes: dict[str, int], available: int | None) -> bool:
-    """Tell whether a batch size need not be tried: activations grow about as the batch does, give or take a half."""
-    tried = min(map(int, activation_bytes))
-    return available is not None and activation_bytes[str(tried)] * batch / tried > 1.5 * available
+def _hopeless(batch: int, activation_bytes: dict[int, int], available: int | None) -> bool:
+    """Return whether a batch size need not be tried: activations grow about as the batch does, give or take a half."""
+    tried = min(activation_bytes)
+    return available is not None and activation_bytes[tried] * batch / tried > 1.5 * available
 
 
 def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
@@ -394,11 +404,11 @@ def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
     return layer.partition(" ")[0] in kept or layer in kept
 
 
-def _notes(rewritten: dict[str, Any]) -> list[str]:
+def _notes(rewritten: Rewritten) -> tuple[str, ...]:
     """Say what was rewritten, in words."""
-    forms = {
-        "converted": "equal convolutions",
-        "summed": "equal multiplications and sums, whose speed has not been measured",
-        "halved": "float16",
-    }
-    return [f"{len(rewritten[key])} became {forms[key]}" for key in forms if rewritten[key]]
+    forms = (
+        (rewritten.converted, "equal convolutions"),
+        (rewritten.summed, "equal multiplications and sums, whose speed has not been measured"),
+        (rewritten.halved, "float16"),
+    )
+    return tuple(f"{len(names)} became {form}" for names, form in forms if names)

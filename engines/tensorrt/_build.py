@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.engines._engine_file import ShapeBounds
 from dsc_split.engines.tensorrt._library import TrtLibrary, interruptible
 from dsc_split.errors import BackendError, OutOfMemoryError
 
@@ -29,7 +30,7 @@ REFUSED_TYPE = re.compile(
 MAX_ELEMENTS = 2**31 - 1
 """Most elements that an input or output may have: beyond, the library no longer counts reliably."""
 
-Shapes = dict[str, dict[str, list[int]]]
+Shapes = dict[str, ShapeBounds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class BuiltPlan:
 
 
 def profile_shapes(parsed: ParsedNetwork, tensors: Mapping[str, TensorInfo], profile: tuple[int, int, int]) -> Shapes:
-    """Give smallest, best and largest shape of every input: ``{name: {"min": [...], "opt": ..., "max": ...}}``.
+    """Return smallest, best and largest shape of every input, by name.
 
     Raises:
         BackendError: The bundle does not know an input, an input's values shape other tensors, or an input or output
@@ -73,9 +74,8 @@ def profile_shapes(parsed: ParsedNetwork, tensors: Mapping[str, TensorInfo], pro
                 f"the values of input {tensor.name!r} decide the shapes of other tensors, which no profile can "
                 "describe. Make it a constant of the model, or choose another target."
             )
-        shapes[tensor.name] = {
-            bound: list(known.shape_at(batch)) for bound, batch in zip(("min", "opt", "max"), profile, strict=True)
-        }
+        low, best, high = map(known.shape_at, profile)
+        shapes[tensor.name] = ShapeBounds(min=low, opt=best, max=high)
     return shapes
 
 
@@ -112,7 +112,7 @@ def build_plan(
     if any(size < 0 for tensor in parsed.inputs for size in tensor.shape):
         profile = builder.create_optimization_profile()
         for name, bounds in shapes.items():
-            profile.set_shape(name, bounds["min"], bounds["opt"], bounds["max"])
+            profile.set_shape(name, bounds.min, bounds.opt, bounds.max)
         if config.add_optimization_profile(profile) < 0:
             raise BackendError(f"the shapes {shapes} are refused: {'; '.join(library.logger.errors())}")
     configure(config)

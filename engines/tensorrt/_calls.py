@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dsc_split.engines._base import TensorSpec
+    from dsc_split.engines._engine_file import PlanProfile
     from dsc_split.engines.gpu._cuda import CudaLayer, Handle
 
 __all__ = ["BoundCall", "Runner"]
@@ -46,7 +47,7 @@ class Runner:
         target: str,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        profile: Mapping[str, Any],
+        profile: PlanProfile,
         io: Place,
     ) -> None:
         self.name = name
@@ -100,12 +101,13 @@ class Runner:
         """Raise where an input's shape is outside the profile."""
         spec = self.inputs[name]
         fixed = [dim if isinstance(dim, int) else None for dim in spec.shape]
-        bounds = (self._profile.get("shapes") or {}).get(name, {"min": fixed, "max": fixed})
-        for axis, (dim, least, most) in enumerate(zip(shape, bounds["min"], bounds["max"], strict=True)):
-            if least is None or least <= dim <= most:
+        bounds = self._profile.shapes.get(name)
+        low, high = (bounds.min, bounds.max) if bounds is not None else (fixed, fixed)
+        for axis, (dim, least, most) in enumerate(zip(shape, low, high, strict=True)):
+            if least is None or most is None or least <= dim <= most:
                 continue
             if spec.shape[axis] == "batch":
-                batches = sorted({dim, *(self._profile.get(key, least) for key in ("min", "opt", "max"))})
+                batches = sorted({dim, *self._profile.batches})
                 raise BackendError(
                     f"{self.name!r} takes batches from {least} to {most}; {dim} was given. Build it again with that "
                     f"batch: dsc-split build BUNDLE --side SIDE --target {self._target} "

@@ -17,6 +17,7 @@ from dsc_split.errors import BackendError, EngineFileError
 if TYPE_CHECKING:
     import numpy as np
 
+    from dsc_split.engines._engine_file import EngineDescription, PlanTensor
     from dsc_split.engines.gpu._cuda import CudaLayer
 
 __all__ = ["TensorRTEngine"]
@@ -36,7 +37,7 @@ class TensorRTEngine(Engine):
         self,
         backend: Backend,
         name: str,
-        header: Mapping[str, Any],
+        header: EngineDescription,
         plan: memoryview,
         *,
         trt: Any,
@@ -63,8 +64,8 @@ class TensorRTEngine(Engine):
             BackendUnavailable: Driver or CUDA are too old for it.
             BackendError: It cannot be loaded, or has elements of a type that NumPy lacks.
         """
-        super().__init__(backend, name, _specs(header["inputs"]), _specs(header["outputs"]))
-        profile = header.get("profile") or {}
+        super().__init__(backend, name, _specs(header.inputs), _specs(header.outputs))
+        profile = header.profile
         target = str(backend.target)
         self._cuda = cuda
         with cuda.active(), contextlib.ExitStack() as held:
@@ -90,7 +91,7 @@ class TensorRTEngine(Engine):
             held.callback(self._device_call.close)
             self._owned = held.pop_all()
         self.facts = self._runner.facts
-        self.facts["profile"] = {key: profile[key] for key in ("min", "opt", "max") if key in profile}
+        self.facts["profile"] = {"min": profile.min, "opt": profile.opt, "max": profile.max}
         self.facts["file"] = name
         self.facts |= loaded.facts
 
@@ -219,5 +220,5 @@ class TensorRTEngine(Engine):
             )
 
 
-def _specs(items: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name=item["name"], dtype=item["dtype"], shape=tuple(item["shape"])) for item in items)
+def _specs(tensors: tuple[PlanTensor, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape) for tensor in tensors)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import write_bytes
+from dsc_split.bundles._records import Rewritten
 from dsc_split.engines._base import BuildJob
 from dsc_split.engines._cache import cache_folder
 from dsc_split.engines._options import BuildOptions
@@ -74,7 +75,7 @@ class TensorRTRTXBackend(TrtBackend):
         except BackendUnavailable:
             return False
 
-    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, dict[str, Any] | None]:
+    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, Rewritten | None]:
         """Rewrite float32 matrix products for SM75, and prove that the graph computes what it did.
 
         Raises:
@@ -107,14 +108,14 @@ class TensorRTRTXBackend(TrtBackend):
                 f"off by {max_rel:.2g} of its largest value; at most {tolerance:g} is expected. Choose another target, "
                 "or --precision fp16 at the export."
             )
-        return encode_graph(rewrite.model), {
-            "why": "SM75 has no float32 form of these operations",
-            "converted": list(rewrite.converted),
-            "summed": list(rewrite.summed),
-            "halved": list(rewrite.halved),
-            "graph_sha256": digest(rewrite),
-            "max_rel_error": max_rel,
-        }
+        return encode_graph(rewrite.model), Rewritten(
+            why="SM75 has no float32 form of these operations",
+            converted=rewrite.converted,
+            summed=rewrite.summed,
+            halved=rewrite.halved,
+            graph_sha256=digest(rewrite),
+            max_rel_error=max_rel,
+        )
 
 
 class TensorRTBackend(TrtBackend):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsc_split.engines._engine_file import PlanTensor
 from dsc_split.engines.tensorrt._library import TrtLibrary, interruptible
 from dsc_split.errors import BackendError
 
@@ -57,16 +58,17 @@ class ParsedNetwork:
         """Output tensors, in order."""
         return [self.network.get_output(index) for index in range(self.network.num_outputs)]
 
-    def describe(self, tensor: Any, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    def describe(self, tensor: Any, tensors: Mapping[str, TensorInfo]) -> PlanTensor:
         """Describe an input or output: name, ONNX type, shape with the bundle's words for what is free."""
         known = tensors.get(tensor.name)
-        shape: list[Any] = [size if size >= 0 else None for size in tensor.shape]
+        shape: tuple[int | str | None, ...] = tuple(size if size >= 0 else None for size in tensor.shape)
         if known is not None and len(known.shape) == len(shape):
-            shape = list(known.shape)
-        return {"name": tensor.name, "dtype": dtype_name(tensor.dtype), "shape": shape}
+            shape = known.shape
+        dtype: Any = dtype_name(tensor.dtype)  # one that readers do not know is refused when it is written
+        return PlanTensor(name=tensor.name, dtype=dtype, shape=shape)
 
     def compute_types(self) -> dict[str, list[str]]:
-        """Give the names of the layers where the time goes, by the type that they compute in."""
+        """Return the names of the layers where the time goes, by the type that they compute in."""
         found: dict[str, list[str]] = {}
         for index in range(self.network.num_layers):
             layer = self.network.get_layer(index)
@@ -82,7 +84,7 @@ class ParsedNetwork:
 
 
 def dtype_name(dtype: Any) -> str:
-    """Give the ONNX name of a TensorRT element type."""
+    """Return the ONNX name of a TensorRT element type."""
     return DTYPES.get(dtype.name, str(dtype.name).lower())
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from dsc_split._support.files import sha256_file
@@ -108,13 +109,15 @@ def ten_gigabytes(folder: Path) -> None:
     bundle.model_path.write_bytes(proto.SerializeToString())
     with (bundle.path / "onnx" / "weights.data").open("r+b") as file:
         file.truncate(count * size_bytes)
-    listed = bundle.manifest["files"]
-    listed["onnx/weights.data"]["size"] = count * size_bytes
-    listed["onnx/model.onnx"] |= {
-        "sha256": sha256_file(bundle.model_path),
-        "size": bundle.model_path.stat().st_size,
-    }
-    bundle.save()
+    with bundle.edit() as draft:
+        listed = draft.manifest.files
+        weights, graph = listed["onnx/weights.data"], listed["onnx/model.onnx"]
+        sha256, graph_bytes = sha256_file(bundle.model_path), bundle.model_path.stat().st_size
+        changed = {
+            "onnx/weights.data": replace(weights, size_bytes=count * size_bytes),
+            "onnx/model.onnx": replace(graph, sha256=sha256, size_bytes=graph_bytes),
+        }
+        draft.change(files={**listed, **changed})
     process = subprocess.run(
         [sys.executable, "-c", CUT, str(bundle.path)], capture_output=True, text=True, check=True
     )  # in a process of its own, for its memory

@@ -43,7 +43,7 @@ def memory_bytes() -> int:
 def measure(folder: Path, weights: str, layout: str) -> tuple[float, float, float]:
     """Load all tails and run each; returns MB after loading, MB after the runs, and the first tail's median ms."""
     bundle = Bundle.open(folder)
-    weights_path = bundle.file(bundle.manifest["model"]["weights"]["path"])
+    weights_path = bundle.file(bundle.manifest.model.weights.path)
     before = memory_bytes()
     buffer = None if WEIGHTS[weights] is None else np.fromfile(weights_path, dtype=np.uint8)
     sessions = []
@@ -80,10 +80,10 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     bundle = Bundle.open(parser.parse_args().bundle)
 
-    weights_mb = bundle.file(bundle.manifest["model"]["weights"]["path"]).stat().st_size / 1e6
+    weights_mb = bundle.file(bundle.manifest.model.weights.path).stat().st_size / 1e6
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
     print(f"onnxruntime {onnxruntime.__version__}, one thread, batch 1")
-    print(f"{bundle.manifest['model']['name']}: {len(bundle.splits)} tails, weights of {weights_mb:.1f} MB")
+    print(f"{bundle.manifest.model.title}: {len(bundle.splits)} tails, weights of {weights_mb:.1f} MB")
     print(f"{'weights':>20} {'layout':>10} {'loaded MB':>10} {'after a run MB':>15} {'first tail ms':>14}")
     for layout in LAYOUTS:
         for weights in WEIGHTS:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec.structs import asdict, replace
 
 from dsc_split._support.sizes import parse_size, size_text
-from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.bundle import Bundle, Manifest, Split, TensorInfo
 from dsc_split.bundles._manifest import encode_manifest
+from dsc_split.bundles._records import BatchRange, CrossingTensor, FileEntry, ModelEntry, Targets, WeightsEntry
 from dsc_split.engines._fingerprint import processor_name
 from dsc_split.packing import pack_bundle, verify_bundle
 
@@ -33,7 +34,7 @@ WEIGHTS = "onnx/weights.data"
 def make_bundle(folder: Path, size_bytes: int) -> Bundle:
     """Make a bundle of one pair whose weights have a size."""
     (folder / "onnx").mkdir(parents=True)
-    files = {}
+    files: dict[str, FileEntry] = {}
     numbers = np.random.default_rng(0)
     with (folder / WEIGHTS).open("wb") as file:
         digest = hashlib.sha256()
@@ -41,34 +42,33 @@ def make_bundle(folder: Path, size_bytes: int) -> Bundle:
             block = numbers.bytes(min(BLOCK_BYTES, size_bytes - start))
             digest.update(block)
             file.write(block)
-    files[WEIGHTS] = {"sha256": digest.hexdigest(), "size": size_bytes, "role": "weights"}
+    files[WEIGHTS] = FileEntry(sha256=digest.hexdigest(), size_bytes=size_bytes, role="weights")
     for path in GRAPHS:
         data = b""  # a graph without anything in it
         (folder / path).write_bytes(data)
-        files[path] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "role": "graph"}
-    tensor = {"name": "x", "dtype": "float32", "shape": ["batch"], "elements_by_batch": [1, 0], "itemsize": 4}
-    split = {"name": "a", "tensors": [{**tensor, "passthrough": False}], "head": GRAPHS[1], "tail": GRAPHS[2]}
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "revision": 1,
-        "sealed": False,
-        "side": None,
-        "pair_id": "",
-        "model": {"path": GRAPHS[0], "weights": {"path": WEIGHTS}},
-        "precision": "fp32",
-        "batch": {"fixed": None, "max": 1},
-        "inputs": [tensor],
-        "outputs": [tensor],
-        "input_bytes_stated": None,
-        "full_offload": True,
-        "splits": [{**split, "early_outputs": []}],
-        "failed_splits": [],
-        "targets": {"device": [], "server": []},
-        "files": files,
-        "left_out": {},
-    }
-    manifest["pair_id"] = Bundle(folder, manifest).compute_pair_id()
+        files[path] = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), role="graph")
+    tensor = TensorInfo(name="x", dtype="float32", shape=("batch",), elements_by_batch=(1, 0), itemsize=4)
+    crossing = CrossingTensor(**asdict(tensor), passthrough=False)
+    split = Split(name="a", tensors=(crossing,), head=GRAPHS[1], tail=GRAPHS[2], early_outputs=())
+    manifest = Manifest(
+        revision=1,
+        sealed=False,
+        side=None,
+        pair_id="",
+        model=ModelEntry(path=GRAPHS[0], weights=WeightsEntry(path=WEIGHTS)),
+        precision="fp32",
+        batch=BatchRange(fixed=None, max=1),
+        inputs=(tensor,),
+        outputs=(tensor,),
+        input_bytes_stated=None,
+        full_offload=True,
+        splits=(split,),
+        failed_splits=(),
+        targets=Targets(device=(), server=()),
+        files=files,
+        left_out={},
+    )
+    manifest = replace(manifest, pair_id=Bundle(folder, manifest).compute_pair_id())
     (folder / "manifest.json").write_bytes(encode_manifest(manifest))
     return Bundle.open(folder)
 
@@ -88,7 +88,7 @@ def timed_fsync() -> Iterator[list[float]]:
     taken_s: list[float] = []
     fsync = os.fsync
 
-    def noting(fd: Any) -> None:
+    def noting(fd: int) -> None:
         start_s = time.perf_counter()
         fsync(fd)
         taken_s.append(time.perf_counter() - start_s)

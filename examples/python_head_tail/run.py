@@ -98,7 +98,7 @@ def main() -> int:
 
     whole = get_backend("onnxruntime:cpu").load(bundle.model_path).run(inputs)
     worst = max(relative_error(outputs[name], whole[name]) for name in whole)
-    tolerance = TOLERANCE[bundle.manifest["precision"]]
+    tolerance = TOLERANCE[bundle.manifest.precision]
     print(f"largest difference from the whole model: {worst:.2g} of the largest output; up to {tolerance:g} is right")
     return 0 if worst <= tolerance else 1
 

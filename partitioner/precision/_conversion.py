@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsc_split.bundles._records import Conversion
 from dsc_split.errors import ExportError, UsageError
 from dsc_split.partitioner._load import input_infos
 from dsc_split.partitioner._weights_file import StoredFile, encode_graph, store_graph, store_weights
@@ -47,8 +48,8 @@ class Converted:
     """The weights' file; ``None`` where all are in the graph."""
     references: list[Reference]
     """What it answers to the inputs that the float32 graph was run on, rounded as its inputs are."""
-    entry: dict[str, Any]
-    """The manifest's ``conversion``."""
+    conversion: Conversion
+    """What the manifest says of it."""
     notes: list[str]
     """Sentences the user should read."""
 
@@ -158,17 +159,17 @@ def convert_to_half(
         notes += more
     for note in notes:
         logger.warning("%s", note)
-    entry = {
-        "from": "fp32",
-        "io_precision": io_precision or "fp16",
-        "weights_converted": report.weights_converted,
-        "weights_overflowed": report.weights_overflowed,
-        "weights_vanished": report.weights_vanished,
-        "kept_float32": [asdict(op) for op in report.kept_float32],
-        "max_abs_error": max_abs,
-        "max_rel_error": max_rel,
-    }
-    return Converted(stored=stored, weights=weights, references=halves, entry=entry, notes=notes)
+    conversion = Conversion(
+        source="fp32",
+        io_precision="fp32" if io_precision == "fp32" else "fp16",
+        weights_converted=report.weights_converted,
+        weights_overflowed=report.weights_overflowed,
+        weights_vanished=report.weights_vanished,
+        kept_float32=report.kept_float32,
+        max_abs_error=max_abs,
+        max_rel_error=max_rel,
+    )
+    return Converted(stored=stored, weights=weights, references=halves, conversion=conversion, notes=notes)
 
 
 def _weight_notes(report: HalfReport) -> list[str]:

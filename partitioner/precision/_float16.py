@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dsc_split.bundles._records import KeptNode, Precision
 from dsc_split.errors import ExportError
 from dsc_split.partitioner.graph._index import MODULE_KEY, bodies, walk
 from dsc_split.partitioner.graph._schemas import schema_of
@@ -17,26 +18,12 @@ from dsc_split.partitioner.precision._float16_rules import TYPE_ATTRIBUTES, Half
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["HalfReport", "KeptOp", "Precision", "leaves_float32", "precision_of", "to_half", "values_of"]
+__all__ = ["HalfReport", "leaves_float32", "precision_of", "to_half", "values_of"]
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "fp16"]
-
 _BLOCK = 1 << 22
 """Numbers of a weight that are looked at together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptOp:
-    """A node that is computed in float32 in a float16 graph."""
-
-    name: str | None
-    """Node name, where it has one."""
-    op_type: str
-    """Its op."""
-    reason: str
-    """Why, as the end of a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +38,7 @@ class HalfReport:
     """Those that are not zero, and became zero."""
     overflowed_in: tuple[str, ...]
     """Names of the initialisers and constants with numbers that overflowed."""
-    kept_float32: tuple[KeptOp, ...]
+    kept_float32: tuple[KeptNode, ...]
     """Nodes that are computed in float32, in graph order."""
 
 
@@ -120,7 +107,7 @@ class _Conversion:
             weights_vanished=self._weights.vanished,
             overflowed_in=tuple(self._weights.overflowed_in),
             kept_float32=tuple(
-                KeptOp(name=node.name or None, op_type=node.op_type, reason=rules.kept[node]) for node in kept
+                KeptNode(name=node.name or None, op_type=node.op_type, reason=rules.kept[node]) for node in kept
             ),
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dsc_split._support.optional import require
+from dsc_split._support.records import Record, read_record, to_document
 from dsc_split.bundle import TensorInfo
 from dsc_split.errors import BackendError, OutOfMemoryError
 
@@ -83,6 +84,19 @@ def _as_ours(error: Exception, what: str) -> BackendError:
     return BackendError(f"{what}: {text[:600]}")
 
 
+class _Request(Record):
+    """What :func:`run_in_worker` asks of its process."""
+
+    model: str
+    """The graph's file."""
+    inputs: tuple[TensorInfo, ...]
+    """Its inputs."""
+    batch: int
+    """Batch size."""
+    memory_bytes: int
+    """What the process may take."""
+
+
 def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_bytes: int) -> None:
     """Run a model once in a process of its own, so that the end of memory ends that process alone.
 
@@ -96,15 +110,10 @@ def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_
         OutOfMemoryError: The process ran out of memory.
         BackendError: It failed otherwise.
     """
-    request = {
-        "model": str(model),
-        "inputs": [item.to_json() for item in inputs],
-        "batch": batch,
-        "memory_bytes": memory_bytes,
-    }
+    request = _Request(model=str(model), inputs=tuple(inputs), batch=batch, memory_bytes=memory_bytes)
     process = subprocess.run(
         [sys.executable, "-m", "dsc_split.partitioner.proof._reference"],
-        input=json.dumps(request).encode(),
+        input=json.dumps(to_document(request)).encode(),
         capture_output=True,
         check=False,
     )
@@ -125,13 +134,11 @@ def _worker() -> int:
 
     from dsc_split.bundles._samples import make_inputs
 
-    request = json.loads(sys.stdin.read())
-    limit = int(request["memory_bytes"])
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    model = Path(request["model"])
+    request = read_record(json.loads(sys.stdin.read()), _Request)
+    resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, request.memory_bytes))
+    model = Path(request.model)
     try:
-        specs = [TensorInfo.from_json(item) for item in request["inputs"]]
-        run_session(open_session(model), make_inputs(specs, int(request["batch"]), 0, None), model.name)
+        run_session(open_session(model), make_inputs(request.inputs, request.batch, 0, None), model.name)
     except (OutOfMemoryError, MemoryError) as e:
         print(e, file=sys.stderr)
         return _EXIT_OUT_OF_MEMORY

@@ -14,7 +14,7 @@ from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import ModelFileError, UsageError
 from dsc_split.partitioner.graph._normalize import settle_shapes
 from dsc_split.partitioner.graph._shapes import BATCH
-from dsc_split.partitioner.sources._sources import InputShape, LoadedModel, SourceOptions, parse_input_shapes
+from dsc_split.partitioner.sources._options import InputShape, LoadedModel, SourceOptions, parse_input_shapes
 
 if TYPE_CHECKING:
     import onnx

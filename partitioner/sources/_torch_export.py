@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsc_split.errors import DscError, ExportError, UsageError
-from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions
 from dsc_split.partitioner.sources._torch_inputs import TorchInputs, candidate_inputs, named_outputs
 from dsc_split.partitioner.sources._torch_metadata import rename_symbol, set_module_metadata
-from dsc_split.partitioner.sources._torch_source import TorchModel, describe
+from dsc_split.partitioner.sources._torch_model import TorchModel, describe
 from dsc_split.partitioner.sources._torch_weights import is_untrained, recalibrate
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import numpy as np
 
 from dsc_split.bundles._samples import load_sample, make_array
 from dsc_split.errors import ExportError, ModelFileError, UsageError
-from dsc_split.partitioner.sources._sources import InputShape, SourceOptions, parse_input_shapes
+from dsc_split.partitioner.sources._options import InputShape, SourceOptions, parse_input_shapes
 
 if TYPE_CHECKING:
     import torch
 
-    from dsc_split.partitioner.sources._torch_source import TorchModel
+    from dsc_split.partitioner.sources._torch_model import TorchModel
 
 __all__ = ["TorchInputs", "candidate_inputs", "named_outputs"]
 

@@ -6,43 +6,22 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
-import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dsc_split.errors import ModelFileError, UsageError
+from dsc_split.partitioner.sources._torch_model import TorchModel, describe
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dsc_split.partitioner.sources._sources import SourceOptions
+    from dsc_split.partitioner.sources._options import SourceOptions
 
-__all__ = ["TorchModel", "load_function", "load_program"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TorchModel:
-    """A PyTorch module that is ready to be exported, but for its inputs."""
-
-    module: nn.Module
-    """In evaluation mode, on the CPU."""
-    name: str
-    """Readable name."""
-    weights_origin: str
-    """Where the weights came from, as the manifest says it."""
-    initialised: bool
-    """Whether the weights are only initialised, as far as is known: BatchNorm may be recalibrated."""
-    example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
-    """Positional and keyword arguments to call it with, of any batch size."""
-    image_shape: tuple[int, ...] | None = None
-    """Shape of the first input per sample, from the model's own configuration."""
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and standard deviation per channel, from the model's own configuration."""
+__all__ = ["load_function", "load_program"]
 
 
 def load_program(path: Path) -> TorchModel:
@@ -202,11 +181,3 @@ def _type_name(value: Any) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
     return f"a value of type {type(value).__name__}"
-
-
-def describe(error: BaseException) -> str:
-    """Say what an exception says in one short line, without paths of this machine."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
-    if len(text) > 300:
-        text = text[:297] + "..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

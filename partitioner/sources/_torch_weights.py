@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
 from dsc_split.errors import ModelFileError, UsageError
-from dsc_split.partitioner.sources._torch_source import describe
+from dsc_split.partitioner.sources._torch_model import describe
 
 if TYPE_CHECKING:
     import torch

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
 from dsc_split.errors import ExportError, ModelFileError, UsageError
-from dsc_split.partitioner.sources._torch_source import TorchModel, describe
+from dsc_split.partitioner.sources._torch_model import TorchModel, describe
 from dsc_split.partitioner.sources._torch_weights import fill_zero_layers, load_weights
 
 if TYPE_CHECKING:
-    from dsc_split.partitioner.sources._sources import SourceOptions
+    from dsc_split.partitioner.sources._options import SourceOptions
 
 __all__ = ["load_timm", "load_torchvision"]
 

@@ -33,6 +33,7 @@ from dsc_split.serving.triton._repository import (
 from dsc_split.table._types import FULL_OFFLOAD
 
 if TYPE_CHECKING:
+    from dsc_split.bundles._records import TargetEntry
     from dsc_split.serving.triton._plans import Plan
 
 __all__ = ["TritonModel", "TritonResult", "export_triton"]
@@ -177,7 +178,7 @@ def export_triton(
 
 def _check_pair_id(bundle: Bundle) -> None:
     """Refuse a pair_id that models of other graphs may have: it names the models, and tells which are replaced."""
-    said, found = bundle.manifest["pair_id"], bundle.compute_pair_id()
+    said, found = bundle.manifest.pair_id, bundle.compute_pair_id()
     if said != found:
         raise BundleError(
             f"manifest of {str(bundle.path)!r} says pair_id {said!r}; by its graphs {found!r} was expected. Files of "
@@ -186,7 +187,7 @@ def _check_pair_id(bundle: Bundle) -> None:
 
 
 def _check_options(bundle: Bundle, options: _Options) -> None:
-    if bundle.manifest["side"] == "device":
+    if bundle.manifest.side == "device":
         raise UsageError(
             f"{str(bundle.path)!r} is the device's part of a bundle, which has no tails. "
             "Export the whole bundle, or the server's part."
@@ -202,14 +203,14 @@ def _check_options(bundle: Bundle, options: _Options) -> None:
         raise UsageError(f"--max-queue-delay is {options.max_queue_delay_us}; microseconds from 0 were expected.")
 
 
-def _choose(bundle: Bundle, target: str | None, backend: str | None) -> list[dict[str, Any]]:
+def _choose(bundle: Bundle, target: str | None, backend: str | None) -> tuple[TargetEntry, ...]:
     """Choose the targets whose plans are served; empty for the ONNX graphs."""
     if backend not in (None, *BACKENDS):
         raise UsageError(f"backend is {backend!r}; {' or '.join(map(repr, BACKENDS))} was expected.")
     if backend == "onnxruntime":
         if target is not None:
             raise UsageError(f"--onnx serves the ONNX graphs, whatever was built: leave --target {target} out.")
-        return []
+        return ()
     targets = choose_targets(bundle, "tensorrt" if target is None and backend == "tensorrt" else target)
     if backend == "tensorrt" and not targets:
         raise UsageError(f"target {target!r} has no plans; it runs the ONNX graphs.")
@@ -250,7 +251,7 @@ class _Export:
     """One run over all models of a bundle."""
 
     def __init__(
-        self, bundle: Bundle, targets: Sequence[dict[str, Any]], options: _Options, progress: ProgressListener
+        self, bundle: Bundle, targets: Sequence[TargetEntry], options: _Options, progress: ProgressListener
     ) -> None:
         self.models: list[_Model] = []
         self._bundle = bundle
@@ -291,7 +292,7 @@ class _Export:
         return TritonResult(
             folder=place,
             index=place / f"{name_prefix(self._bundle)}.json",
-            pair_id=self._bundle.manifest["pair_id"],
+            pair_id=self._bundle.manifest.pair_id,
             backend=self._backend,
             tensorrt_versions=tuple(sorted(self._versions)),
             models=tuple(map(self._describe, self.models)),
@@ -365,8 +366,8 @@ class _Export:
         graph, manifest = model.graph, self._bundle.manifest
         stacked = self._stacks(graph)
         notes = {
-            "pair_id": manifest["pair_id"],
-            "precision": manifest["precision"],
+            "pair_id": manifest.pair_id,
+            "precision": manifest.precision,
             "choice": graph.choice,
             "graph_sha256": self._bundle.graph_digest(graph.path),
             **{f"sha256:{path}": digest for path, digest in model.digests.items()},
@@ -397,15 +398,15 @@ class _Export:
             size_bytes=sum(model.sizes.values()),
         )
 
-    def _list(self) -> dict[str, Any]:
-        """Give the list of models, for clients."""
+    def _list(self) -> dict[str, object]:
+        """Return the list of models, for clients."""
         manifest = self._bundle.manifest
         return {
             "format": FORMAT,
             "version": VERSION,
-            "pair_id": manifest["pair_id"],
-            "model": manifest["model"].get("name"),
-            "precision": manifest["precision"],
+            "pair_id": manifest.pair_id,
+            "model": manifest.model.title or None,
+            "precision": manifest.precision,
             "backend": self._backend,
             "tensorrt_versions": sorted(self._versions),
             "table_sha256": self._table_digest(),
@@ -418,7 +419,7 @@ class _Export:
         bundle, table = self._bundle, "table.json"
         if not bundle.has(table):
             return None
-        data = bundle.read(table) if table in bundle.manifest["files"] else bundle.storage.read(table)
+        data = bundle.read(table) if table in bundle.manifest.files else bundle.storage.read(table)
         return hashlib.sha256(data).hexdigest()
 
 
@@ -429,7 +430,7 @@ def _served_graphs(bundle: Bundle) -> list[_Graph]:
         graphs.append(
             _Graph(
                 choice=FULL_OFFLOAD,
-                path=bundle.manifest["model"]["path"],
+                path=bundle.manifest.model.path,
                 inputs=bundle.inputs,
                 outputs=bundle.outputs,
                 passthrough=tuple(info.name for info in bundle.inputs),

@@ -69,7 +69,7 @@ def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: 
         SignatureError: It holds an engine, and the bundle is packed and not trusted.
         BackendUnavailable: The package ``onnx`` is not installed.
     """
-    from dsc_split.engines._source import GraphReader, require_listed
+    from dsc_split.engines._source import GraphReader
     from dsc_split.partitioner._weights_file import encode_graph
 
     data = GraphReader(bundle).read(relative).data
@@ -78,9 +78,8 @@ def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: 
     external = [tensor for tensor in _tensors(proto) if tensor.data_location == tensor.EXTERNAL]
     if not external:
         return LoneGraph(data=data, weights_name="", pieces=())
-    weights = bundle.manifest["model"]["weights"]["path"]
-    require_listed(bundle, weights)
-    spans = [_span(tensor, relative, bundle.manifest["files"][weights]["size"]) for tensor in external]
+    limit = bundle.listed(_weights_of(bundle)).size_bytes
+    spans = [_span(tensor, relative, limit) for tensor in external]
     pieces = _place(spans)
     starts = [piece.start for piece in pieces]
     for tensor, (start, size_bytes) in zip(external, spans, strict=True):
@@ -108,8 +107,8 @@ def copy_pieces(bundle: Bundle, outputs: Mapping[Path, Sequence[Piece]]) -> dict
         BundleError: The weights are missing, or not what the manifest says.
         DscError: A file cannot be written.
     """
-    weights = bundle.manifest["model"]["weights"]["path"]
-    listed = bundle.manifest["files"][weights]
+    weights = _weights_of(bundle)
+    listed = bundle.listed(weights)
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(bundle.storage.open(weights))
         copies = [_Copy(stack.enter_context(new_file(path)), pieces) for path, pieces in outputs.items()]
@@ -119,12 +118,24 @@ def copy_pieces(bundle: Bundle, outputs: Mapping[Path, Sequence[Piece]]) -> dict
             for copy in copies:
                 copy.take(block, position)
             position += len(block)
-        if digest.hexdigest() != listed["sha256"]:
+        if digest.hexdigest() != listed.sha256:
             raise BundleError(
                 f"weights {weights!r} in {str(bundle.path)!r} have SHA-256 {digest.hexdigest()[:12]}...; the manifest "
-                f"says {listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
+                f"says {listed.sha256[:12]}.... The file was changed or damaged. Copy, unpack or export it again."
             )
         return {path: copy.digest.hexdigest() for path, copy in zip(outputs, copies, strict=True)}
+
+
+def _weights_of(bundle: Bundle) -> str:
+    """Return the path of the bundle's weights.
+
+    Raises:
+        BundleError: It has none.
+    """
+    path = bundle.manifest.model.weights.path
+    if path is None:
+        raise BundleError(f"manifest of {str(bundle.path)!r} names no weights. Export the model again.")
+    return path
 
 
 class _Copy:

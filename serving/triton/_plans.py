@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.errors import BundleError, EngineFileError, EngineMismatch, UsageError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle, TensorInfo
+    from dsc_split.bundles._records import TargetEntry
 
 __all__ = ["Plan", "choose_targets", "find_plans", "read_raw_plan", "refuse_rtx"]
 
@@ -45,7 +46,7 @@ def refuse_rtx(target: str) -> UsageError:
     )
 
 
-def choose_targets(bundle: Bundle, target: str | None) -> list[dict[str, Any]]:
+def choose_targets(bundle: Bundle, target: str | None) -> tuple[TargetEntry, ...]:
     """Choose what to export of what was built for the server.
 
     Args:
@@ -59,32 +60,33 @@ def choose_targets(bundle: Bundle, target: str | None) -> list[dict[str, Any]]:
     Raises:
         UsageError: There is no such target, or Triton does not load what was built for it.
     """
-    recorded: list[dict[str, Any]] = bundle.manifest["targets"]["server"]
+    recorded = bundle.manifest.targets.server
     if target is None:
-        library = recorded[-1]["fingerprint"].get("library") if recorded else None
-        chosen = [entry for entry in recorded if entry["fingerprint"].get("library") == library]
+        library = recorded[-1].library if recorded else None
+        chosen = tuple(entry for entry in recorded if entry.library == library)
     else:
-        chosen = [entry for entry in recorded if entry["id"] == target] or _with_text(recorded, target)
-    names = {entry["fingerprint"].get("library"): entry["target"] for entry in chosen}
+        chosen = tuple(entry for entry in recorded if entry.id == target) or _with_text(bundle, target)
+    names = {entry.library: entry.target for entry in chosen}
     if "tensorrt_rtx" in names:
         raise refuse_rtx(names["tensorrt_rtx"])
-    return [entry for entry in chosen if entry["fingerprint"].get("library") == "tensorrt"]
+    return tuple(entry for entry in chosen if entry.library == "tensorrt")
 
 
-def _with_text(recorded: Sequence[dict[str, Any]], target: str) -> list[dict[str, Any]]:
+def _with_text(bundle: Bundle, target: str) -> tuple[TargetEntry, ...]:
     from dsc_split.engines import Target
 
     parsed = Target.parse(target)
     if parsed.backend == "tensorrt-rtx":
         raise refuse_rtx(str(parsed))
-    chosen = [entry for entry in recorded if entry["target"] == str(parsed)]
+    targets = bundle.manifest.targets
+    chosen = targets.named("server", str(parsed))
     if not chosen and parsed.backend == "tensorrt":
-        known = ", ".join(f"{entry['target']} ({entry['id']})" for entry in recorded) or "none"
+        known = ", ".join(f"{entry.target} ({entry.id})" for entry in targets.server) or "none"
         raise UsageError(f"nothing was built for target {str(parsed)!r}; recorded are: {known}. Build it: {_BUILD}")
     return chosen
 
 
-def find_plans(bundle: Bundle, targets: Sequence[Mapping[str, Any]], graph: str) -> tuple[tuple[Plan, ...], list[str]]:
+def find_plans(bundle: Bundle, targets: Sequence[TargetEntry], graph: str) -> tuple[tuple[Plan, ...], list[str]]:
     """Find the plans of a graph, one for each compute capability.
 
     Where a target has an engine for each batch size, that of the largest is taken: it runs smaller ones, too.
@@ -104,21 +106,21 @@ def find_plans(bundle: Bundle, targets: Sequence[Mapping[str, Any]], graph: str)
     plans: dict[str, Plan] = {}
     missing = []
     for entry in targets:
-        engines = [engine for engine in entry.get("engines", ()) if engine["graph"] == graph]
+        engines = [engine for engine in entry.built if engine.graph == graph]
         if not engines:
-            failed = [item["reason"] for item in entry.get("failed", ()) if item["graph"] == graph]
-            missing.append(f"no plan in {entry['id']}: {failed[0] if failed else 'it was not built'}")
+            failed = [item.reason for item in entry.failures if item.graph == graph]
+            missing.append(f"no plan in {entry.id}: {failed[0] if failed else 'it was not built'}")
             continue
-        capability = entry["fingerprint"].get("compute_capability")
+        capability = entry.fingerprint.get("compute_capability")
         if not isinstance(capability, str):
-            raise BundleError(f"target {entry['id']!r} does not say which compute capability it is of. Build it again.")
-        engine = max(engines, key=lambda engine: engine["profile"][2])
+            raise BundleError(f"target {entry.id!r} does not say which compute capability it is of. Build it again.")
+        engine = max(engines, key=lambda engine: engine.profile[2])
         plan = Plan(
             capability=capability,
-            target_id=entry["id"],
-            path=engine["path"],
-            graph_digest=engine["graph_digest"],
-            batches=(engine["profile"][0], engine["profile"][2]),
+            target_id=entry.id,
+            path=engine.path,
+            graph_digest=engine.graph_digest,
+            batches=(engine.profile[0], engine.profile[2]),
         )
         other = plans.setdefault(capability, plan)
         if other is not plan:
@@ -158,34 +160,32 @@ def read_raw_plan(
         EngineMismatch: Another TensorRT built it than the one expected.
     """
     from dsc_split.engines._engine_file import read_plan
-    from dsc_split.engines._source import EngineSource, require_listed
+    from dsc_split.engines._source import EngineSource
 
     bundle.require_trust(f"plan {plan.path!r}")
-    require_listed(bundle, plan.path)
-    data = bundle.read(plan.path)
-    sha256 = bundle.manifest["files"][plan.path]["sha256"]
+    data, sha256 = bundle.read(plan.path), bundle.listed(plan.path).sha256
     file = read_plan(EngineSource(name=plan.path, data=data, sha256=sha256), sha256=sha256)
     header = file.header
-    if header["library"] != "tensorrt":
-        raise refuse_rtx(header["target"])
-    if {plan.graph_digest, header["graph_digest"]} != {graph_digest}:
+    if header.library != "tensorrt":
+        raise refuse_rtx(header.target)
+    if {plan.graph_digest, header.graph_digest} != {graph_digest}:
         raise EngineFileError(f"plan {plan.path!r} was built from another graph than the bundle's. Build it: {_BUILD}")
-    if header["build_fingerprint"].get("compute_capability") != plan.capability:
-        found = header["build_fingerprint"].get("compute_capability")
+    found = header.build_fingerprint.get("compute_capability")
+    if found != plan.capability:
         raise EngineFileError(
             f"plan {plan.path!r} is of compute capability {found}; by the manifest {plan.capability} was expected. "
             f"Build it: {_BUILD}"
         )
-    for kind, infos in (("inputs", inputs), ("outputs", outputs)):
-        has = {tensor["name"]: tensor["dtype"] for tensor in header[kind]}
+    for kind, infos, tensors in (("inputs", inputs, header.inputs), ("outputs", outputs, header.outputs)):
+        has = {tensor.name: tensor.dtype for tensor in tensors}
         wanted = {info.name: info.dtype for info in infos}
         if has != wanted:
             raise EngineFileError(
                 f"plan {plan.path!r} has the {kind} {has}; {wanted} were expected. Build it: {_BUILD}"
             )
-    if expect_trt is not None and header["library_version"] != expect_trt:
+    if expect_trt is not None and header.library_version != expect_trt:
         raise EngineMismatch(
-            f"plan {plan.path!r} was built by TensorRT {header['library_version']}; {expect_trt} was expected, and a "
+            f"plan {plan.path!r} was built by TensorRT {header.library_version}; {expect_trt} was expected, and a "
             f"plan runs on the very version that built it. Build it with that one: {_BUILD}"
         )
-    return file.plan, header["library_version"]
+    return file.plan, header.library_version

@@ -45,9 +45,9 @@ def triton_model_name(bundle: Bundle, choice: str) -> str:
 
 
 def name_prefix(bundle: Bundle) -> str:
-    """Give how the names of all models of a bundle begin."""
-    name = _slug(str(bundle.manifest["model"].get("name") or "model"))[:60]
-    return f"{name}-{_slug(bundle.manifest['pair_id'].removeprefix('sha256:'))[:DIGITS]}"
+    """Return how the names of all models of a bundle begin."""
+    name = _slug(bundle.manifest.model.title or "model")[:60]
+    return f"{name}-{_slug(bundle.manifest.pair_id.removeprefix('sha256:'))[:DIGITS]}"
 
 
 def _slug(text: str) -> str:
@@ -65,7 +65,7 @@ def refuse_foreign(place: Path, bundle: Bundle) -> None:
         folder = place / triton_model_name(bundle, choice)
         if folder.exists() and not _is_ours(folder, bundle):
             raise UsageError(
-                f"{str(folder)!r} is there and not of pair_id {bundle.manifest['pair_id']}; it is not touched. "
+                f"{str(folder)!r} is there and not of pair_id {bundle.manifest.pair_id}; it is not touched. "
                 "Move it away, or choose another folder."
             )
 
@@ -86,10 +86,10 @@ def replace_models(new: Path, place: Path, bundle: Bundle, names: Sequence[str])
 
 
 def _is_ours(folder: Path, bundle: Bundle) -> bool:
-    """Tell whether a model's folder was exported from a bundle with the same pair_id."""
+    """Return whether a model's folder was exported from a bundle with the same pair_id."""
     try:
         config = (folder / "config.pbtxt").read_bytes()
     except OSError:
         return False
-    note = f'key: "{PARAMETER}pair_id"\n  value {{ string_value: "{bundle.manifest["pair_id"]}" }}'
+    note = f'key: "{PARAMETER}pair_id"\n  value {{ string_value: "{bundle.manifest.pair_id}" }}'
     return not folder.is_symlink() and note.encode() in config

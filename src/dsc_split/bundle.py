@@ -7,7 +7,7 @@
         print(split.name, split.size_bytes(batch=1))
 """
 
-from dsc_split.bundles._bundle import Bundle, Split, TensorInfo
-from dsc_split.bundles._manifest import FORMAT, VERSION
+from dsc_split.bundles._bundle import Bundle, Draft
+from dsc_split.bundles._records import FORMAT, VERSION, Manifest, Split, TensorInfo
 
-__all__ = ["FORMAT", "VERSION", "Bundle", "Split", "TensorInfo"]
+__all__ = ["FORMAT", "VERSION", "Bundle", "Draft", "Manifest", "Split", "TensorInfo"]

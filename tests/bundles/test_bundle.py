@@ -14,8 +14,9 @@ import pytest
 from tests.support.manifests import MANIFEST, OPTIONS, SPLIT, TENSOR
 
 from dsc_split._support.files import write_bytes
-from dsc_split.bundle import VERSION, Bundle
-from dsc_split.bundles._manifest import ENVELOPE, encode_manifest
+from dsc_split._support.records import read_record, to_document
+from dsc_split.bundle import VERSION, Bundle, Manifest
+from dsc_split.bundles._manifest import ENVELOPE, encode_document, encode_manifest
 from dsc_split.bundles._storage import is_plain_name
 from dsc_split.engines._options import GEMM_POLICIES
 from dsc_split.errors import BundleError, DscError
@@ -171,16 +172,16 @@ def version_1() -> dict[str, Any]:
 def test_manifest_of_version_1_is_brought_to_the_newest_and_written_so(tmp_path: Path) -> None:
     bundle = open_with(tmp_path, version_1())
 
-    assert (bundle.manifest["version"], bundle.manifest["revision"], bundle.manifest["sealed"]) == (VERSION, 0, False)
+    assert (bundle.manifest.version, bundle.manifest.revision, bundle.manifest.sealed) == (VERSION, 0, False)
     before = time.time()
-    bundle.save()
+    bundle.touch()
     again = Bundle.open(tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text())["version"] == VERSION
     assert again.manifest == bundle.manifest
-    assert again.manifest["revision"] >= int(before)
+    assert again.manifest.revision >= int(before)
 
 
-def test_revision_grows_with_every_save_though_the_clock_stands_still(
+def test_revision_grows_with_every_change_though_the_clock_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 1000.0)
@@ -188,8 +189,8 @@ def test_revision_grows_with_every_save_though_the_clock_stands_still(
 
     found = []
     for _ in range(3):
-        bundle.save()
-        found.append(bundle.manifest["revision"])
+        bundle.touch()
+        found.append(bundle.manifest.revision)
 
     assert found == [1000, 1001, 1002]
 
@@ -197,21 +198,58 @@ def test_revision_grows_with_every_save_though_the_clock_stands_still(
 def test_what_was_sent_is_remembered_when_it_is_changed(tmp_path: Path) -> None:
     bundle = open_with(tmp_path, {**MANIFEST, "sealed": True, "side": "device"})
 
-    bundle.save()
-    bundle.save()
+    bundle.touch()
+    bundle.touch()
 
     manifest = Bundle.open(tmp_path).manifest
-    assert manifest["released"] == MANIFEST["revision"] < manifest["revision"]
+    assert manifest.released == MANIFEST["revision"] < manifest.revision
 
 
 def test_manifest_is_written_in_one_form_whatever_the_order_of_its_keys() -> None:
     turned = dict(reversed(list(MANIFEST.items())))
 
-    assert encode_manifest(turned) == encode_manifest(MANIFEST)
+    assert encode_document(turned) == encode_document(MANIFEST)
+    assert encode_manifest(read_record(turned, Manifest)) == encode_manifest(read_record(MANIFEST, Manifest))
+
+
+def test_manifest_that_is_not_changed_is_not_written(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, MANIFEST)
+    before = (tmp_path / "manifest.json").read_bytes()
+
+    with bundle.edit() as draft:
+        draft.change(notes=bundle.manifest.notes)
+
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_changes_of_a_block_that_fails_are_not_kept(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, MANIFEST)
+    before = (tmp_path / "manifest.json").read_bytes()
+
+    with pytest.raises(TypeError), bundle.edit() as draft:
+        draft.change(notes=("another",), no_field_of_a_manifest=1)
+
+    assert bundle.manifest.notes == ("a note",)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_change_within_a_block_that_holds_the_bundle_is_made_on_the_newest_manifest(tmp_path: Path) -> None:
+    bundle, other = open_with(tmp_path, MANIFEST), Bundle.open(tmp_path)
+    with other.edit() as draft:
+        draft.change(notes=("by the other",))
+
+    with bundle.lock():
+        assert bundle.manifest.notes == ("by the other",)
+        with bundle.edit() as draft:
+            draft.set_targets("server", ())
+
+    manifest = Bundle.open(tmp_path).manifest
+    assert (manifest.notes, manifest.targets.server) == (("by the other",), ())
+    assert len(manifest.targets.device) == 1
 
 
 def test_any_byte_of_a_saved_manifest_that_is_changed_is_found(tmp_path: Path) -> None:
-    open_with(tmp_path, MANIFEST).save()
+    open_with(tmp_path, MANIFEST).touch()
     data = (tmp_path / "manifest.json").read_bytes()
     values = random.Random(0)
 
@@ -228,7 +266,7 @@ def test_any_byte_of_a_saved_manifest_that_is_changed_is_found(tmp_path: Path) -
     assert unseen == 0
 
 
-def test_saving_opens_a_sealed_bundle_and_removes_its_signatures(tmp_path: Path) -> None:
+def test_unsealing_opens_a_sealed_bundle_and_removes_its_signatures(tmp_path: Path) -> None:
     cell = {"cells/a.json": {"sha256": 64 * "2", "size": 1, "role": "cell"}}
     sealed = {**MANIFEST, "sealed": True, "files": {**MANIFEST["files"], **cell}}
     bundle = open_with(tmp_path, sealed)
@@ -236,8 +274,9 @@ def test_saving_opens_a_sealed_bundle_and_removes_its_signatures(tmp_path: Path)
 
     bundle.unseal()
 
-    assert not Bundle.open(tmp_path).manifest["sealed"]
-    assert Bundle.open(tmp_path).manifest["files"] == MANIFEST["files"]
+    manifest = Bundle.open(tmp_path).manifest
+    assert not manifest.sealed
+    assert to_document(manifest)["files"] == MANIFEST["files"]
     assert not (tmp_path / ENVELOPE).exists()
 
 

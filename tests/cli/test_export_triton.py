@@ -32,7 +32,7 @@ def test_models_are_listed(dsc: Callable[..., Any], bundle: Bundle, tmp_path: Pa
     outcome = dsc("export-triton", bundle.path, tmp_path / "models")
 
     assert outcome.exit_code == 0, outcome.stderr
-    digits = bundle.manifest["pair_id"].removeprefix("sha256:")[:12]
+    digits = bundle.manifest.pair_id.removeprefix("sha256:")[:12]
     assert f"sequence-{digits}-a-tail" in outcome.stdout
     assert f"sequence-{digits}-full" in outcome.stdout
     assert "2 models, ONNX" in outcome.stderr

@@ -121,8 +121,8 @@ def test_verify_names_every_fault_and_exits_with_six(bundle: Bundle, dsc: Progra
 
 
 def test_verify_refuses_an_older_bundle_than_asked_for(bundle: Bundle, dsc: Program) -> None:
-    assert dsc("verify", bundle.path, "--min-revision", bundle.manifest["revision"]).exit_code == 0
-    done = dsc("verify", bundle.path, "--min-revision", bundle.manifest["revision"] + 1)
+    assert dsc("verify", bundle.path, "--min-revision", bundle.manifest.revision).exit_code == 0
+    done = dsc("verify", bundle.path, "--min-revision", bundle.manifest.revision + 1)
 
     assert (done.exit_code, "at least" in done.stdout) == (6, True)
 

@@ -81,7 +81,7 @@ def table_of(bundle: Bundle) -> LookupTable:
 
     side = Side(target="onnxruntime:cpu", fingerprint=64 * "0")
     table = LookupTable(
-        pair_id=bundle.manifest["pair_id"],
+        pair_id=bundle.manifest.pair_id,
         precision="fp32",
         emulated="all times are made up",
         device=side,

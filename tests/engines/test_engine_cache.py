@@ -49,7 +49,7 @@ def test_engine_that_was_put_in_is_found(cache: EngineCache, tmp_path: Path) -> 
     assert found.stat().st_ino != path.stat().st_ino
     assert cache.get(key(1)) is None
     assert [(entry.label, entry.target, entry.library_version, entry.size_bytes) for entry in cache.entries()] == [
-        (HEADER["label"], "tensorrt-rtx:sm75", "1.7.1.116", path.stat().st_size)
+        (HEADER.label, "tensorrt-rtx:sm75", "1.7.1.116", path.stat().st_size)
     ]
 
 

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from onnx import TensorProto, helper
+from tests.support.packed_bundles import list_file
 
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._onnx_scan import scan_graph
+from dsc_split.bundles._records import FileEntry, WeightsEntry
 from dsc_split.engines import EngineLike, EngineSource, SideEngines, get_backend
 from dsc_split.engines import _source as source_module
 from dsc_split.engines._source import GraphReader
@@ -44,11 +47,10 @@ def model_of(*nodes: onnx.NodeProto, tensors: list[TensorProto] | None = None, *
     return helper.make_model(graph, opset_imports=opsets, ir_version=9, **parts)
 
 
-def put(bundle: Bundle, path: str, data: bytes, role: str) -> None:
-    """Put a file into a bundle, and list it."""
-    (bundle.path / path).write_bytes(data)
-    bundle.manifest["files"][path] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "role": role}
-    bundle.save()
+def name_weights(bundle: Bundle) -> None:
+    """Let the manifest say where the weights are."""
+    with bundle.edit() as draft:
+        draft.change(model=replace(draft.manifest.model, weights=WeightsEntry(path="onnx/weights.data")))
 
 
 def move_weights_out(bundle: Bundle) -> Bundle:
@@ -58,8 +60,8 @@ def move_weights_out(bundle: Bundle) -> Bundle:
     for tensor in model.graph.initializer:
         places[tensor.name] = (len(data), list(tensor.dims))
         data += tensor.raw_data
-    bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
-    put(bundle, "onnx/weights.data", data, "weights")
+    list_file(bundle, "onnx/weights.data", data, "weights")
+    name_weights(bundle)
     for path in ("onnx/model.onnx", "onnx/a.head.onnx", "onnx/a.tail.onnx"):
         graph = onnx.load(bundle.path / path, load_external_data=False)
         tensors = [
@@ -68,7 +70,7 @@ def move_weights_out(bundle: Bundle) -> Bundle:
         ]
         del graph.graph.initializer[:]
         graph.graph.initializer.extend(tensors)
-        put(bundle, path, graph.SerializeToString(), "graph")
+        list_file(bundle, path, graph.SerializeToString(), "graph")
     return Bundle.open(bundle.path)
 
 
@@ -183,9 +185,11 @@ def test_weights_with_holes_take_no_memory_for_them(bundle: Bundle) -> None:
         file.seek(0, os.SEEK_END)
         file.write(b"\0\0\x80?")
     tensors = [external("w", "weights.data", [1], size - 4)]
-    bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
-    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": sha256_file(weights), "size": size, "role": "weights"}
-    put(
+    with bundle.edit() as draft:
+        listed = FileEntry(sha256=sha256_file(weights), size_bytes=size, role="weights")
+        draft.change(files={**draft.manifest.files, "onnx/weights.data": listed})
+    name_weights(bundle)
+    list_file(
         bundle,
         "onnx/model.onnx",
         model_of(helper.make_node("Mul", ["x", "w"], ["y"]), tensors=tensors).SerializeToString(),
@@ -212,7 +216,7 @@ def resident_bytes() -> int:
 )
 def test_a_graph_that_points_to_another_file_is_refused_by_name(stored: Bundle, location: str) -> None:
     tensors = [external("w", location, [1])]
-    put(
+    list_file(
         stored,
         "onnx/model.onnx",
         model_of(helper.make_node("Mul", ["x", "w"], ["y"]), tensors=tensors).SerializeToString(),
@@ -226,7 +230,7 @@ def test_a_graph_that_points_to_another_file_is_refused_by_name(stored: Bundle, 
 
 def test_weights_beyond_the_end_of_their_file_are_an_error(stored: Bundle) -> None:
     tensors = [external("w", "weights.data", [1], 10**12)]
-    put(
+    list_file(
         stored,
         "onnx/model.onnx",
         model_of(helper.make_node("Mul", ["x", "w"], ["y"]), tensors=tensors).SerializeToString(),
@@ -326,7 +330,7 @@ def length(data: bytes) -> bytes:
 
 def test_a_graph_whose_engine_lies_in_another_file_is_refused(bundle: Bundle) -> None:
     node = helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft", embed_mode=0, ep_cache_context="a.bin")
-    put(bundle, "onnx/model.onnx", model_of(node).SerializeToString(), "model")
+    list_file(bundle, "onnx/model.onnx", model_of(node).SerializeToString(), "model")
 
     with pytest.raises(BundleError, match=r"names compiled engines in other files \(a\.bin\)"):
         load(bundle)

@@ -93,7 +93,7 @@ def test_readers_never_mix_an_old_bundle_with_a_new_one(commands: Commands, work
         while not ended.is_set():
             try:
                 bundle = Bundle.open(work / "bundle")
-                for path in bundle.manifest["files"]:
+                for path in bundle.manifest.files:
                     bundle.read(path)
                 whole.append([split.name for split in bundle.splits])
             except BundleError as e:

@@ -14,8 +14,8 @@ import pytest
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import EngineLike, build_engines, get_backend
+from dsc_split.engines._backends import BACKENDS
 from dsc_split.engines._options import BuildOptions
-from dsc_split.engines._registry import BACKENDS
 from dsc_split.engines.gpu._state import gpu_facts, gpu_state
 from dsc_split.engines.side._load import SideEngines
 from dsc_split.errors import BackendUnavailable

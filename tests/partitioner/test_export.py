@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from msgspec import UNSET
 
 from dsc_split._support.files import sha256_file
 from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._lock import lock_folder
+from dsc_split.bundles._records import WeightsEntry
 from dsc_split.errors import BundleBusyError, BundleError, CutError, DscError, ExportError, UsageError
 from dsc_split.partitioner import (
     CutOptions,
@@ -64,14 +66,14 @@ def test_bundle_holds_what_the_manifest_lists(save: Save, tmp_path: Path) -> Non
     bundle = export_bundle(str(save(NET)), tmp_path / "out", options())
 
     assert [split.name for split in bundle.splits] == ["b", "d"]
-    assert bundle.manifest["failed_splits"] == []
-    listed = bundle.manifest["files"]
+    assert bundle.manifest.failed_splits == ()
+    listed = bundle.manifest.files
     present = {str(path.relative_to(bundle.path)) for path in bundle.path.rglob("*") if path.is_file()}
     assert present == {*listed, "manifest.json"}
     for path, entry in listed.items():
-        assert sha256_file(bundle.path / path) == entry["sha256"]
-        assert (bundle.path / path).stat().st_size == entry["size"]
-    assert bundle.manifest["model"]["weights"] == {"path": None, "origin": "from the model file"}
+        assert sha256_file(bundle.path / path) == entry.sha256
+        assert (bundle.path / path).stat().st_size == entry.size_bytes
+    assert bundle.manifest.model.weights == WeightsEntry(path=None, origin="from the model file")
     assert str(tmp_path) not in (bundle.path / "manifest.json").read_text()
 
 
@@ -92,7 +94,7 @@ def test_golden_samples_hold_inputs_outputs_and_what_crosses(save: Save, tmp_pat
     whole = np.load(bundle.path / "samples" / "model.npz")
     part = np.load(bundle.path / "samples" / "b.npz")
 
-    assert bundle.manifest["samples"]["batch"] == 2
+    assert bundle.manifest.sample_batch == 2
     assert whole["input:x"].shape == (2, 1, 8, 8)
     np.testing.assert_array_equal(run(bundle.model_path, {"x": whole["input:x"]})["y"], whole["output:y"])
     np.testing.assert_array_equal(run(bundle.file("onnx/b.tail.onnx"), {"b": part["cut:b"]})["y"], whole["output:y"])
@@ -125,8 +127,8 @@ def test_export_twice_gives_the_same_graphs_and_keeps_the_cells(save: Save, tmp_
 
     assert (second.path / "cells" / "k.json").read_text() == "{}"
     assert not (second.path / "table.json").exists()  # it was of the old pairs
-    assert first.manifest["files"]["onnx/b.head.onnx"] == second.manifest["files"]["onnx/b.head.onnx"]
-    assert first.manifest["pair_id"] != second.manifest["pair_id"]
+    assert first.manifest.files["onnx/b.head.onnx"] == second.manifest.files["onnx/b.head.onnx"]
+    assert first.manifest.pair_id != second.manifest.pair_id
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith((".partial", ".old"))] == []
 
 
@@ -181,7 +183,7 @@ def test_cutting_again_replaces_the_pairs_and_removes_the_old_files(save: Save, 
     assert sorted(path.name for path in (bundle.path / "onnx").iterdir()) == [
         "a.head.onnx", "a.tail.onnx", "e.head.onnx", "e.tail.onnx", "model.onnx",
     ]  # fmt: skip
-    assert again.splits[0].data["max_abs_error"] == 0
+    assert again.splits[0].max_abs_error == 0
 
 
 def test_cut_without_proof_says_so(save: Save, tmp_path: Path) -> None:
@@ -189,9 +191,9 @@ def test_cut_without_proof_says_so(save: Save, tmp_path: Path) -> None:
 
     again = cut_bundle(bundle, CutOptions(cuts="d", prove=False))
 
-    assert again.splits[0].data["max_abs_error"] is None
-    assert "proof" not in again.splits[0].data
-    assert again.manifest["samples"] == {}
+    assert again.splits[0].max_abs_error is None
+    assert again.splits[0].proof is UNSET
+    assert again.manifest.sample_paths == {}
 
 
 def test_unknown_cut_leaves_the_bundle_as_it_was(save: Save, tmp_path: Path) -> None:
@@ -212,8 +214,8 @@ def test_pair_that_fails_its_proof_is_left_out_and_listed(
     bundle = export_bundle(str(save(NET)), tmp_path / "out", options())
 
     assert [split.name for split in bundle.splits] == ["d"]
-    assert bundle.manifest["failed_splits"][0]["name"] == "b"
-    assert "at most 1e-05 is expected of fp32" in bundle.manifest["failed_splits"][0]["reason"]
+    assert bundle.manifest.failed_splits[0].name == "b"
+    assert "at most 1e-05 is expected of fp32" in bundle.manifest.failed_splits[0].reason
     assert not (bundle.path / "onnx" / "b.head.onnx").exists()
 
 
@@ -247,7 +249,7 @@ def test_uint8_input_puts_the_normalisation_into_the_graph(save: Save, tmp_path:
     plain = export_bundle(str(save(NET)), tmp_path / "plain", options())
 
     assert bundle.input_bytes(1) == 64
-    assert bundle.splits[0].data["ratio"] == 8 * 4 / 64
+    assert bundle.splits[0].ratio == 8 * 4 / 64
     expected = run(plain.model_path, {"x": ((image / 255 - 0.5) / 0.25).astype("f4")})["y"]
     np.testing.assert_allclose(run(bundle.model_path, {"x": image})["y"], expected, rtol=1e-5, atol=1e-5)
 

@@ -150,6 +150,6 @@ def test_samples_of_strings_are_plain_text(save: Save, tmp_path: Path) -> None:
 
     bundle = export_bundle(str(save(text)), tmp_path / "out", options())
 
-    assert [split.data["max_abs_error"] for split in bundle.splits] == [0, 0]
+    assert [split.max_abs_error for split in bundle.splits] == [0, 0]
     with np.load(bundle.path / "samples" / "model.npz", allow_pickle=False) as arrays:
         assert set(arrays["output:y"]) <= {"cat", "mouse"}

@@ -11,6 +11,8 @@ from typing import Any
 
 import onnx
 import pytest
+from msgspec.structs import replace
+from tests.support.manifests import edited, targets_of
 from tests.support.packed_bundles import (
     NEW,
     NEW_ENGINE,
@@ -61,7 +63,7 @@ def pack(tmp_path: Path, bundle: Bundle) -> Callable[..., tuple[PackResult, Bund
 
 
 def lasting(packed: Bundle) -> set[str]:
-    return {name for name, item in packed.manifest["files"].items() if item["role"] not in ("cell", "table")}
+    return {name for name, item in packed.manifest.files.items() if item.role not in ("cell", "table")}
 
 
 def test_whole_bundle_holds_everything_and_lists_it(bundle: Bundle, pack: Callable[..., Any]) -> None:
@@ -69,8 +71,8 @@ def test_whole_bundle_holds_everything_and_lists_it(bundle: Bundle, pack: Callab
     result, packed = pack()
 
     assert set(packed.storage.names()) == {*bundle.storage.names()} - {"report.html"}
-    assert packed.manifest["files"].keys() == {*packed.storage.names()} - {"manifest.json"}
-    assert packed.manifest["sealed"]
+    assert packed.manifest.files.keys() == {*packed.storage.names()} - {"manifest.json"}
+    assert packed.manifest.sealed
     assert (result.side, result.left_out_bytes, result.signatures, result.notes) == (None, 0, 0, ())
     assert result.size_bytes == packed.path.stat().st_size
     assert {item.role: item.files for item in result.roles} == {
@@ -84,7 +86,7 @@ def test_whole_bundle_holds_everything_and_lists_it(bundle: Bundle, pack: Callab
         "table": 3,
     }
     assert sum(item.size_bytes for item in result.roles) < result.size_bytes
-    assert Bundle.open(packed.path).table().pair_id == bundle.manifest["pair_id"]
+    assert Bundle.open(packed.path).table().pair_id == bundle.manifest.pair_id
 
 
 def test_packing_leaves_the_folder_as_it_is_and_gives_equal_bytes_twice(tmp_path: Path, bundle: Bundle) -> None:
@@ -94,7 +96,7 @@ def test_packing_leaves_the_folder_as_it_is_and_gives_equal_bytes_twice(tmp_path
 
     assert (tmp_path / "one.dscb").read_bytes() == (tmp_path / "two.dscb").read_bytes()
     assert {path: path.read_bytes() for path in before} == before
-    assert not Bundle.open(bundle.path).manifest["sealed"]
+    assert not Bundle.open(bundle.path).manifest.sealed
 
 
 def test_packed_bundle_is_the_same_after_unpacking_and_packing_again(tmp_path: Path, bundle: Bundle) -> None:
@@ -109,29 +111,29 @@ def test_packed_bundle_is_the_same_after_unpacking_and_packing_again(tmp_path: P
 
 
 def test_revision_is_that_of_the_newest_change_cells_included(bundle: Bundle, pack: Callable[..., Any]) -> None:
-    bundle.manifest["revision"] = 3
+    bundle.manifest = replace(bundle.manifest, revision=3)
     (bundle.path / "manifest.json").write_bytes(encode_manifest(bundle.manifest))
 
     assert pack()[0].revision == STARTED_S
     assert pack(with_cells=False)[0].revision == STARTED_S
     assert pack(revision=0)[0].revision == 0
-    assert Bundle.open(bundle.path).manifest["revision"] == 3
+    assert Bundle.open(bundle.path).manifest.revision == 3
 
 
 def test_part_for_the_device_holds_engines_samples_and_tables_and_no_graph(pack: Callable[..., Any]) -> None:
     result, part = pack(side="device")
 
     assert lasting(part) == {OLD_ENGINE, NEW_ENGINE, *SAMPLES}
-    assert part.manifest["side"] == result.side == "device"
-    assert part.manifest["left_out"].keys() == {
+    assert part.manifest.side == result.side == "device"
+    assert part.manifest.left_out.keys() == {
         f"onnx/{n}" for n in ("model.onnx", "a.head.onnx", "a.tail.onnx", "weights.data")
     }
     assert {name for name in part.storage.names() if "table" in name} == {"table.json", TABLE_OF_OLD, TABLE_OF_NEW}
     assert not any(name.startswith("cells/") for name in part.storage.names())
-    assert [entry["target"] for entry in part.manifest["targets"]["server"]] == [SERVER]
+    assert part.targets("server") == (SERVER,)
     assert part.graph_digest("onnx/a.head.onnx")
-    assert part.compute_pair_id() == part.manifest["pair_id"]
-    assert result.left_out_bytes == sum(item["size"] for item in part.manifest["left_out"].values())
+    assert part.compute_pair_id() == part.manifest.pair_id
+    assert result.left_out_bytes == sum(item.size_bytes for item in part.manifest.left_out.values())
 
 
 @pytest.mark.parametrize("device", [OLD, OLD_ENGINE.split("/")[1]])
@@ -141,7 +143,7 @@ def test_part_for_one_device_has_its_engines_alone_and_its_table_in_the_place_th
     _, part = pack(side="device", device=device)
 
     assert lasting(part) == {OLD_ENGINE, *SAMPLES}
-    assert NEW_ENGINE in part.manifest["left_out"]
+    assert NEW_ENGINE in part.manifest.left_out
     assert part.targets("device") == (NEW, OLD)
     assert Bundle.open(part.path).table().device.target == OLD
     assert part.read("table.json") == (bundle.path / TABLE_OF_OLD).read_bytes()
@@ -176,8 +178,8 @@ def test_several_machines_of_one_target_are_told_apart_by_id(bundle: Bundle, pac
         table = json.loads((bundle.path / name).read_bytes())
         table["device"]["target"] = OLD
         (bundle.path / name).write_text(json.dumps(table))
-    bundle.manifest["targets"]["device"][1]["target"] = OLD
-    bundle.save()
+    with edited(bundle) as document:
+        targets_of(document, "device")[1]["target"] = OLD
 
     _, part = pack(side="device", device=NEW_ID)
 
@@ -191,23 +193,23 @@ def test_part_for_the_device_with_graphs_holds_heads_and_the_model_and_no_tail(p
 
     graphs = {"onnx/model.onnx", "onnx/a.head.onnx", "onnx/weights.data"}
     assert lasting(part) == {OLD_ENGINE, NEW_ENGINE, *SAMPLES, *graphs}
-    assert part.manifest["left_out"].keys() == {"onnx/a.tail.onnx"}
+    assert part.manifest.left_out.keys() == {"onnx/a.tail.onnx"}
 
 
 def test_part_for_a_target_that_runs_graphs_holds_them(bundle: Bundle, pack: Callable[..., Any]) -> None:
     graphs = {"onnx/a.tail.onnx", "onnx/weights.data"}
     assert lasting(pack(side="server")[1]) == {*graphs, "onnx/model.onnx", *SAMPLES}
 
-    bundle.manifest["full_offload"] = False
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.change(full_offload=False)
     assert lasting(pack(side="server")[1]) == {*graphs, *SAMPLES}
 
 
 def test_part_of_a_bundle_without_targets_holds_the_graphs_of_its_side(
     bundle: Bundle, pack: Callable[..., Any]
 ) -> None:
-    bundle.manifest["targets"]["device"] = []
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.set_targets("device", [])
 
     assert lasting(pack(side="device")[1]) == {"onnx/a.head.onnx", "onnx/model.onnx", "onnx/weights.data", *SAMPLES}
 
@@ -222,9 +224,9 @@ def test_part_with_cells_holds_those_of_its_side_and_targets(bundle: Bundle, pac
 def test_whole_bundle_for_one_device_leaves_the_engines_of_others_out(pack: Callable[..., Any]) -> None:
     _, packed = pack(device=NEW)
 
-    assert OLD_ENGINE in packed.manifest["left_out"]
-    assert NEW_ENGINE in packed.manifest["files"]
-    assert packed.manifest["side"] is None
+    assert OLD_ENGINE in packed.manifest.left_out
+    assert NEW_ENGINE in packed.manifest.files
+    assert packed.manifest.side is None
 
 
 def test_part_is_not_packed_for_the_other_side_or_with_what_it_has_not(
@@ -288,7 +290,6 @@ def test_mixed_exports_are_not_packed(tmp_path: Path, bundle: Bundle) -> None:
     other = full_bundle(tmp_path / "other", seed=1)
     shutil.copy(other.path / "onnx/a.tail.onnx", bundle.path / "onnx/a.tail.onnx")
     relist(bundle, "onnx/a.tail.onnx")
-    bundle.save()
 
     with pytest.raises(BundleError, match="files of two exports were mixed"):
         pack_bundle(bundle, tmp_path / "x.dscb")
@@ -306,8 +307,8 @@ def test_cell_measured_after_sealing_is_sealed_in_too(tmp_path: Path, bundle: Bu
     pack_bundle(unpacked, tmp_path / "y.dscb")
     manifest = Bundle.open(tmp_path / "y.dscb").manifest
 
-    assert cell in manifest["files"]
-    assert manifest["revision"] == STARTED_S
+    assert cell in manifest.files
+    assert manifest.revision == STARTED_S
 
 
 def test_signatures_stay_while_nothing_changes_and_go_when_it_does(tmp_path: Path, bundle: Bundle) -> None:
@@ -359,9 +360,9 @@ def test_compiled_code_in_a_graph_of_others_is_not_signed(tmp_path: Path, bundle
     model.graph.node.add(op_type="EPContext", domain="com.microsoft", name="blob")
     (bundle.path / "onnx/a.tail.onnx").write_bytes(model.SerializeToString())
     relist(bundle, "onnx/a.tail.onnx")
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
-    bundle.manifest["targets"]["device"] = []
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.change(pair_id=bundle.compute_pair_id())
+        draft.set_targets("device", [])
     for path in [*(bundle.path / "tables").iterdir(), bundle.path / "table.json"]:
         path.unlink()
     pack_bundle(bundle, tmp_path / "x.dscb", side="server")
@@ -400,7 +401,7 @@ def test_engines_that_nobody_trusted_signed_are_not_unpacked(tmp_path: Path, pac
 def test_bundle_of_graphs_alone_is_unpacked_without_a_signature(tmp_path: Path, bundle: Bundle) -> None:
     pack_bundle(bundle, tmp_path / "x.dscb", side="server")
 
-    assert unpack_bundle(tmp_path / "x.dscb", tmp_path / "out").manifest["side"] == "server"
+    assert unpack_bundle(tmp_path / "x.dscb", tmp_path / "out").manifest.side == "server"
     with pytest.raises(SignatureError):
         unpack_bundle(tmp_path / "x.dscb", tmp_path / "out", trust=Trust(require=True))
 
@@ -478,21 +479,21 @@ def test_older_bundle_does_not_replace_a_newer_one_unless_it_is_allowed(
     out = tmp_path / "out"
     unpack_bundle(packed, out, trust=ANYONE)
 
-    assert unpack_bundle(newer, out, trust=ANYONE).manifest["revision"] == 11
+    assert unpack_bundle(newer, out, trust=ANYONE).manifest.revision == 11
     with pytest.raises(BundleError, match=r"has revision 10, and .* is newer: 11"):
         unpack_bundle(packed, out, trust=ANYONE)
-    assert Bundle.open(out).manifest["revision"] == 11
-    assert unpack_bundle(packed, out, trust=ANYONE, allow_older=True).manifest["revision"] == 10
+    assert Bundle.open(out).manifest.revision == 11
+    assert unpack_bundle(packed, out, trust=ANYONE, allow_older=True).manifest.revision == 10
 
 
 def test_next_release_replaces_a_part_that_was_timed_on_the_device_meanwhile(tmp_path: Path, bundle: Bundle) -> None:
     for revision in (10, 11):
         pack_bundle(bundle, tmp_path / f"{revision}.dscb", side="device", revision=revision)
     part = unpack_bundle(tmp_path / "10.dscb", tmp_path / "out", trust=ANYONE)
-    part.save()
+    part.touch()
 
-    assert part.manifest["revision"] > 11
-    assert unpack_bundle(tmp_path / "11.dscb", tmp_path / "out", trust=ANYONE).manifest["revision"] == 11
+    assert part.manifest.revision > 11
+    assert unpack_bundle(tmp_path / "11.dscb", tmp_path / "out", trust=ANYONE).manifest.revision == 11
     with pytest.raises(BundleError, match="is newer: 11"):
         unpack_bundle(tmp_path / "10.dscb", tmp_path / "out", trust=ANYONE)
 
@@ -505,7 +506,7 @@ def test_new_export_replaces_the_old_one_and_keeps_what_was_measured_here(tmp_pa
     pack_bundle(Bundle.open(tmp_path / "other"), tmp_path / "y.dscb", revision=11)
     after = unpack_bundle(tmp_path / "y.dscb", out, trust=ANYONE)
 
-    assert after.manifest["pair_id"] != before.manifest["pair_id"]
+    assert after.manifest.pair_id != before.manifest.pair_id
     assert (out / cell).is_file()
     assert verify_bundle(out).rows == ()
 
@@ -631,7 +632,7 @@ def test_damaged_bundle_is_replaced_only_when_it_is_said_that_its_revision_does_
 
     with pytest.raises(BundleError, match="--allow-older to replace it"):
         unpack_bundle(packed, out, trust=ANYONE)
-    assert unpack_bundle(packed, out, trust=ANYONE, allow_older=True).manifest["revision"] == 10
+    assert unpack_bundle(packed, out, trust=ANYONE, allow_older=True).manifest.revision == 10
 
 
 def test_what_a_killed_pack_has_left_is_removed_by_the_next_one(tmp_path: Path, bundle: Bundle) -> None:

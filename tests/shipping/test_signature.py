@@ -17,12 +17,12 @@ pytest.importorskip("cryptography", reason="the extra `sign` is not installed")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from dsc_split.bundles._manifest import DIGEST, encode_manifest
+from dsc_split.bundles._manifest import DIGEST, encode_document
 from dsc_split.errors import DscError, SignatureError, UsageError
 from dsc_split.shipping._signature import PAYLOAD_TYPE, Trust, generate_key, key_name, sign_manifest
 
-MANIFEST = encode_manifest({"format": "dsc-split/bundle", "revision": 7})
-OTHER = encode_manifest({"format": "dsc-split/bundle", "revision": 6})
+MANIFEST = encode_document({"format": "dsc-split/bundle", "revision": 7})
+OTHER = encode_document({"format": "dsc-split/bundle", "revision": 6})
 WHAT = "bundle 'b4.dscb'"
 
 
@@ -65,7 +65,7 @@ def changed(envelope: bytes, change: Callable[[dict[str, Any]], object]) -> byte
     """An envelope whose writer made a change and took the digest anew."""
     document = json.loads(envelope)
     change(document)
-    return encode_manifest(document)
+    return encode_document(document)
 
 
 # ---- who signed --------------------------------------------------------------------------------------------

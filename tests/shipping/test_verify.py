@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.support.packed_bundles import NEW_ENGINE, TABLE_OF_OLD, add_cell, full_bundle, list_file, relist
+from tests.support.manifests import document_of, edited, targets_of
+from tests.support.packed_bundles import NEW_ENGINE, OLD_ENGINE, TABLE_OF_OLD, add_cell, full_bundle, list_file, relist
 
 from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
-from dsc_split.bundles._manifest import encode_manifest
-from dsc_split.engines.side._sides import golden_samples
+from dsc_split.bundles._manifest import DIGEST, encode_manifest
+from dsc_split.bundles._samples import golden_samples
 from dsc_split.errors import BundleError, UsageError
 from dsc_split.packing import Trust, VerifyResult, generate_key, pack_bundle, unpack_bundle, verify_bundle
 from dsc_split.shipping._file_checks import graph_faults, record_fault
@@ -52,8 +53,8 @@ def test_bundle_that_is_right_has_no_faults_as_folder_sealed_and_packed(
 
     assert [result.rows for result in results] == [(), (), ()]
     assert [result.sealed for result in results] == [False, True, True]
-    assert {result.files for result in results} == {len(sealed.manifest["files"])}
-    assert {result.size_bytes for result in results} == {sum(f["size"] for f in sealed.manifest["files"].values())}
+    assert {result.files for result in results} == {len(sealed.manifest.files)}
+    assert {result.size_bytes for result in results} == {sum(f.size_bytes for f in sealed.manifest.files.values())}
     assert results[0].to_json()["ok"] is True
 
 
@@ -91,10 +92,10 @@ def test_manifest_that_was_written_by_another_hand_is_a_fault(bundle: Bundle) ->
 
 
 def test_manifest_of_an_older_version_is_verified_and_noted(bundle: Bundle) -> None:
-    manifest = {**bundle.manifest, "version": 1}
-    for key in ("revision", "sealed", "side", "left_out"):
-        manifest.pop(key)
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    document = {**document_of(bundle), "version": 1}
+    for key in ("revision", "sealed", "side", "left_out", DIGEST):
+        del document[key]
+    (bundle.path / "manifest.json").write_text(json.dumps(document))
 
     result = verify_bundle(bundle.path)
 
@@ -103,7 +104,7 @@ def test_manifest_of_an_older_version_is_verified_and_noted(bundle: Bundle) -> N
 
 
 def test_older_bundle_than_asked_for_is_a_fault(bundle: Bundle) -> None:
-    revision = bundle.manifest["revision"]
+    revision = bundle.manifest.revision
 
     assert verify_bundle(bundle.path, min_revision=revision).ok
     assert f"at least {revision + 1}" in faults(verify_bundle(bundle.path, min_revision=revision + 1))["manifest.json"]
@@ -116,7 +117,6 @@ def test_head_of_one_export_with_the_tail_of_another_is_found_though_both_are_li
     for path in ("onnx/a.tail.onnx", "onnx/weights.data"):
         shutil.copy(other.path / path, bundle.path / path)
         relist(bundle, path)
-    bundle.save()
 
     assert "files of two exports were mixed" in faults(verify_bundle(bundle.path))["manifest.json"]
 
@@ -131,35 +131,35 @@ def test_swapped_files_are_found(tmp_path: Path, bundle: Bundle) -> None:
 
 
 def test_engine_of_another_graph_is_found(bundle: Bundle) -> None:
-    (entry, *_) = bundle.manifest["targets"]["device"]
-    entry["engines"][0]["graph_digest"] = 64 * "0"
-    bundle.manifest["targets"]["device"][1]["engines"][0]["path"] = "engines/none.plan"
-    bundle.save()
+    with edited(bundle) as document:
+        old, new = targets_of(document, "device")
+        old["engines"][0]["graph_digest"] = 64 * "0"
+        new["engines"][0]["path"] = "engines/none.plan"
 
     found = faults(verify_bundle(bundle.path))
 
-    assert "was built from another 'onnx/a.head.onnx'" in found[entry["engines"][0]["path"]]
+    assert "was built from another 'onnx/a.head.onnx'" in found[OLD_ENGINE]
     assert "does not list it" in found["engines/none.plan"]
 
 
 def test_engine_of_a_graph_that_is_none_of_the_bundles_is_found(bundle: Bundle) -> None:
-    bundle.manifest["targets"]["device"][0]["engines"][0]["graph"] = "samples/a.npz"
-    bundle.save()
+    with edited(bundle) as document:
+        targets_of(document, "device")[0]["engines"][0]["graph"] = "samples/a.npz"
 
     assert any("no graph of this bundle" in fault for fault in faults(verify_bundle(bundle.path)).values())
 
 
 @pytest.mark.parametrize("path", ["onnx/a.tail.onnx", "onnx/weights.data", "samples/a.npz"])
 def test_file_of_the_model_that_is_not_listed_is_found(bundle: Bundle, path: str) -> None:
-    del bundle.manifest["files"][path]
-    bundle.save()
+    with edited(bundle) as document:
+        del document["files"][path]
 
     assert "belongs to the model" in faults(verify_bundle(bundle.path))[path]
 
 
 def test_file_that_is_held_and_left_out_is_found(bundle: Bundle) -> None:
-    bundle.manifest["left_out"]["onnx/a.tail.onnx"] = bundle.manifest["files"]["onnx/a.tail.onnx"]
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.change(left_out={"onnx/a.tail.onnx": draft.manifest.files["onnx/a.tail.onnx"]})
 
     assert faults(verify_bundle(bundle.path)) == {"onnx/a.tail.onnx": "is listed as held and as left out"}
 
@@ -167,8 +167,8 @@ def test_file_that_is_held_and_left_out_is_found(bundle: Bundle) -> None:
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "ONNX/A.tail.onnx", "manifest.json"])
 def test_list_with_a_name_that_no_bundle_may_have_is_a_fault(bundle: Bundle, path: str) -> None:
     (bundle.path.parent / "secret").write_bytes(b"x")
-    bundle.manifest["files"][path] = {"sha256": 64 * "0", "size": 1, "role": "sample"}
-    bundle.save()
+    with edited(bundle) as document:
+        document["files"][path] = {"sha256": 64 * "0", "size": 1, "role": "sample"}
 
     assert path in faults(verify_bundle(bundle.path))
 
@@ -238,7 +238,6 @@ def test_pickle_is_a_fault_listed_or_not(bundle: Bundle, name: str) -> None:
     assert "is a pickle" in faults(verify_bundle(bundle.path))[name]
 
     list_file(bundle, name, b"\x80\x04.", "sample")
-    bundle.save()
     assert "is a pickle" in faults(verify_bundle(bundle.path))[name]
 
 
@@ -249,7 +248,6 @@ def test_python_objects_among_samples_are_a_fault_and_are_not_unpickled(bundle: 
 
     np.savez(bundle.path / "samples/a.npz", x=np.array([Evil()], dtype=object))
     relist(bundle, "samples/a.npz")
-    bundle.save()
 
     assert "holds Python objects (pickled) in 'x.npy'" in faults(verify_bundle(bundle.path))["samples/a.npz"]
     assert not (tmp_path / "ran").exists()
@@ -258,7 +256,6 @@ def test_python_objects_among_samples_are_a_fault_and_are_not_unpickled(bundle: 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\x80\x04."])
 def test_samples_that_are_no_arrays_are_a_fault(bundle: Bundle, data: bytes) -> None:
     list_file(bundle, "samples/a.npz", data, "sample")
-    bundle.save()
 
     assert "no file of plain arrays" in faults(verify_bundle(bundle.path))["samples/a.npz"]
 
@@ -267,7 +264,6 @@ def test_compressed_samples_which_may_be_of_any_size_are_a_fault_and_not_read(bu
     with np.load(bundle.path / "samples/model.npz") as arrays:
         np.savez_compressed(bundle.path / "samples/model.npz", **dict(arrays))
     relist(bundle, "samples/model.npz")
-    bundle.save()
 
     assert "compressed" in faults(verify_bundle(bundle.path))["samples/model.npz"]
     with pytest.raises(BundleError, match=r"samples/model\.npz"):
@@ -291,7 +287,6 @@ def test_graph_that_refers_to_another_file_than_the_weights_is_a_fault(bundle: B
     model.graph.initializer[0].external_data[0].value = location
     path.write_bytes(model.SerializeToString())
     relist(bundle, "onnx/a.head.onnx")
-    bundle.save()
 
     fault = faults(verify_bundle(bundle.path))["onnx/a.head.onnx"]
     assert f"refers to data in {location!r}; 'weights.data' alone was expected" in fault
@@ -361,12 +356,12 @@ def with_ep_context(bundle: Bundle) -> None:
     node = helper.make_node("EPContext", ["x"], ["a"], domain="com.microsoft", ep_cache_context=b"blob")
     path.write_bytes(helper.make_model(helper.make_graph([node], "g", [], [])).SerializeToString())
     relist(bundle, "onnx/a.head.onnx")
-    for entry in bundle.manifest["targets"]["device"]:
-        for engine in entry.pop("engines"):
-            del bundle.manifest["files"][engine["path"]]
-        del entry["failed"]
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
-    bundle.save()
+    with edited(bundle) as document:
+        for entry in targets_of(document, "device"):
+            for engine in entry.pop("engines"):
+                del document["files"][engine["path"]]
+            del entry["failed"]
+        document["pair_id"] = bundle.compute_pair_id()
     for path in (bundle.path / "tables", bundle.path / "engines"):
         shutil.rmtree(path)
     (bundle.path / "table.json").unlink()
@@ -418,7 +413,6 @@ def test_damaged_packed_file_is_a_row_and_what_is_no_bundle_a_mistake(tmp_path: 
 
 def test_progress_counts_megabytes(bundle: Bundle) -> None:
     list_file(bundle, "samples/more.npz", bytes(3_500_000), "sample")
-    bundle.save()
     seen: list[Progress] = []
     verify_bundle(bundle.path, progress=seen.append)
 
@@ -448,7 +442,7 @@ def flip(path: Path, place: int, bit: int) -> None:
 def test_five_thousand_flipped_bits_in_a_sealed_folder_are_all_found_and_none_is_read(sealed: Bundle) -> None:
     sizes = {path.relative_to(sealed.path).as_posix(): path.stat().st_size for path in sealed.path.rglob("*.*")}
     sizes = {name: size for name, size in sizes.items() if (sealed.path / name).is_file()}
-    assert sizes.keys() == {*sealed.manifest["files"], "manifest.json"}
+    assert sizes.keys() == {*sealed.manifest.files, "manifest.json"}
     for name, place, bit in flips(sizes, 5000):
         flip(sealed.path / name, place, bit)
 
@@ -467,7 +461,7 @@ def test_five_thousand_flipped_bits_in_a_packed_bundle_are_all_found_and_none_is
 ) -> None:
     path = tmp_path / "x.dscb"
     pack_bundle(bundle, path)
-    names = Bundle.open(path).manifest["files"]
+    names = Bundle.open(path).manifest.files
     read = 0
     for _, place, bit in flips({"x.dscb": path.stat().st_size}, 5000):
         flip(path, place, bit)
@@ -485,5 +479,5 @@ def test_five_thousand_flipped_bits_in_a_packed_bundle_are_all_found_and_none_is
     assert read > 1000
 
 
-def test_canonical_manifest_is_the_one_that_save_writes(bundle: Bundle) -> None:
+def test_canonical_manifest_is_the_one_that_is_written(bundle: Bundle) -> None:
     assert (bundle.path / "manifest.json").read_bytes() == encode_manifest(bundle.manifest)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dsc_split._support.records import read_record
+from dsc_split.engines._engine_file import EngineDescription
 
-HEADER: dict[str, Any] = {
+DOCUMENT = {
     "format": "dsc-split/engine",
     "version": 1,
     "library": "tensorrt_rtx",
@@ -28,3 +29,7 @@ HEADER: dict[str, Any] = {
     "memory": {"activation_bytes": {"64": 1024}, "scratch_bytes": 0, "weights_bytes": 12},
     "rewritten": None,
 }
+"""As it stands in a file, without what is said of the plan."""
+
+HEADER = read_record(DOCUMENT, EngineDescription)
+"""The same, as a record."""

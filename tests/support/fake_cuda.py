@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from dsc_split.engines import Backend, Target
+from dsc_split.engines._engine_file import EngineDescription, PlanProfile, PlanTensor, ShapeBounds
 from dsc_split.engines.gpu._cuda import Handle, Kind
 from dsc_split.engines.gpu._dlpack import CUDA, write_dlpack
 from dsc_split.engines.tensorrt._engine import TensorRTEngine
@@ -430,17 +432,16 @@ X = np.arange(6, dtype=np.float32).reshape(2, 3)
 PLAN = memoryview(b"the plan")
 
 
-def header(dtype: str = "float32", **profile: Any) -> dict[str, Any]:
-    bounds = {"min": [1, 3], "opt": [4, 3], "max": [8, 3]}
-    tensor = {"dtype": dtype, "shape": ["batch", 3]}
-    return {
-        "profile": {"min": 1, "opt": 4, "max": 8, "shapes": {"x": bounds}, **profile},
-        "inputs": [{"name": "x", **tensor}],
-        "outputs": [{"name": "y", **tensor}],
-    }
+def header(dtype: Any = "float32", **profile: Any) -> EngineDescription:
+    from tests.support.engine_header import HEADER  # here, for a process without the tests loads this file, too
+
+    bounds = ShapeBounds(min=(1, 3), opt=(4, 3), max=(8, 3))
+    x, y = (PlanTensor(name=name, dtype=dtype, shape=("batch", 3)) for name in "xy")
+    found = PlanProfile(**{"min": 1, "opt": 4, "max": 8, "shapes": {"x": bounds}, **profile})
+    return replace(HEADER, profile=found, inputs=(x,), outputs=(y,))
 
 
-def load(trt: Any, *, described: dict[str, Any] | None = None, **options: Any) -> TensorRTEngine:
+def load(trt: Any, *, described: EngineDescription | None = None, **options: Any) -> TensorRTEngine:
     backend = PretendedBackend()
     return TensorRTEngine(
         backend, "model.plan", described or header(), PLAN, trt=trt, logger=trt.logger, cuda=trt.cuda, **options

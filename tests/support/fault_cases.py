@@ -38,13 +38,14 @@ def restore(base: Path, folder: Path) -> Path:
     return folder
 
 
-def manifest_of(bundle: Path) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads((bundle / "manifest.json").read_bytes())
-    return manifest
+def document_in(bundle: Path) -> dict[str, Any]:
+    """Read the manifest of a folder, whatever it says."""
+    document: dict[str, Any] = json.loads((bundle / "manifest.json").read_bytes())
+    return document
 
 
 def pairs_of(bundle: Path) -> list[str]:
-    return [split["name"] for split in manifest_of(bundle)["splits"]]
+    return [split["name"] for split in document_in(bundle)["splits"]]
 
 
 def prepare(commands: Commands, base: Path, folder: Path, case: Case) -> Path:
@@ -69,7 +70,7 @@ def litter_in(folder: Path) -> list[str]:
     left = [name for name in found if name.endswith((".partial", ".old", ".lock.holder"))]
     for path in folder.iterdir():
         if (path / "manifest.json").is_file():
-            listed = manifest_of(path)["files"]
+            listed = document_in(path)["files"]
             names = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
             kept = {name for name in names if name.startswith(("cells/", "tables/"))}
             left += sorted(names - kept - set(listed) - {"manifest.json", "manifest.dsse.json", "table.json", ".lock"})
@@ -112,7 +113,7 @@ def damaged_file(work: Path, _: Path) -> list[str]:
 def half_unpacked(work: Path, before: Path) -> list[str]:
     if not (work / "unpacked").exists():
         return []
-    old, new = (set(manifest_of(folder / name)["files"]) for folder, name in ((before, "bundle"), (work, "unpacked")))
+    old, new = (set(document_in(folder / name)["files"]) for folder, name in ((before, "bundle"), (work, "unpacked")))
     return faults_of(work / "unpacked") + sorted(old - new)
 
 

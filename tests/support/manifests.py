@@ -1,10 +1,20 @@
-"""A manifest with every key, as a document."""
+"""A manifest with every key, as a document; and what tests ask of manifests."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from dsc_split.bundle import FORMAT, VERSION
+from msgspec import UnsetType
+
+from dsc_split._support.records import read_record
+from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.bundles._manifest import DIGEST, encode_document, encode_manifest
+from dsc_split.bundles._records import Manifest
+
+T = TypeVar("T")
 
 TENSOR = {"name": "x", "dtype": "float32", "shape": ["batch", 3], "elements_by_batch": [3, 0], "itemsize": 4}
 TARGET = {"target": "onnxruntime:cpu", "fingerprint": {}, "id": "onnxruntime-cpu-0"}
@@ -47,3 +57,38 @@ MANIFEST: dict[str, Any] = {
     "files": {"onnx/model.onnx": {"sha256": 64 * "0", "size": 1, "role": "model"}},
     "notes": ["a note"],
 }
+
+
+def stated(value: T | UnsetType | None) -> T:
+    """Return a value that a record has to state."""
+    assert value is not None
+    assert not isinstance(value, UnsetType)
+    return value
+
+
+def document_of(bundle: Bundle) -> dict[str, Any]:
+    """Read a bundle's manifest as it is in its file."""
+    document: dict[str, Any] = json.loads(bundle.storage.read("manifest.json"))
+    return document
+
+
+@contextmanager
+def edited(bundle: Bundle) -> Iterator[dict[str, Any]]:
+    """Change a bundle's manifest as a document: ``with edited(bundle) as document: del document["samples"]``."""
+    with bundle.edit() as draft:
+        document = json.loads(encode_manifest(draft.manifest))
+        del document[DIGEST]
+        yield document
+        draft.manifest = read_record(document, Manifest)
+        draft.touch()
+
+
+def write_document(bundle: Bundle, document: dict[str, Any]) -> None:
+    """Write a document to a manifest's file as it is, though it may be none that a bundle can have."""
+    (bundle.path / "manifest.json").write_bytes(encode_document(document))
+
+
+def targets_of(document: dict[str, Any], side: str) -> list[dict[str, Any]]:
+    """Return the targets of a side in a manifest's document."""
+    found: list[dict[str, Any]] = document["targets"][side]
+    return found

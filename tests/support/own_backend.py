@@ -7,7 +7,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from dsc_split.engines import BuildJob, BuildOptions, BuiltEngine, EngineLike, EngineSource, Target, get_backend
+from dsc_split.engines import (
+    BuildJob,
+    BuildOptions,
+    BuiltEngine,
+    EngineFacts,
+    EngineLike,
+    EngineSource,
+    Target,
+    get_backend,
+)
 
 __all__ = ["OwnBackend"]
 
@@ -43,7 +52,7 @@ class OwnBackend:
         job.output.write_bytes(data)
         self.built.append(job.output)
         sha256 = hashlib.sha256(data).hexdigest()
-        facts = {"profile": list(job.profile)}
+        facts = EngineFacts(profile=job.profile)
         return BuiltEngine(path=job.output, sha256=sha256, size_bytes=len(data), facts=facts, cached=False)
 
     def load(self, source: Path | EngineSource, *, sha256: str | None = None, digest: str | None = None) -> EngineLike:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from msgspec.structs import replace
 from tests.support.manifests import OPTIONS
 from tests.support.paths import GOLDEN
 from tests.support.tiny_bundles import tiny_bundle
 
 from dsc_split._support.files import body_digest, canonical_json, sha256_file
+from dsc_split._support.records import read_record
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import EngineEntry, FileEntry, RecordedOptions, TargetEntry, WeightsEntry
 
 OLD, NEW, SERVER = "tensorrt-rtx:sm75", "tensorrt-rtx:sm89", "onnxruntime:cpu"
 OLD_ID, NEW_ID, SERVER_ID = "rtx-sm75-000000000000", "rtx-sm89-111111111111", "ort-cpu-222222222222"
@@ -32,14 +35,14 @@ def list_file(bundle: Bundle, path: str, data: bytes, role: str) -> None:
     """Put a file into a bundle and its manifest."""
     (bundle.path / path).parent.mkdir(parents=True, exist_ok=True)
     (bundle.path / path).write_bytes(data)
-    listed = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "role": role}
-    bundle.manifest["files"][path] = listed
+    entry = FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), role=role)
+    with bundle.edit() as draft:
+        draft.change(files={**draft.manifest.files, path: entry})
 
 
 def full_bundle(folder: Path, *, seed: int = 0) -> Bundle:
     """Make a bundle of one pair; another seed gives another model of the same form."""
     bundle = tiny_bundle(folder, samples={"batch": 2, "files": {"model": "samples/model.npz", "a": "samples/a.npz"}})
-    manifest = bundle.manifest
     for name in ("model", "a.head", "a.tail"):
         path = folder / f"onnx/{name}.onnx"
         model = onnx.load(path)
@@ -49,13 +52,15 @@ def full_bundle(folder: Path, *, seed: int = 0) -> Bundle:
     list_file(bundle, "onnx/weights.data", (folder / "onnx/weights.data").read_bytes(), "weights")
     for name in ("model", "a"):
         list_file(bundle, f"samples/{name}.npz", (folder / f"samples/{name}.npz").read_bytes(), "sample")
-    manifest["model"]["weights"] = {"path": "onnx/weights.data", "origin": "a file"}
-    manifest["pair_id"] = bundle.compute_pair_id()
-    manifest["targets"] = {
-        "device": [add_engine(bundle, OLD, OLD_ENGINE), add_engine(bundle, NEW, NEW_ENGINE)],
-        "server": [{"target": SERVER, "fingerprint": {}, "id": SERVER_ID}],
-    }
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.change(
+            model=replace(draft.manifest.model, weights=WeightsEntry(path="onnx/weights.data", origin="a file"))
+        )
+    entries = [add_engine(bundle, OLD, OLD_ENGINE), add_engine(bundle, NEW, NEW_ENGINE)]
+    with bundle.edit() as draft:
+        draft.change(pair_id=bundle.compute_pair_id())
+        draft.set_targets("device", entries)
+        draft.set_targets("server", [TargetEntry(target=SERVER, fingerprint={}, id=SERVER_ID)])
     for graph, target in (("onnx/a.head.onnx", OLD), ("onnx/a.head.onnx", NEW), ("onnx/a.tail.onnx", SERVER)):
         add_cell(bundle, graph, target)
     (folder / "tables").mkdir()
@@ -65,20 +70,15 @@ def full_bundle(folder: Path, *, seed: int = 0) -> Bundle:
     return bundle
 
 
-def add_engine(bundle: Bundle, target: str, path: str) -> dict[str, Any]:
+def add_engine(bundle: Bundle, target: str, path: str) -> TargetEntry:
     """List a made-up engine of the head; gives the target's entry."""
     list_file(bundle, path, f"DSCPLAN for {target}".encode() * 100, "engine")
-    engine: dict[str, Any] = {
-        "graph": "onnx/a.head.onnx",
-        "graph_digest": bundle.graph_digest("onnx/a.head.onnx"),
-        "path": path,
-        "profile": [1, 1, 4],
-        "memory": {},
-        "rewritten": None,
-        "lowered": None,
-    }
-    built = {"options": OPTIONS, "engines": [engine], "failed": []}
-    return {"target": target, "fingerprint": {}, "id": path.split("/")[1], **built}
+    head = "onnx/a.head.onnx"
+    engine = EngineEntry(graph=head, graph_digest=bundle.graph_digest(head), path=path, profile=(1, 1, 4))
+    options = read_record(OPTIONS, RecordedOptions)
+    return TargetEntry(
+        target=target, fingerprint={}, id=path.split("/")[1], options=options, engines=(engine,), failed=()
+    )
 
 
 def add_cell(bundle: Bundle, graph: str, target: str) -> str:
@@ -95,15 +95,18 @@ def add_cell(bundle: Bundle, graph: str, target: str) -> str:
 def table_of(bundle: Bundle, device: str) -> bytes:
     """Give a lookup table of the bundle's pairs for a device."""
     table = json.loads(GOLDEN.read_bytes())
-    table["pair_id"] = bundle.manifest["pair_id"]
+    table["pair_id"] = bundle.manifest.pair_id
     table["device"]["target"], table["server"]["target"] = device, SERVER
     return json.dumps(table).encode()
 
 
 def relist(bundle: Bundle, path: str) -> None:
     """List a file as it is now."""
-    item = bundle.manifest["files"][path]
-    item["sha256"], item["size"] = sha256_file(bundle.path / path), (bundle.path / path).stat().st_size
+    size_bytes = (bundle.path / path).stat().st_size
+    with bundle.edit() as draft:
+        files = draft.manifest.files
+        entry = replace(files[path], sha256=sha256_file(bundle.path / path), size_bytes=size_bytes)
+        draft.change(files={**files, path: entry})
 
 
 def make_zip(

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import FORMAT, VERSION, Bundle
+from dsc_split.bundles._records import FileEntry
 
 Shape = list[int | str]
 
@@ -129,9 +130,10 @@ def replace_graph() -> Callable[..., Bundle]:
         nodes, inputs, outputs = parts
         model = make_model(nodes, inputs, outputs, **weights)
         (bundle.path / path).write_bytes(model.SerializeToString())
-        size = (bundle.path / path).stat().st_size
-        bundle.manifest["files"][path] |= {"sha256": sha256_file(bundle.path / path), "size": size}
-        bundle.save()
+        size_bytes = (bundle.path / path).stat().st_size
+        with bundle.edit() as draft:
+            entry = FileEntry(sha256=sha256_file(bundle.path / path), size_bytes=size_bytes, role="graph")
+            draft.change(files={**draft.manifest.files, path: entry})
         return Bundle.open(bundle.path)
 
     return replace

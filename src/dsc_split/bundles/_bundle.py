@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from msgspec.structs import replace
 
 from dsc_split._support.files import sha256_text, write_bytes
 from dsc_split.bundles._lock import lock_folder
-from dsc_split.bundles._manifest import (
-    ENVELOPE,
-    MANIFEST,
-    SEALED_ROLES,
-    encode_manifest,
-    parse_manifest,
-)
-from dsc_split.bundles._storage import Folder, Storage, open_storage
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest, next_manifest, parse_manifest
+from dsc_split.bundles._open import open_storage
+from dsc_split.bundles._records import FileEntry, Manifest, Split, TargetEntry, TensorInfo
+from dsc_split.bundles._storage import Folder, Storage
 from dsc_split.errors import BundleError, SignatureError, UsageError
 from dsc_split.table._table import LookupTable
 
-__all__ = ["Bundle", "Split", "TensorInfo"]
-
+__all__ = ["TABLE", "Bundle", "Draft", "TrustRule"]
 
 TABLE = "table.json"
 """The lookup table that was asked for last."""
@@ -51,108 +45,29 @@ class TrustRule(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorInfo:
-    """One tensor at a border of a graph: an input, an output, or what crosses a cut."""
+class Draft:
+    """A manifest that is being changed; :meth:`Bundle.edit` writes it.
 
-    name: str
-    """ONNX value name."""
-    dtype: str
-    """Lower-case ONNX element type: ``float32``, ``int64``, ..."""
-    shape: tuple[int | str, ...]
-    """Dimensions; a string is an expression in the batch symbol."""
-    elements_by_batch: tuple[int, int]
-    """``(per_batch, constant)``: the tensor has ``per_batch * batch + constant`` elements."""
-    itemsize: int
-    """Bytes per element, before any encoding."""
+    Attributes:
+        manifest: The manifest as it will be.
+        is_touched: Whether it is written even where nothing changed.
+    """
 
-    def elements(self, batch: int) -> int:
-        """Count the elements at ``batch``."""
-        per_batch, constant = self.elements_by_batch
-        return per_batch * batch + constant
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.is_touched = False
 
-    def size_bytes(self, batch: int) -> int:
-        """Count the bytes at ``batch``, as the tensor lies in memory."""
-        return self.elements(batch) * self.itemsize
+    def change(self, **fields: object) -> None:
+        """Change fields of the manifest, by name."""
+        self.manifest = replace(self.manifest, **fields)
 
-    def shape_at(self, batch: int) -> tuple[int, ...]:
-        """Give the shape at ``batch``; the size of the free dimension follows from the count of elements.
+    def touch(self) -> None:
+        """Have the manifest written with a new revision, though nothing in it changes: a table did, say."""
+        self.is_touched = True
 
-        Raises:
-            UsageError: More than one dimension is free.
-        """
-        free = [dim for dim in self.shape if isinstance(dim, str)]
-        if len(free) > 1:
-            raise UsageError(
-                f"tensor {self.name!r} has {len(free)} free dimensions ({', '.join(free)}); "
-                "one was expected. Give the others values with --input-shape."
-            )
-        fixed = math.prod(dim for dim in self.shape if isinstance(dim, int))
-        size = self.elements(batch) // fixed if fixed else batch
-        return tuple(size if isinstance(dim, str) else dim for dim in self.shape)
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the manifest's form."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "elements_by_batch": list(self.elements_by_batch),
-            "itemsize": self.itemsize,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> TensorInfo:
-        """Read the manifest's form."""
-        per_batch, constant = data["elements_by_batch"]
-        return cls(
-            name=data["name"],
-            dtype=data["dtype"],
-            shape=tuple(data["shape"]),
-            elements_by_batch=(int(per_batch), int(constant)),
-            itemsize=int(data["itemsize"]),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """A pair as the manifest lists it."""
-
-    name: str
-    """The cut's name: file-name safe, unique without regard to case."""
-    tensors: tuple[TensorInfo, ...]
-    """What crosses the cut, passthrough inputs included."""
-    passthrough: tuple[str, ...]
-    """Names of the graph inputs among ``tensors``: the device sends them as they are."""
-    head: str
-    """Path of the head graph, relative to the bundle."""
-    tail: str
-    """Path of the tail graph, relative to the bundle."""
-    early_outputs: tuple[str, ...]
-    """Model outputs that the head computes; they stay on the device."""
-    data: dict[str, Any]
-    """The whole entry of the manifest: ratio, flags, errors."""
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Split:
-        """Read an entry of the manifest."""
-        return cls(
-            name=data["name"],
-            tensors=tuple(TensorInfo.from_json(tensor) for tensor in data["tensors"]),
-            passthrough=tuple(tensor["name"] for tensor in data["tensors"] if tensor["passthrough"]),
-            head=data["head"],
-            tail=data["tail"],
-            early_outputs=tuple(data["early_outputs"]),
-            data=data,
-        )
-
-    def size_bytes(self, batch: int) -> int:
-        """Count the bytes that cross the cut at ``batch``."""
-        return sum(tensor.size_bytes(batch) for tensor in self.tensors)
-
-    def elements(self, batch: int) -> int:
-        """Count the elements that cross the cut at ``batch``."""
-        return sum(tensor.elements(batch) for tensor in self.tensors)
+    def set_targets(self, side: str, targets: Iterable[TargetEntry]) -> None:
+        """Replace the targets of a side."""
+        self.change(targets=replace(self.manifest.targets, **{side: tuple(targets)}))
 
 
 class Bundle:
@@ -160,19 +75,18 @@ class Bundle:
 
     Attributes:
         path: The folder, or the packed file.
-        manifest: The manifest, as read; :meth:`save` writes it.
+        manifest: The manifest, as read; :meth:`edit` changes it.
         storage: Where its files lie.
         trusted: Whether its engines may be loaded: those of a folder are this machine's own, those of a packed file
             come from elsewhere, and are trusted where a key that is trusted signed them.
     """
 
-    def __init__(
-        self, path: Path, manifest: dict[str, Any], *, storage: Storage | None = None, trusted: bool = True
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, storage: Storage | None = None, trusted: bool = True) -> None:
         self.path = path
         self.manifest = manifest
         self.storage = Folder(path) if storage is None else storage
         self.trusted = trusted
+        self._locks = 0
 
     # ---- opening -------------------------------------------------------------------------------------------
 
@@ -212,41 +126,63 @@ class Bundle:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the bundle for writing, and see its newest manifest.
+        """Hold the bundle for writing, and see its newest manifest. A block within such a block changes nothing.
 
         Raises:
             BundleBusyError: Another process holds it. Nothing waits: a benchmark beside another one is worthless.
             UsageError: It is packed.
         """
         self._refuse_packed()
-        with lock_folder(self.path):
-            self.manifest = parse_manifest(self.storage.read(MANIFEST), _manifest_name(self.path))
-            yield
+        with contextlib.nullcontext() if self._locks else lock_folder(self.path):
+            if not self._locks:
+                self.manifest = parse_manifest(self.storage.read(MANIFEST), _manifest_name(self.path))
+            self._locks += 1
+            try:
+                yield
+            finally:
+                self._locks -= 1
 
-    def save(self) -> None:
-        """Write the manifest, all or nothing. Hold :meth:`lock` around reading, changing and saving.
+    @contextlib.contextmanager
+    def edit(self) -> Iterator[Draft]:
+        """Change the manifest: it is written, all or nothing, where the block ends well and has changed something.
 
-        What :func:`dsc_split.packing.pack_bundle` sealed is open again: cells and tables are no longer listed, and
-        signatures, which no longer fit, are removed.
+        The bundle is held meanwhile. What :func:`dsc_split.packing.pack_bundle` sealed is open again: cells and tables
+        are no longer listed, and signatures, which no longer fit, are removed. ::
+
+            with bundle.edit() as draft:
+                draft.change(notes=("tried on the bench",))
+
+        Raises:
+            BundleBusyError: Another process holds it.
+            UsageError: It is packed.
+            DscError: The manifest cannot be written.
         """
-        write_bytes(self.path / MANIFEST, self.encode())
-        (self.path / ENVELOPE).unlink(missing_ok=True)
+        with self.lock():
+            draft = Draft(self.manifest)
+            yield draft
+            if draft.is_touched or draft.manifest != self.manifest:
+                manifest = next_manifest(draft.manifest)
+                write_bytes(self.path / MANIFEST, encode_manifest(manifest))
+                self.manifest = manifest
+                (self.path / ENVELOPE).unlink(missing_ok=True)
 
-    def encode(self) -> bytes:
-        """Give the file form of the manifest as it is now, open and with a new revision."""
-        manifest = self.manifest
-        listed = manifest["files"]
-        manifest["files"] = {path: item for path, item in listed.items() if item.get("role") not in SEALED_ROLES}
-        if manifest["sealed"]:  # what was sent, which what is timed here makes no newer
-            manifest["released"] = manifest["revision"]
-        manifest["sealed"] = False
-        manifest["revision"] = max(manifest["revision"] + 1, int(time.time()))
-        return encode_manifest(manifest)
+    def touch(self) -> None:
+        """Write the manifest with a new revision; a sealed bundle is open then.
+
+        Raises:
+            DscError: It cannot be written, or another process holds it.
+        """
+        with self.edit() as draft:
+            draft.touch()
 
     def unseal(self) -> None:
-        """Open a sealed bundle before something in it is written; hold :meth:`lock` around this."""
-        if self.manifest["sealed"]:
-            self.save()
+        """Open a sealed bundle before something in it is written.
+
+        Raises:
+            DscError: It cannot be written, or another process holds it.
+        """
+        if self.manifest.sealed:
+            self.touch()
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -254,21 +190,45 @@ class Bundle:
         """Tell whether a file is there."""
         return self.storage.size_bytes(relative) is not None
 
+    def listed(self, relative: str) -> FileEntry:
+        """Return what the manifest says of a file.
+
+        Raises:
+            BundleError: It does not list it, or the bundle is a part that has not got it.
+        """
+        manifest = self.manifest
+        if relative in manifest.files:
+            return manifest.files[relative]
+        if relative in manifest.left_out:
+            raise BundleError(
+                f"{str(self.path)!r} is the {manifest.side}'s part of a bundle, and {relative!r} was left out of it. "
+                f"Use the whole bundle, or pack this side again with its graphs: dsc-split pack BUNDLE --side "
+                f"{manifest.side} --with-onnx"
+            )
+        raise BundleError(f"manifest of {str(self.path)!r} does not list {relative!r}. Export it again.")
+
     def read(self, relative: str) -> bytes:
         """Read a file that the manifest lists, whole; what is returned is what was checked.
 
         Raises:
             BundleError: The manifest does not list it, it is not there, or is not what the manifest says.
         """
-        listed = self.manifest["files"].get(relative)
-        if listed is None:
-            raise BundleError(f"the manifest of {str(self.path)!r} does not list {relative!r}. Export it again.")
-        data = self.storage.read(relative, max_bytes=listed["size"])
+        listed, found_bytes = self.listed(relative), self.storage.size_bytes(relative)
+        if found_bytes is None:
+            raise BundleError(
+                f"bundle {str(self.path)!r} lacks {relative!r}, which its manifest lists. Export it again."
+            )
+        if found_bytes != listed.size_bytes:
+            raise BundleError(
+                f"{relative!r} in {str(self.path)!r} has {found_bytes} bytes; the manifest says {listed.size_bytes}. "
+                "The file was changed or damaged. Copy, unpack or export it again."
+            )
+        data = self.storage.read(relative, max_bytes=listed.size_bytes)
         found = hashlib.sha256(data).hexdigest()
-        if found != listed["sha256"]:
+        if found != listed.sha256:
             raise BundleError(
                 f"{relative!r} in {str(self.path)!r} has SHA-256 {found[:12]}...; the manifest says "
-                f"{listed['sha256'][:12]}.... The file was changed or damaged. Copy, unpack or export it again."
+                f"{listed.sha256[:12]}.... The file was changed or damaged. Copy, unpack or export it again."
             )
         return data
 
@@ -278,7 +238,7 @@ class Bundle:
         Raises:
             BundleError: It cannot be read, is not what the manifest says, or is packed and not listed.
         """
-        is_checked = self.is_packed or relative in self.manifest["files"]
+        is_checked = self.is_packed or relative in self.manifest.files
         return self.read(relative) if is_checked else self.storage.read(relative)
 
     def table(self) -> LookupTable:
@@ -293,11 +253,11 @@ class Bundle:
             what = "packed bundle " if self.is_packed else ""
             again = "Pack it with one." if self.is_packed else self._how_to_time()
             raise UsageError(f"{what}{str(self.path)!r} has no {TABLE}. {again}")
-        if self.is_packed or TABLE in self.manifest["files"]:
+        if self.is_packed or TABLE in self.manifest.files:
             table = LookupTable.load(self.read(TABLE))
         else:
             table = LookupTable.load(self.file(TABLE))
-        if table.pair_id != self.manifest["pair_id"]:
+        if table.pair_id != self.manifest.pair_id:
             raise UsageError(
                 f"the table of {str(self.path)!r} is of other pairs than the bundle has now. {self._how_to_time()}"
             )
@@ -305,7 +265,7 @@ class Bundle:
 
     def _how_to_time(self) -> str:
         again = f"Make it: dsc-split bench {self.path}"
-        if self.manifest["side"] is None:
+        if self.manifest.side is None:
             return again
         return f"{again}, and unite it with the other side's: dsc-split merge BUNDLE {self.path} OTHER"
 
@@ -333,44 +293,43 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         """The whole model's graph."""
-        return self.file(self.manifest["model"]["path"])
+        return self.file(self.manifest.model.path)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
         """Inputs of the model, in order."""
-        return tuple(TensorInfo.from_json(item) for item in self.manifest["inputs"])
+        return self.manifest.inputs
 
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """Outputs of the model, in order. Shapes that depend on the data have no fixed size and count as zero."""
-        return tuple(TensorInfo.from_json(item) for item in self.manifest["outputs"])
+        return self.manifest.outputs
 
     @property
     def splits(self) -> tuple[Split, ...]:
         """The pairs that passed their proof, in graph order."""
-        return tuple(Split.from_json(item) for item in self.manifest["splits"])
+        return self.manifest.splits
 
     @property
     def fixed_batch(self) -> int | None:
         """The only batch size the model takes, or ``None`` where the batch is a symbol."""
-        value = self.manifest["batch"]["fixed"]
-        return None if value is None else int(value)
+        return self.manifest.batch.fixed
 
     @property
     def max_batch(self) -> int:
         """The largest batch size that was proven to run."""
-        return int(self.manifest["batch"]["max"])
+        return self.manifest.batch.max
 
     @property
     def full_offload(self) -> bool:
         """Whether inputs may be sent to the server as they are."""
-        return bool(self.manifest["full_offload"])
+        return self.manifest.full_offload
 
     def input_bytes(self, batch: int) -> int:
         """Count what full offload sends at ``batch``: as stated with ``--input-bytes``, else the inputs' own bytes."""
-        stated = self.manifest["input_bytes_stated"]
+        stated = self.manifest.input_bytes_stated
         if stated is not None:
-            return int(stated) * batch
+            return stated * batch
         return sum(tensor.size_bytes(batch) for tensor in self.inputs)
 
     def batch_of(self, elements: Mapping[str, int]) -> int:
@@ -423,10 +382,9 @@ class Bundle:
         Raises:
             BundleError: The manifest does not list the graph.
         """
-        files = {**self.manifest["left_out"], **self.manifest["files"]}
-        weights = self.manifest["model"]["weights"]["path"]
+        files, weights = self.manifest.all_files, self.manifest.model.weights.path
         try:
-            parts = [files[relative]["sha256"]] + ([files[weights]["sha256"]] if weights else [])
+            parts = [files[path].sha256 for path in (relative, weights) if path is not None]
         except KeyError as e:
             raise BundleError(f"manifest of {str(self.path)!r} does not list {e.args[0]!r}. Export it again.") from e
         return sha256_text("dsc-split/graph", *parts)
@@ -437,23 +395,24 @@ class Bundle:
         Raises:
             BundleError: The manifest does not list a graph.
         """
-        parts = [self.graph_digest(self.manifest["model"]["path"]), self.manifest["precision"]]
-        for entry in sorted(self.manifest["splits"], key=lambda entry: str(entry["name"])):
-            parts += [entry["name"], self.graph_digest(entry["head"]), self.graph_digest(entry["tail"])]
+        manifest = self.manifest
+        parts = [self.graph_digest(manifest.model.path), manifest.precision]
+        for split in sorted(manifest.splits, key=lambda split: split.name):
+            parts += [split.name, self.graph_digest(split.head), self.graph_digest(split.tail)]
         return f"sha256:{sha256_text('dsc-split/pair', *parts)}"
 
     def targets(self, side: str) -> tuple[str, ...]:
         """List the targets recorded for ``side``, the one asked for last at the end."""
-        return tuple(item["target"] for item in self.manifest["targets"][side])
+        return tuple(entry.target for entry in self.manifest.targets.of(side))
 
 
-def _require_sealed(storage: Storage, manifest: dict[str, Any]) -> None:
+def _require_sealed(storage: Storage, manifest: Manifest) -> None:
     """Refuse a packed file with more in it than its manifest, which signatures are of, lists.
 
     Raises:
         BundleError: The message names what is not listed.
     """
-    strange = sorted({*storage.names()} - {*manifest["files"], MANIFEST, ENVELOPE})
+    strange = sorted({*storage.names()} - {*manifest.files, MANIFEST, ENVELOPE})
     if strange:
         raise BundleError(
             f"packed bundle {str(storage.path)!r} holds {strange[0]!r}, which its manifest does not list "

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from dsc_split.errors import ModelFileError, UsageError
+from dsc_split.errors import BundleError, ModelFileError, UsageError
 
 if TYPE_CHECKING:
-    from dsc_split.bundle import TensorInfo
+    from dsc_split.bundle import Bundle, Split, TensorInfo
 
-__all__ = ["load_sample", "make_array", "make_inputs", "resize_batch"]
+__all__ = [
+    "golden_samples",
+    "load_sample",
+    "make_array",
+    "make_inputs",
+    "read_samples",
+    "resize_batch",
+    "strip_prefix",
+]
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile)
+"""What numpy raises on files that are damaged or hostile."""
 
 
 def load_sample(path: Path) -> dict[str, np.ndarray]:
-    """Read an ``.npz`` file of inputs by name.
+    """Read a user's ``.npz`` file of inputs by name.
 
     Raises:
         UsageError: There is no such file.
@@ -27,24 +39,80 @@ def load_sample(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UsageError(f"no such sample file: {str(path)!r}.")
     try:
-        # Opened here, because numpy forgets to close a file that it fails to read.
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ModelFileError(
-                    f"sample {str(path)!r} holds one unnamed array; an .npz file with one array per input "
-                    "was expected: numpy.savez(path, NAME=array)."
-                )
-            with archive:
-                arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+            arrays = _read_arrays(file)
+    except _UNREADABLE as e:
         raise ModelFileError(
             f"sample {str(path)!r} cannot be read as an .npz file of plain arrays: {e}. "
             "Write it with numpy.savez(path, NAME=array)."
         ) from e
+    if arrays is None:
+        raise ModelFileError(
+            f"sample {str(path)!r} holds one unnamed array; an .npz file with one array per input "
+            "was expected: numpy.savez(path, NAME=array)."
+        )
     if not arrays:
         raise ModelFileError(f"sample {str(path)!r} holds no arrays.")
     return arrays
+
+
+def read_samples(source: Path | bytes, name: str) -> dict[str, np.ndarray]:
+    """Read samples: arrays under keys like ``input:NAME``.
+
+    Args:
+        source: A user's file, or the bytes of a bundle's, which are not compressed.
+        name: Of the file, for messages.
+
+    Raises:
+        BundleError: They cannot be read, or hold anything but plain arrays.
+    """
+    try:
+        if isinstance(source, bytes):
+            with zipfile.ZipFile(io.BytesIO(source)) as members:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                    raise ValueError("it is compressed, and may be of any size")
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            arrays = _read_arrays(file)
+            if arrays is None:
+                raise ValueError("it holds one unnamed array")
+            return arrays
+    except _UNREADABLE as e:
+        why = "it is no file of plain arrays" if isinstance(e, ValueError) else e
+        raise BundleError(f"samples {name!r} cannot be read: {why}. Make them again, or export again.") from e
+
+
+def _read_arrays(file: IO[bytes]) -> dict[str, np.ndarray] | None:
+    """Read the arrays of an ``.npz`` file by name; ``None`` where it is one array without a name.
+
+    The file is opened by the caller, because numpy forgets to close one that it fails to read.
+    """
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        return None
+    with archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray] | None:
+    """Read the golden samples of the whole model or of a pair; ``None`` where the bundle has none.
+
+    Returns:
+        Keys ``input:NAME``, ``output:NAME`` for the whole model, ``cut:NAME``, ``early:NAME`` for a pair.
+
+    Raises:
+        BundleError: They are not what the manifest lists, or cannot be read.
+    """
+    relative = "samples/model.npz" if split is None else f"samples/{split.name}.npz"
+    if relative in bundle.manifest.files:
+        return read_samples(bundle.read(relative), relative)
+    if bundle.is_packed or not bundle.has(relative):
+        return None
+    return read_samples(bundle.file(relative), relative)
+
+
+def strip_prefix(samples: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Return the entries under ``prefix``, without it."""
+    return {key[len(prefix) :]: value for key, value in samples.items() if key.startswith(prefix)}
 
 
 def make_inputs(

@@ -7,10 +7,10 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
-from dsc_split.errors import BundleError, UsageError
+from dsc_split.errors import BundleError
 from dsc_split.table._table import PACKED_SUFFIX
 
-__all__ = ["MAX_READ_BYTES", "SUFFIX", "Folder", "Storage", "is_plain_name", "open_storage", "read_all"]
+__all__ = ["MAX_READ_BYTES", "SUFFIX", "Folder", "Storage", "is_plain_name", "read_all"]
 
 SUFFIX = PACKED_SUFFIX
 """How the name of a packed bundle ends."""
@@ -133,26 +133,3 @@ def is_plain_name(name: str) -> bool:
         and plain.as_posix() == name != "."
         and not {".", ".."} & set(plain.parts)
     )
-
-
-def open_storage(path: Path) -> Storage:
-    """Open a bundle's folder or packed file.
-
-    Raises:
-        UsageError: There is nothing, or something else.
-        BundleError: The packed file is damaged or hostile.
-    """
-    if path.is_file():
-        from dsc_split.bundles._archive import Archive
-
-        return Archive(path)
-    if not path.is_dir():
-        raise UsageError(
-            f"no bundle {str(path)!r}: there is no such folder or file. "
-            f"Make one: dsc-split export SOURCE --output {path}"
-        )
-    if not (path / "manifest.json").is_file():
-        raise UsageError(
-            f"{str(path)!r} is no bundle: it has no manifest.json. Make one: dsc-split export SOURCE --output BUNDLE"
-        )
-    return Folder(path)

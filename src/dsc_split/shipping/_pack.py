@@ -8,22 +8,25 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
 from dsc_split._support.progress import ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import Archive, Entry, write_archive
-from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, SEALED_ROLES, encode_manifest
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest
+from dsc_split.bundles._records import SIDES, FileEntry, Manifest, Targets
 from dsc_split.bundles._storage import SUFFIX
 from dsc_split.errors import BundleError, UsageError
 from dsc_split.shipping._file_checks import is_record, is_table, record_fault, role_of, table_fault
 from dsc_split.shipping._part_files import (
-    SIDES,
     choose_targets,
     fits_record,
     fits_table,
@@ -137,11 +140,11 @@ def pack_bundle(
         )
     return PackResult(
         path=str(target),
-        side=manifest["side"],
-        revision=manifest["revision"],
+        side=manifest.side,
+        revision=manifest.revision,
         size_bytes=target.stat().st_size,
-        roles=_by_role(manifest["files"]),
-        left_out_bytes=sum(item["size"] for item in manifest["left_out"].values()),
+        roles=_by_role(manifest.files),
+        left_out_bytes=sum(entry.size_bytes for entry in manifest.left_out.values()),
         signatures=len(json.loads(envelope)["signatures"]) if envelope else 0,
         notes=tuple(packing.notes),
     )
@@ -156,10 +159,8 @@ class _Packing:
 
     def __init__(self, bundle: Bundle, side: str | None, asked: dict[str, str | None], *, with_onnx: bool) -> None:
         manifest = bundle.manifest
-        if manifest["side"] not in (None, side or manifest["side"]):
-            raise UsageError(
-                f"the bundle is a part for the {manifest['side']} side, and holds none for the {side} side."
-            )
+        if manifest.side not in (None, side or manifest.side):
+            raise UsageError(f"the bundle is a part for the {manifest.side} side, and holds none for the {side} side.")
         check = Verification(bundle.storage)
         check.manifest()
         check.lists()
@@ -174,20 +175,19 @@ class _Packing:
         self._asked = [name for name in SIDES if asked[name] is not None]
         self._targets = {name: choose_targets(manifest, name, asked[name]) for name in SIDES}
         self._with_onnx = with_onnx
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, FileEntry] = {}
         self._sealed: dict[str, bytes] = {}
         self._newest_s = 0
 
     def choose_files(self, *, with_cells: bool | None) -> None:
         """Choose among the files that the manifest lists, and among what was measured, which it may not list yet."""
         manifest = self._bundle.manifest
-        lasting = {path: item for path, item in manifest["files"].items() if item.get("role") not in SEALED_ROLES}
-        held = set(lasting)
+        held = set(manifest.lasting_files)
         if self._side is not None:
             held &= held_files(manifest, self._side, self._targets[self._side], with_onnx=self._with_onnx)
         elif self._asked:
             held -= self._engines_of_others()
-        self._files = {path: item for path, item in lasting.items() if path in held}
+        self._files = {path: entry for path, entry in manifest.lasting_files.items() if path in held}
         self._read_sealed()
         if with_cells is False or (with_cells is None and self._side):
             self._sealed = {name: data for name, data in self._sealed.items() if not is_record(name)}
@@ -201,67 +201,55 @@ class _Packing:
             }
         self._choose_tables()
 
-    def manifest(self, revision: int | None) -> dict[str, Any]:
-        """Make the manifest of what is packed."""
-        whole = {key: value for key, value in self._bundle.manifest.items() if key != "released"}
-        lasting = {path: item for path, item in whole["files"].items() if item.get("role") not in SEALED_ROLES}
+    def manifest(self, revision: int | None) -> Manifest:
+        """Return the manifest of what is packed."""
+        whole = self._bundle.manifest
         sealed = {
-            name: {
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "size": len(data),
-                "role": role_of(name),
-            }
+            name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), role=role_of(name))
             for name, data in self._sealed.items()
         }
-        newest = max(whole["revision"], self._newest_s)
-        return {
-            **whole,
-            "sealed": True,
-            "side": self._side or whole["side"],
-            "revision": newest if revision is None else revision,
-            "targets": {
-                name: put_last(whole["targets"][name], self._targets[name])
-                if name in self._asked
-                else whole["targets"][name]
-                for name in SIDES
-            },
-            "files": {**self._files, **sealed},
-            "left_out": {
-                **whole["left_out"],
-                **{path: item for path, item in lasting.items() if path not in self._files},
-            },
+        chosen = {
+            side: put_last(whole.targets.of(side), self._targets[side])
+            if side in self._asked
+            else whole.targets.of(side)
+            for side in SIDES
         }
+        left_out = {path: entry for path, entry in whole.lasting_files.items() if path not in self._files}
+        return replace(
+            whole,
+            sealed=True,
+            side=self._side or whole.side,
+            revision=max(whole.revision, self._newest_s) if revision is None else revision,
+            released=UNSET,
+            targets=Targets(**chosen),
+            files={**self._files, **sealed},
+            left_out={**whole.left_out, **left_out},
+        )
 
     def entries(self) -> list[Entry]:
         """List what is to be packed."""
         storage = self._bundle.storage
         return [
             *(
-                Entry(name=path, size_bytes=item["size"], sha256=item["sha256"], open=partial(storage.open, path))
-                for path, item in self._files.items()
+                Entry(name=path, size_bytes=entry.size_bytes, sha256=entry.sha256, open=partial(storage.open, path))
+                for path, entry in self._files.items()
             ),
             *(_entry(name, data) for name, data in self._sealed.items()),
         ]
 
     def _engines_of_others(self) -> set[str]:
-        """Give the engines of the targets that a whole bundle was not asked to hold."""
-        manifest = self._bundle.manifest
-        kept = [entry for name in SIDES for entry in self._targets[name]]
-        every = [entry for name in SIDES for entry in manifest["targets"][name]]
-        paths = [
-            {engine["path"] for entry in entries for engine in entry.get("engines", ())} for entries in (every, kept)
-        ]
-        return paths[0] - paths[1]
+        """Return the engines of the targets that a whole bundle was not asked to hold."""
+        kept = {engine.path for entries in self._targets.values() for entry in entries for engine in entry.built}
+        return {engine.path for entry in self._bundle.manifest.targets for engine in entry.built} - kept
 
     def _read_sealed(self) -> None:
         """Read what only a sealed bundle lists, and check what it says of itself."""
         manifest, storage = self._bundle.manifest, self._bundle.storage
-        listed = {path for path, item in manifest["files"].items() if item.get("role") in SEALED_ROLES}
-        names = {name for name in storage.names() if is_record(name) or (is_table(name) and not manifest["sealed"])}
+        listed = {path for path, entry in manifest.files.items() if entry.comes_and_goes}
+        names = {name for name in storage.names() if is_record(name) or (is_table(name) and not manifest.sealed)}
         for name in sorted(listed | names):
-            checked = self._bundle.is_packed or name in listed
-            data = self._bundle.read(name) if checked else storage.read(name)
-            fault = record_fault(name, data) if is_record(name) else table_fault(data, manifest["pair_id"])
+            data = self._bundle.read_result(name)
+            fault = record_fault(name, data) if is_record(name) else table_fault(data, manifest.pair_id)
             if fault:
                 again = f"Remove it, or make it again: dsc-split bench {self._bundle.path}"
                 raise BundleError(f"{name!r} in {str(self._bundle.path)!r} cannot be packed: {fault}. {again}")
@@ -304,7 +292,7 @@ def _entry(name: str, data: bytes) -> Entry:
     return Entry(name=name, size_bytes=len(data), sha256=digest, open=partial(io.BytesIO, data))
 
 
-def _refuse_code(bundle: Bundle, manifest: dict[str, Any]) -> None:
+def _refuse_code(bundle: Bundle, manifest: Manifest) -> None:
     """Refuse to sign native code that came from elsewhere; graphs may hold some, too.
 
     Raises:
@@ -315,7 +303,7 @@ def _refuse_code(bundle: Bundle, manifest: dict[str, Any]) -> None:
         check = Verification(bundle.storage)
         check.manifest()
         check.files()
-        code = {*check.ep_context} & {*manifest["files"]}
+        code = {*check.ep_context} & {*manifest.files}
     if code:
         bundle.require_trust(repr(min(code)))
 
@@ -358,9 +346,9 @@ def _measured_s(cell: bytes) -> int:
     return int(min(started_s, time.time()))  # a clock that is wrong makes no bundle newer than today's
 
 
-def _by_role(files: dict[str, Any]) -> tuple[RoleSize, ...]:
+def _by_role(files: Mapping[str, FileEntry]) -> tuple[RoleSize, ...]:
     sizes: dict[str, list[int]] = {}
-    for item in files.values():
-        sizes.setdefault(item.get("role", "other"), []).append(item["size"])
+    for entry in files.values():
+        sizes.setdefault(entry.role or "other", []).append(entry.size_bytes)
     found = [RoleSize(role=role, files=len(each), size_bytes=sum(each)) for role, each in sizes.items()]
     return tuple(sorted(found, key=lambda item: (-item.size_bytes, item.role)))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dsc_split._support.checks import fail, fields, items, one_of, text
 from dsc_split._support.files import read_json
 from dsc_split._support.optional import require
-from dsc_split.bundles._manifest import DIGEST, encode_manifest
+from dsc_split.bundles._manifest import DIGEST, encode_document
 from dsc_split.errors import DamagedError, DscError, SignatureError, UsageError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def sign_manifest(manifest: bytes, keys: Sequence[Path], envelope: bytes | None 
         raise UsageError(
             f"{len(signatures)} signatures: between 1 and {MAX_SIGNATURES} were expected. Sign with fewer."
         )
-    return encode_manifest(
+    return encode_document(
         {
             "payloadType": PAYLOAD_TYPE,
             "payload": base64.b64encode(manifest).decode(),
@@ -254,7 +254,7 @@ def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> list[_Signatu
         payload = _base64(document["payload"], "payload")
     except DamagedError as e:
         raise SignatureError(f"the envelope of {what}: {e} Sign it again, or ask for another copy.") from e
-    if DIGEST in document and encode_manifest(document) != envelope:
+    if DIGEST in document and encode_document(document) != envelope:
         raise SignatureError(
             f"the envelope of {what} is not what its own SHA-256 says: it was changed or damaged. "
             "Sign it again, or ask for another copy."

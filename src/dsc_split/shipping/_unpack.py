@@ -6,18 +6,19 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dsc_split._support.progress import ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import Archive
 from dsc_split.bundles._folders import put_in_place, unfinished_folder
 from dsc_split.bundles._lock import lock_folder
-from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
 from dsc_split.shipping._verify import Verification, engine_files
 
 if TYPE_CHECKING:
+    from dsc_split.bundles._records import Manifest
     from dsc_split.shipping._signature import Trust
 
 __all__ = ["unpack_bundle"]
@@ -66,7 +67,7 @@ def unpack_bundle(
     if check.manifest():
         check.lists()
     _refuse_faults(check, path)
-    manifest = check.bundle.manifest if check.bundle else {}
+    manifest = check.require_bundle().manifest
     if not trusted and (engines := engine_files(manifest)):
         _refuse_code(path, engines)
     _check_place(folder, manifest, allow_older=allow_older)
@@ -117,7 +118,7 @@ def _refuse_code(path: Path, files: set[str]) -> None:
     )
 
 
-def _check_place(folder: Path, new: dict[str, Any], *, allow_older: bool) -> None:
+def _check_place(folder: Path, new: Manifest, *, allow_older: bool) -> None:
     """Refuse to replace what is no bundle, a bundle by a part of one, and a newer bundle by an older one."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"--output {str(folder)!r} is a file or a link; it is not replaced. Choose another name.")
@@ -133,22 +134,22 @@ def _check_place(folder: Path, new: dict[str, Any], *, allow_older: bool) -> Non
         if allow_older:
             return
         raise BundleError(f"{e} Or give --allow-older to replace it, whatever its revision is.") from e
-    if new["side"] not in (None, manifest["side"]):
-        there = "a whole bundle" if manifest["side"] is None else f"the {manifest['side']}'s part of one"
+    if new.side not in (None, manifest.side):
+        there = "a whole bundle" if manifest.side is None else f"the {manifest.side}'s part of one"
         raise UsageError(
-            f"--output {str(folder)!r} holds {there}, and the packed file the {new['side']}'s part: what the folder "
+            f"--output {str(folder)!r} holds {there}, and the packed file the {new.side}'s part: what the folder "
             "has in addition would be lost. Choose another name, or merge: dsc-split merge BUNDLE PACKED"
         )
     if allow_older:
         return
-    there = manifest["revision"] if manifest["side"] is None else manifest.get("released", manifest["revision"])
-    if new["revision"] == there and manifest["sealed"] and encode_manifest(new) != encode_manifest(manifest):
+    revision = manifest.revision if manifest.side is None else manifest.released_revision
+    if new.revision == revision and manifest.sealed and new != manifest:
         raise BundleError(
-            f"the packed bundle and {str(folder)!r} have the same revision, {there}, and other contents; which is "
+            f"the packed bundle and {str(folder)!r} have the same revision, {revision}, and other contents; which is "
             "newer cannot be told. Pack it with a higher --revision, or give --allow-older."
         )
-    if new["revision"] < there:
+    if new.revision < revision:
         raise BundleError(
-            f"the packed bundle has revision {new['revision']}, and {str(folder)!r} is newer: {there}. An older bundle "
+            f"the packed bundle has revision {new.revision}, and {str(folder)!r} is newer: {revision}. An older bundle "
             "may have been sent again. Give --allow-older if you want it back."
         )

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dsc_split._support.files import read_json
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import Archive, name_faults
-from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, VERSION, encode_manifest, parse_manifest
-from dsc_split.bundles._storage import Folder, Storage, open_storage
+from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, is_canonical, parse_manifest, version_of
+from dsc_split.bundles._open import open_storage
+from dsc_split.bundles._records import VERSION, FileEntry, Manifest
+from dsc_split.bundles._storage import Folder, Storage
 from dsc_split.errors import BundleError
 from dsc_split.shipping._file_checks import (
     PICKLES,
@@ -150,17 +151,17 @@ class Verification:
 
     def result(self) -> VerifyResult:
         """Say what was found."""
-        manifest = self.bundle.manifest if self.bundle else {}
+        manifest = self.bundle.manifest if self.bundle else None
         notes = [*self._notes]
         if self.ep_context:
             names = ", ".join(self.ep_context)
             notes.append(f"EPContext nodes hold compiled code, so these graphs are treated as engines: {names}")
         return VerifyResult(
             path=str(self._storage.path),
-            pair_id=manifest.get("pair_id"),
-            revision=manifest.get("revision"),
-            side=manifest.get("side"),
-            sealed=bool(manifest.get("sealed")),
+            pair_id=manifest.pair_id if manifest else None,
+            revision=manifest.revision if manifest else None,
+            side=manifest.side if manifest else None,
+            sealed=bool(manifest and manifest.sealed),
             files=len(self._looked_at),
             size_bytes=sum(self._looked_at.values()),
             rows=tuple(sorted(set(self.rows), key=lambda row: (row.path, row.fault))),
@@ -195,83 +196,80 @@ class Verification:
             self._notes.append("it is signed; give --trust PUBLIC_KEY to know by whom")
 
     def manifest(self, min_revision: int | None = None) -> bool:
-        """Check the manifest itself; tells whether it can be read, and the rest be checked by it."""
+        """Check the manifest itself; return whether it can be read, and the rest be checked by it."""
         try:
             data = self.manifest_data
             manifest = parse_manifest(data, MANIFEST)
         except BundleError as e:
             self.fault(MANIFEST, str(e))
             return False
-        version = read_json(data, MANIFEST, BundleError)["version"]
+        version = version_of(data)
         if version != VERSION:
             self._notes.append(
                 f"the manifest is of version {version}, which says less; the next change writes a new one"
             )
-        elif encode_manifest(manifest) != data:
+        elif not is_canonical(data):
             self.fault(MANIFEST, "is not in its canonical form, byte for byte: it was changed")
-        if min_revision is not None and manifest["revision"] < min_revision:
-            self.fault(MANIFEST, f"has revision {manifest['revision']}; at least {min_revision} was expected")
+        if min_revision is not None and manifest.revision < min_revision:
+            self.fault(MANIFEST, f"has revision {manifest.revision}; at least {min_revision} was expected")
         self.bundle = Bundle(self._storage.path, manifest, storage=self._storage)
         return True
 
     def lists(self) -> None:
         """Check what the manifest says by itself: names, the pair's id, graphs, samples, engines and their digests."""
-        bundle = self._open()
+        bundle = self.require_bundle()
         manifest = bundle.manifest
-        listed = {**manifest["left_out"], **manifest["files"]}
-        for path, fault in name_faults([*manifest["files"], *manifest["left_out"]]):
-            both = path in manifest["files"] and path in manifest["left_out"]
+        listed = manifest.all_files
+        for path, fault in name_faults([*manifest.files, *manifest.left_out]):
+            both = path in manifest.files and path in manifest.left_out
             self.fault(path, "is listed as held and as left out" if both else fault)
         for path in (MANIFEST, ENVELOPE):
             if path in listed:
                 self.fault(path, "lists itself")
-        weights = manifest["model"]["weights"]["path"]
-        graphs = [manifest["model"]["path"], *(split[key] for split in manifest["splits"] for key in ("head", "tail"))]
-        samples = manifest.get("samples", {}).get("files", {}).values()
-        missing = [path for path in (*graphs, *samples, *([weights] if weights else [])) if path not in listed]
+        weights = manifest.model.weights.path
+        of_model = (*manifest.graphs, *manifest.sample_paths.values(), *([weights] if weights else []))
+        missing = [path for path in of_model if path not in listed]
         for path in missing:
             self.fault(path, "belongs to the model, and the manifest does not list it")
         if missing:
             return
-        if (found := bundle.compute_pair_id()) != manifest["pair_id"]:
-            said = f"pair_id {manifest['pair_id'][:19]}..., and its graphs give {found[:19]}..."
+        if (found := bundle.compute_pair_id()) != manifest.pair_id:
+            said = f"pair_id {manifest.pair_id[:19]}..., and its graphs give {found[:19]}..."
             self.fault(MANIFEST, f"says {said}: files of two exports were mixed")
-        for entry in (entry for entries in manifest["targets"].values() for entry in entries):
-            for engine in entry.get("engines", ()):
-                if engine["path"] not in listed:
-                    self.fault(
-                        engine["path"], f"is an engine for {entry['target']!r}, and the manifest does not list it"
-                    )
-                elif engine["graph"] not in graphs:
-                    self.fault(engine["path"], f"is an engine of {engine['graph']!r}, which is no graph of this bundle")
-                elif engine["graph_digest"] != bundle.graph_digest(engine["graph"]):
-                    self.fault(engine["path"], f"was built from another {engine['graph']!r} than the one that is here")
+        for entry in manifest.targets:
+            for engine in entry.built:
+                if engine.path not in listed:
+                    self.fault(engine.path, f"is an engine for {entry.target!r}, and the manifest does not list it")
+                elif engine.graph not in manifest.graphs:
+                    self.fault(engine.path, f"is an engine of {engine.graph!r}, which is no graph of this bundle")
+                elif engine.graph_digest != bundle.graph_digest(engine.graph):
+                    self.fault(engine.path, f"was built from another {engine.graph!r} than the one that is here")
 
     # ---- the files -----------------------------------------------------------------------------------------
 
     def files(self, progress: ProgressListener = silent, sink: Sink | None = None) -> None:
         """Check every file, and copy it where there is a sink; what is there and not listed is judged last."""
-        manifest = self._open().manifest
-        listed, there = manifest["files"], self._storage.names()
+        manifest = self.require_bundle().manifest
+        listed, there = manifest.files, self._storage.names()
         if isinstance(self._storage, Folder):
             for name in there:
                 if fault := _file_fault(self._storage.path / name):
                     self.fault(name, fault)
-        tell = progress_in_mb("verify", sum(item["size"] for item in listed.values()), progress)
+        tell = progress_in_mb("verify", sum(entry.size_bytes for entry in listed.values()), progress)
         with Hasher() as hasher:
-            for path, item in sorted(listed.items()):
+            for path, entry in sorted(listed.items()):
                 with contextlib.ExitStack() as stack:
                     copy = stack.enter_context(sink(path)) if sink else None
-                    self._listed(path, item, hasher, copy, tell)
+                    self._listed(path, entry, hasher, copy, tell)
         extra = [name for name in there if name not in listed and name not in (MANIFEST, ENVELOPE)]
         for name in extra:
-            self._unlisted(name, sealed=manifest["sealed"])
-        kept = sum(manifest["sealed"] and is_record(name) for name in extra)
+            self._unlisted(name, sealed=manifest.sealed)
+        kept = sum(manifest.sealed and is_record(name) for name in extra)
         if kept and isinstance(self._storage, Folder):
             self._notes.append(f"{kept} files of cells and memory were written or kept here since it was sealed")
 
     def _listed(
-        self, path: str, item: dict[str, Any], hasher: Hasher, copy: BinaryIO | None, tell: Callable[[str, int], None]
+        self, path: str, entry: FileEntry, hasher: Hasher, copy: BinaryIO | None, tell: Callable[[str, int], None]
     ) -> None:
         if path.lower().endswith(PICKLES):
             self.fault(path, "is a pickle, which runs code when it is read; a bundle holds none")
@@ -280,8 +278,8 @@ class Verification:
             self.fault(path, "is missing, or is no regular file")
             return
         self._looked_at[path] = size_bytes
-        if size_bytes != item["size"]:
-            self.fault(path, f"has {size_bytes} bytes; the manifest says {item['size']}")
+        if size_bytes != entry.size_bytes:
+            self.fault(path, f"has {size_bytes} bytes; the manifest says {entry.size_bytes}")
             return
         try:
             if self._is_looked_into(path):
@@ -300,8 +298,8 @@ class Verification:
         except BundleError as e:
             self.fault(path, str(e))
             return
-        if found != item["sha256"]:
-            self.fault(path, f"has SHA-256 {found[:12]}...; the manifest says {item['sha256'][:12]}...: it was changed")
+        if found != entry.sha256:
+            self.fault(path, f"has SHA-256 {found[:12]}...; the manifest says {entry.sha256[:12]}...: it was changed")
         elif not crc_fits:
             self.fault(path, "is not what the packed file's checksum says")
         else:
@@ -326,48 +324,48 @@ class Verification:
             self._notes.append(f"{name!r} is no file of a bundle's, and is not looked at")
 
     def _is_looked_into(self, path: str) -> bool:
-        return path.endswith((".onnx", ".npz")) or is_record(path) or is_table(path) or path in self._graphs()
+        if path.endswith((".onnx", ".npz")) or is_record(path) or is_table(path):
+            return True
+        return path in self.require_bundle().manifest.graphs
 
     def _content(self, path: str, data: bytes) -> None:
         """Look into a file whose digest is right."""
-        manifest = self._open().manifest
-        weights = manifest["model"]["weights"]["path"]
+        manifest = self.require_bundle().manifest
+        weights = manifest.model.weights.path
         fault = ""
         if is_record(path):
             fault = record_fault(path, data)
         elif is_table(path):
-            fault = table_fault(data, manifest["pair_id"])
+            fault = table_fault(data, manifest.pair_id)
         elif path.endswith(".npz"):
             fault = samples_fault(data)
-        elif path.endswith(".onnx") or path in self._graphs():
-            beside = weights and PurePosixPath(weights).parent == PurePosixPath(path).parent
-            fault, has_ep_context = graph_faults(data, PurePosixPath(weights).name if beside else None)
+        elif path.endswith(".onnx") or path in self.require_bundle().manifest.graphs:
+            beside = weights is not None and PurePosixPath(weights).parent == PurePosixPath(path).parent
+            name = PurePosixPath(weights).name if weights is not None and beside else None
+            fault, has_ep_context = graph_faults(data, name)
             if has_ep_context:
                 self.ep_context.append(path)
         if fault:
             self.fault(path, fault)
 
-    def _graphs(self) -> set[str]:
-        manifest = self._open().manifest
-        return {manifest["model"]["path"], *(split[key] for split in manifest["splits"] for key in ("head", "tail"))}
+    def require_bundle(self) -> Bundle:
+        """Return the bundle.
 
-    def _open(self) -> Bundle:
+        Raises:
+            BundleError: Its manifest cannot be read.
+        """
         if self.bundle is None:
             raise BundleError(f"the manifest of {str(self._storage.path)!r} cannot be read.")
         return self.bundle
 
 
-def engine_files(manifest: dict[str, Any]) -> set[str]:
-    """Give the paths of all files that are native code, whatever else the manifest calls them."""
-    named = {
-        engine["path"]
-        for entries in manifest["targets"].values()
-        for entry in entries
-        for engine in entry.get("engines", ())
-    }
-    files = manifest["files"]
+def engine_files(manifest: Manifest) -> set[str]:
+    """Return the paths of all files that are native code, whatever else the manifest calls them."""
+    named = {engine.path for entry in manifest.targets for engine in entry.built}
     return {
-        path for path in files if path in named or files[path].get("role") == "engine" or path.startswith("engines/")
+        path
+        for path, entry in manifest.files.items()
+        if path in named or entry.role == "engine" or path.startswith("engines/")
     }
 
 

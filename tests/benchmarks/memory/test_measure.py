@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from onnx import helper
+from tests.support.manifests import document_of, targets_of, write_document
 from tests.support.memory_reports import NONE, engine, held, make_table, report
 from tests.support.tiny_bundles import A, X
 
@@ -15,6 +17,7 @@ from dsc_split.benchmarks.memory._budget import keep_within
 from dsc_split.benchmarks.memory._measure import measure_memory
 from dsc_split.benchmarks.memory._reports import MemoryReport, SetMemory, builder_memory, load_memory, save_memory
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import BuilderMemory, EngineEntry, FileEntry, TargetEntry
 from dsc_split.errors import BackendError, BackendUnavailable, BundleError, DamagedError, UsageError
 from dsc_split.lookup_table import Choice, Side
 
@@ -93,7 +96,8 @@ def test_a_report_that_is_sealed_is_read_as_it_was_sealed(tmp_path: Path, bundle
     digest = bundle.graph_digest("onnx/model.onnx")
     path = save_memory(bundle, report("device", {}, engines=(engine(NONE, 123, graph_digest=digest),)))
     data, name = path.read_bytes(), path.relative_to(bundle.path).as_posix()
-    bundle.manifest["files"][name] = {"sha256": 64 * "0", "size": len(data), "role": "memory"}
+    item = FileEntry(sha256=64 * "0", size_bytes=len(data), role="memory")
+    bundle.manifest = replace(bundle.manifest, files={**bundle.manifest.files, name: item})
 
     with pytest.raises(BundleError, match="has SHA-256"):
         load_memory(bundle, "device", Side(target="onnxruntime:cpu", fingerprint="f" * 64))
@@ -114,7 +118,11 @@ def test_every_changed_byte_of_a_report_is_found(bundle: Bundle) -> None:
     [
         ("side", "both", "side: got 'both'"),
         ("engines", [{}], r"engines\[0\].choice: the key is missing"),
-        ("sets", [{"choices": ["b"], "resident_bytes": 1, "gpu_bytes": None, "source": "measured"}], "got 'b'"),
+        (
+            "sets",
+            [{"choices": ["b"], "resident_bytes": 1, "gpu_bytes": None, "source": "measured"}],
+            r"sets\[0\].choices\[0\]: got 'b'; expected",
+        ),
         ("version", 2, "version 2"),
         ("format", "else", "'else'"),
     ],
@@ -132,26 +140,27 @@ def test_a_report_of_another_form_is_refused(bundle: Bundle, key: str, value: ob
 # ---- the builder's numbers ---------------------------------------------------------------------------------
 
 
-def built_target(bundle: Bundle, **memory: Any) -> dict[str, Any]:
-    told = {"activation_bytes": {"1": 1000, "8": 8000}, "scratch_bytes": 1, "weights_bytes": 500, **memory}
+def build(bundle: Bundle) -> None:
+    """Give the device engines, without a library that builds them."""
+    told = BuilderMemory(activation_bytes={"1": 1000, "8": 8000}, scratch_bytes=1, weights_bytes=500)
     engines = [
-        {
-            "graph": path,
-            "graph_digest": bundle.graph_digest(path),
-            "path": f"engines/{name}.plan",
-            "profile": [1, 8, 8],
-            "memory": told,
-            "rewritten": None,
-            "lowered": None,
-        }
+        EngineEntry(
+            graph=path,
+            graph_digest=bundle.graph_digest(path),
+            path=f"engines/{name}.plan",
+            profile=(1, 8, 8),
+            memory=told,
+        )
         for name, path in (("model", "onnx/model.onnx"), ("a", "onnx/a.head.onnx"))
     ]
-    return {"target": "tensorrt-rtx:sm86", "fingerprint": {}, "id": "rtx", "engines": engines, "failed": []}
+    entry = TargetEntry(target="tensorrt-rtx:sm86", fingerprint={}, id="rtx", engines=tuple(engines), failed=())
+    with bundle.edit() as draft:
+        draft.set_targets("device", [entry])
 
 
 @pytest.mark.parametrize(("batch", "size_bytes"), [(1, 1500), (2, 8500), (8, 8500), (64, 8500), (None, 8500)])
 def test_the_builder_told_weights_and_activations(bundle: Bundle, batch: int | None, size_bytes: int) -> None:
-    bundle.manifest["targets"]["device"] = [built_target(bundle)]
+    build(bundle)
 
     told = builder_memory(bundle, "device", "tensorrt-rtx:sm86", batch)
 
@@ -174,8 +183,7 @@ def test_where_nothing_runs_the_builders_numbers_are_the_answer(
     monkeypatch.setattr(_residency_measure, "SideEngines", unavailable)
     with pytest.raises(BackendUnavailable, match="no GPU"):
         measure_memory(bundle, "device", target="tensorrt-rtx:sm86")
-    bundle.manifest["targets"]["device"] = [built_target(bundle)]
-    bundle.save()
+    build(bundle)
 
     told = measure_memory(bundle, "device", batch=1)
 
@@ -186,10 +194,13 @@ def test_where_nothing_runs_the_builders_numbers_are_the_answer(
 
 @pytest.mark.parametrize("told", [{}, {"x": 1}, {"1": -1}, {"1": "many"}, []])
 def test_numbers_in_the_manifest_that_are_none_are_refused(bundle: Bundle, told: object) -> None:
-    bundle.manifest["targets"]["device"] = [built_target(bundle, activation_bytes=told)]
+    build(bundle)
+    document = document_of(bundle)
+    targets_of(document, "device")[0]["engines"][0]["memory"]["activation_bytes"] = told
+    write_document(bundle, document)
 
-    with pytest.raises(BundleError, match=r"'engines/model.plan': memory.activation_bytes"):
-        builder_memory(bundle, "device", "tensorrt-rtx:sm86")
+    with pytest.raises(BundleError, match=r"targets\.device\[0\]\.engines\[0\]\.memory\.activation_bytes"):
+        Bundle.open(bundle.path)
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------

@@ -110,11 +110,11 @@ def test_build_and_check_say_what_they_did(bundle: Bundle, dsc: Callable[..., An
 
 
 def test_check_of_a_wrong_engine_ends_with_the_exit_code_of_back_ends(bundle: Bundle, dsc: Callable[..., Any]) -> None:
-    files = bundle.manifest["files"]
     wrong = "onnx/model.onnx"  # it has the head's input, but the output y
     (bundle.path / "onnx/a.head.onnx").write_bytes((bundle.path / wrong).read_bytes())
-    files["onnx/a.head.onnx"] |= {key: files[wrong][key] for key in ("sha256", "size")}
-    bundle.save()
+    with bundle.edit() as draft:
+        files = draft.manifest.files
+        draft.change(files={**files, "onnx/a.head.onnx": files[wrong]})
 
     done = dsc("check", bundle.path, "--side", "device")
 

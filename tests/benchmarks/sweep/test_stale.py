@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.support.tiny_bundles import tiny_bundle
 
 from dsc_split._support.files import sha256_file
 from dsc_split.benchmarks import BenchSettings, CellStore, bench_bundle, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._manifest import ENVELOPE, encode_manifest
+from dsc_split.bundles._records import FileEntry
 from dsc_split.engines import Backend
 from dsc_split.errors import UsageError
 
@@ -104,8 +106,8 @@ def test_stale_without_a_table_says_how_to_make_one(bundle: Bundle, dsc: Callabl
 
 
 def test_a_part_is_timed_on_its_own_side_alone(timed: Bundle, dsc: Callable[..., Any], quick: BenchSettings) -> None:
-    timed.manifest["side"] = "device"
-    timed.save()
+    with timed.edit() as draft:
+        draft.change(side="device")
     shutil.rmtree(timed.path / "cells")
     before = Bundle.open(timed.path).table()
 
@@ -126,7 +128,7 @@ def test_a_table_is_of_the_target_the_id_or_the_fingerprint_that_is_asked_for(
     change(power_mode="15W")
     dsc("bench", timed.path, "--side", "device", "--batches", "2", *OPTIONS)
     second = Bundle.open(timed.path).table().device.fingerprint
-    target_id = Bundle.open(timed.path).manifest["targets"]["device"][0]["id"]
+    target_id = Bundle.open(timed.path).manifest.targets.device[0].id
 
     def device_of(asked: str) -> str:
         done = dsc("table", timed.path, "--device", asked, "--json")
@@ -144,28 +146,25 @@ def test_a_table_is_of_the_target_the_id_or_the_fingerprint_that_is_asked_for(
 
 
 def test_timing_a_sealed_bundle_opens_it(timed: Bundle, quick: BenchSettings) -> None:
+    files = dict(timed.manifest.files)
     for path in [*timed.path.glob("cells/*.json"), *timed.path.glob("tables/*.json"), timed.path / "table.json"]:
         name = path.relative_to(timed.path).as_posix()
-        item = {
-            "sha256": sha256_file(path),
-            "size": path.stat().st_size,
-            "role": "cell" if "cells" in name else "table",
-        }
-        timed.manifest["files"][name] = item
-    timed.manifest["sealed"] = True
-    (timed.path / "manifest.json").write_bytes(encode_manifest(timed.manifest))
+        role = "cell" if "cells" in name else "table"
+        files[name] = FileEntry(sha256=sha256_file(path), size_bytes=path.stat().st_size, role=role)
+    manifest = replace(timed.manifest, sealed=True, files=files)
+    (timed.path / "manifest.json").write_bytes(encode_manifest(manifest))
     (timed.path / ENVELOPE).write_text("{}")
     sealed = Bundle.open(timed.path)
 
     bench_bundle(sealed, batches=[2], settings=quick)
-    assert Bundle.open(timed.path).manifest["sealed"] is True
+    assert Bundle.open(timed.path).manifest.sealed is True
     assert (timed.path / ENVELOPE).exists()
     (cell, *_) = CellStore(sealed).all()
     Path(timed.path / CellStore.name(cell.question)).write_text("{}")
     assert cell.question not in {item.question for item in CellStore(sealed).all()}
     bench_bundle(sealed, batches=[2], settings=quick)
 
-    assert Bundle.open(timed.path).manifest["sealed"] is False
+    assert Bundle.open(timed.path).manifest.sealed is False
     assert not (timed.path / ENVELOPE).exists()
 
 

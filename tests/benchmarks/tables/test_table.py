@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.manifests import edited, targets_of
 
 from dsc_split.benchmarks import Cell, CellStore, Question, make_table, read_link, write_table, write_tables
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._manifest import encode_document
 from dsc_split.errors import TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable
 
@@ -37,7 +39,7 @@ def bundle_with(folder: Path, **changes: Any) -> Bundle:
     """A model ``x, mask -> y, early`` with the splits ``a`` (small) and ``b`` (has an early output)."""
     splits = changes.pop("splits", [split("a", [tensor("a", 50)]), split("b", [tensor("b", 10)], ("early",))])
     paths = ["onnx/model.onnx", *(item[part] for item in splits for part in ("head", "tail"))]
-    manifest = {
+    document = {
         "format": "dsc-split/bundle",
         "version": 2,
         "revision": 1,
@@ -65,9 +67,8 @@ def bundle_with(folder: Path, **changes: Any) -> Bundle:
         **changes,
     }
     folder.mkdir(exist_ok=True)
-    bundle = Bundle(folder, manifest)
-    bundle.save()
-    return bundle
+    (folder / "manifest.json").write_bytes(encode_document(document))
+    return Bundle.open(folder)
 
 
 def cell(
@@ -284,7 +285,8 @@ def test_a_side_without_cells_is_an_error_with_the_command(tmp_path: Path) -> No
 def test_cells_of_another_graph_are_passed_over(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path / "b")
     cells = all_cells(bundle)
-    bundle.manifest["files"]["onnx/weights.data"]["sha256"] = "9" * 64
+    with edited(bundle) as document:
+        document["files"]["onnx/weights.data"]["sha256"] = "9" * 64
 
     with pytest.raises(UsageError, match="no measurements"):
         made(bundle, cells)
@@ -433,7 +435,8 @@ def test_a_table_has_one_file_though_its_target_is_built_anew(tmp_path: Path) ->
     for item in all_cells(bundle):
         store.put(item)
     write_table(bundle)
-    bundle.manifest["targets"]["device"][0]["id"] = "ort-cpu-cccccccccccc"
+    with edited(bundle) as document:
+        targets_of(document, "device")[0]["id"] = "ort-cpu-cccccccccccc"
 
     write_table(bundle)
 

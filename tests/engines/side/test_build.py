@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from onnx import helper
 
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import FileEntry, WeightsEntry
 from dsc_split.engines import build_engines
 from dsc_split.errors import BundleBusyError, BundleError, UsageError
 
@@ -18,10 +20,10 @@ def test_every_graph_of_the_side_is_loaded_and_the_target_recorded(bundle: Bundl
 
     assert [row.graph for row in result.rows] == ["onnx/model.onnx", "onnx/a.tail.onnx"]
     assert not result.failed
-    (recorded,) = Bundle.open(bundle.path).manifest["targets"]["server"]
-    assert recorded["target"] == "onnxruntime:cpu"
-    assert recorded["id"] == result.id
-    assert recorded["fingerprint"]["library"] == "onnxruntime"
+    (recorded,) = Bundle.open(bundle.path).manifest.targets.server
+    assert recorded.target == "onnxruntime:cpu"
+    assert recorded.id == result.id
+    assert recorded.library == "onnxruntime"
 
 
 def test_full_offload_that_is_excluded_leaves_the_server_without_the_whole_model(
@@ -71,9 +73,10 @@ def test_a_graph_that_was_changed_or_lost_is_refused(bundle: Bundle, damage: Cal
 def test_weights_that_were_cut_short_or_lost_are_refused(
     bundle: Bundle, content: bytes | None, words: str | None
 ) -> None:
-    bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
-    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": 64 * "0", "size": 8, "role": "weights"}
-    bundle.save()
+    with bundle.edit() as draft:
+        listed = FileEntry(sha256=64 * "0", size_bytes=8, role="weights")
+        model = replace(draft.manifest.model, weights=WeightsEntry(path="onnx/weights.data"))
+        draft.change(model=model, files={**draft.manifest.files, "onnx/weights.data": listed})
     if content is not None:
         (bundle.path / "onnx/weights.data").write_bytes(content)
 
@@ -93,9 +96,9 @@ def test_unknown_side_and_busy_bundle_are_refused(bundle: Bundle) -> None:
 
 def make_part(bundle: Bundle) -> Bundle:
     """Make a device's part of a bundle, without its graphs, as it is when it is unpacked."""
-    graphs = {path: bundle.manifest["files"].pop(path) for path in list(bundle.manifest["files"])}
-    bundle.manifest |= {"side": "device", "left_out": graphs}
-    bundle.save()
+    with bundle.edit() as draft:
+        graphs = draft.manifest.files
+        draft.change(files={}, side="device", left_out=graphs)
     for path in graphs:
         (bundle.path / path).unlink()
     return Bundle.open(bundle.path)

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import UNSET
+from msgspec.structs import replace
 from onnx import helper
+from tests.support.manifests import stated
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, build_engines, check_engines, get_backend
@@ -69,6 +72,9 @@ def test_nan_in_the_outputs_does_not_pass_and_the_result_is_still_json(bundle: B
 
     assert not result.passed
     assert json.loads(json.dumps(result.to_json(), allow_nan=False))["rows"][0]["max_rel_error"] is None
+    (entry,) = Bundle.open(bundle.path).manifest.targets.device
+    assert entry.check == result.finite()
+    assert stated(entry.check).rows[0].max_rel_error is None
 
 
 def test_files_to_compare_with_are_checked_first(bundle: Bundle, tmp_path: Path) -> None:
@@ -92,8 +98,8 @@ def test_a_pair_without_samples_does_not_pass_and_says_why(bundle: Bundle) -> No
 
 
 def test_a_manifest_that_says_nothing_of_its_samples_will_do(bundle: Bundle) -> None:
-    del bundle.manifest["samples"]
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.change(samples=UNSET)
 
     assert [row.passed for row in check_engines(bundle, "device").rows] == [True, True]
 
@@ -240,7 +246,7 @@ def test_an_early_output_that_is_wrong_does_not_pass(branching: Bundle) -> None:
 def test_tensors_of_other_pairs_are_refused_with_the_command_that_writes_them(
     branching: Bundle, device_file: Path
 ) -> None:
-    branching.manifest["pair_id"] = "sha256:" + 64 * "1"
+    branching.manifest = replace(branching.manifest, pair_id="sha256:" + 64 * "1")
 
     with pytest.raises(BundleError, match=r"from pairs sha256:0+; this bundle has sha256:1+\. .*--save-tensors FILE"):
         check_engines(branching, "server", against=device_file)
@@ -294,11 +300,11 @@ def test_errors_are_noted_beside_their_target(bundle: Bundle) -> None:
 
     result = check_engines(bundle, "device", "onnxruntime:cpu,threads=1")
 
-    first, last = Bundle.open(bundle.path).manifest["targets"]["device"]
-    assert first["check"] == json.loads(json.dumps(result.to_json()))
-    assert first["check"]["rows"][1]["max_rel_error"] <= 1e-5
-    assert "check" not in last
-    assert last["target"] == "onnxruntime:cpu"
+    first, last = Bundle.open(bundle.path).manifest.targets.device
+    assert first.check == result
+    assert (result.rows[1].max_rel_error or 0.0) <= 1e-5
+    assert last.check is UNSET
+    assert last.target == "onnxruntime:cpu"
 
 
 def test_a_target_that_was_not_recorded_is_noted_and_the_last_one_stays_last(bundle: Bundle) -> None:
@@ -309,7 +315,7 @@ def test_a_target_that_was_not_recorded_is_noted_and_the_last_one_stays_last(bun
 
     opened = Bundle.open(bundle.path)
     assert opened.targets("device") == ("onnxruntime:cpu", "onnxruntime:cpu,threads=1")
-    assert opened.manifest["targets"]["device"][0]["check"]["passed"]
+    assert stated(opened.manifest.targets.device[0].check).passed
     assert check_engines(bundle, "device").target == "onnxruntime:cpu,threads=1"
 
 
@@ -384,13 +390,13 @@ def test_engines_that_are_not_there_are_an_error_at_once(
     monkeypatch.setenv("DSC_SPLIT_CACHE", str(tmp_path / "cache"))
     build_engines(bundle, "device", "tensorrt-rtx:sm89", BuildOptions(batches=(1, 2)))
     bundle = Bundle.open(bundle.path)
-    (entry,) = bundle.manifest["targets"]["device"]
+    (entry,) = bundle.manifest.targets.device
     command = f"dsc-split build {bundle.path} --side device --target tensorrt-rtx:sm89 --batches 1,2"
 
-    bundle.file(entry["engines"][1]["path"]).unlink()
+    bundle.file(entry.built[1].path).unlink()
     gone = dsc("check", bundle.path, "--side", "device")
-    entry["engines"] = []
-    bundle.save()
+    with bundle.edit() as draft:
+        draft.set_targets("device", [replace(entry, engines=())])
     cut_anew = dsc("check", bundle.path, "--side", "device")
 
     assert (gone.exit_code, gone.stdout, cut_anew.exit_code, cut_anew.stdout) == (6, "", 2, "")

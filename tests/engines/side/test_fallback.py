@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.manifests import edited, stated, targets_of
 from tests.support.own_backend import OwnBackend
+from tests.support.packed_bundles import list_file
 
-from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.engines import SideEngines, build_engines, check_engines
 from dsc_split.engines.side._inputs import engine_inputs
@@ -37,17 +38,16 @@ def build(bundle: Bundle, backend: OwnBackend, side: str = "device") -> None:
 
 def kinds(bundle: Bundle) -> list[tuple[str, str, str]]:
     """Name target, GPU and version of what is recorded for the device."""
-    entries = Bundle.open(bundle.path).manifest["targets"]["device"]
-    return [(item["target"], item["fingerprint"].get("gpu"), item["fingerprint"]["version"]) for item in entries]
+    entries = Bundle.open(bundle.path).manifest.targets.device
+    return [(entry.target, str(entry.fingerprint.get("gpu")), str(entry.fingerprint["version"])) for entry in entries]
 
 
 def make_whole(bundle: Bundle) -> None:
     """List the samples, too, and say which pairs these are."""
     for path in ("samples/model.npz", "samples/a.npz"):
-        file = bundle.path / path
-        bundle.manifest["files"][path] = {"sha256": sha256_file(file), "size": file.stat().st_size, "role": "sample"}
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
-    bundle.save()
+        list_file(bundle, path, (bundle.path / path).read_bytes(), "sample")
+    with bundle.edit() as draft:
+        draft.change(pair_id=bundle.compute_pair_id())
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_kinds_of_machine_live_side_by_side_under_one_target(bundle: Bundle) -> 
         engines = SideEngines(Bundle.open(bundle.path), "device", backend)
         engines.load(engines.graphs[0], 1).close()
         assert check_engines(Bundle.open(bundle.path), "device", backend).passed
-    checked = Bundle.open(bundle.path).manifest["targets"]["device"]
-    assert [item["check"]["passed"] for item in checked] == [True, True]
+    checked = Bundle.open(bundle.path).manifest.targets.device
+    assert [stated(entry.check).passed for entry in checked] == [True, True]
 
 
 def test_a_build_for_one_kind_again_replaces_that_one_alone_and_moves_it_to_the_end(bundle: Bundle) -> None:
@@ -104,18 +104,18 @@ class StoppedError(Exception):
 def test_a_build_that_is_stopped_before_the_manifest_is_written_leaves_the_old_engines_whole(
     built: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(bundle: Bundle) -> None:
+    def stop(path: Path, data: bytes) -> None:
         raise StoppedError
 
     before = (built.path / "manifest.json").read_bytes()
-    monkeypatch.setattr(Bundle, "save", stop)
+    monkeypatch.setattr("dsc_split.bundles._bundle.write_bytes", stop)
     with pytest.raises(StoppedError):
         build_engines(built, "device", OwnBackend())
     monkeypatch.undo()
 
     assert (built.path / "manifest.json").read_bytes() == before
     after = Bundle.open(built.path)
-    engines = [path for path in after.manifest["files"] if path.startswith("engines/")]
+    engines = [path for path in after.manifest.files if path.startswith("engines/")]
     assert len(engines) == 2
     assert all(after.read(path) for path in engines)
     assert check_engines(after, "device", OwnBackend()).passed
@@ -133,7 +133,7 @@ def test_the_next_build_removes_what_a_stopped_one_left_and_nothing_else(built: 
     for _ in range(3):
         build(built, OwnBackend())
 
-    listed = {path for path in built.manifest["files"] if path.startswith(f"engines/{folder.name}/")}
+    listed = {path for path in built.manifest.files if path.startswith(f"engines/{folder.name}/")}
     assert {f"engines/{folder.name}/{path.name}" for path in folder.iterdir()} == {
         *listed,
         f"engines/{folder.name}/own.txt",
@@ -153,9 +153,9 @@ def test_recording_a_target_again_writes_nothing_and_keeps_its_check(built: Bund
     build_engines(built, "device", "onnxruntime:cpu")
     with built.lock():
         record_target(built, "device", OwnBackend())
-    entry = Bundle.open(built.path).manifest["targets"]["device"][-1]
-    assert entry["target"] == "tensorrt:cuda"
-    assert entry["check"]["passed"]
+    entry = Bundle.open(built.path).manifest.targets.device[-1]
+    assert entry.target == "tensorrt:cuda"
+    assert stated(entry.check).passed
 
 
 # ---- the graphs instead --------------------------------------------------------------------------------------------
@@ -171,8 +171,8 @@ def lose(bundle: Bundle) -> None:
 
 
 def fit_another_version(bundle: Bundle) -> None:
-    bundle.manifest["targets"]["device"][0]["fingerprint"]["version"] = "0"
-    bundle.save()
+    with edited(bundle) as document:
+        targets_of(document, "device")[0]["fingerprint"]["version"] = "0"
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,7 @@ def test_a_compiled_engine_within_a_graph_of_a_packed_bundle_needs_trust_as_well
     del model.graph.node[:]
     model.graph.node.append(node)
     data = model.SerializeToString()
-    bundle.model_path.write_bytes(data)
-    bundle.manifest["files"]["onnx/model.onnx"] |= {"sha256": sha256_file(bundle.model_path), "size": len(data)}
+    list_file(bundle, "onnx/model.onnx", data, "model")
     make_whole(bundle)
     packed = pack_bundle(bundle, bundle.path.parent / "b.dscb").path
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from tests.support.own_backend import OwnBackend
+from tests.support.packed_bundles import list_file
 
-from dsc_split._support.files import sha256_file, write_json
+from dsc_split._support.files import write_json
 from dsc_split.bundle import Bundle
 from dsc_split.engines import build_engines, fit_here, get_backend, table_here
 from dsc_split.errors import UsageError
@@ -37,7 +38,7 @@ def make_table(
     ]
     batch = BatchTable(batch=1, rows=tuple(rows), segments=())
     table = LookupTable(
-        pair_id=bundle.manifest["pair_id"],
+        pair_id=bundle.manifest.pair_id,
         precision="fp32",
         emulated=None,
         device=sides[0],
@@ -161,7 +162,8 @@ def test_without_a_table_the_command_makes_one(built: Bundle) -> None:
 
 def test_tables_of_other_pairs_are_passed_over(built: Bundle) -> None:
     make_table(built, elsewhere())
-    built.manifest["pair_id"] = "sha256:" + 64 * "1"
+    with built.edit() as draft:
+        draft.change(pair_id="sha256:" + 64 * "1")
 
     with pytest.raises(UsageError, match="has no table"):
         table_here(built, "device", OwnBackend())
@@ -169,10 +171,9 @@ def test_tables_of_other_pairs_are_passed_over(built: Bundle) -> None:
 
 def test_a_packed_bundle_says_the_same(built: Bundle) -> None:
     for path in ("samples/model.npz", "samples/a.npz"):
-        file = built.path / path
-        built.manifest["files"][path] = {"sha256": sha256_file(file), "size": file.stat().st_size, "role": "sample"}
-    built.manifest["pair_id"] = built.compute_pair_id()
-    built.save()
+        list_file(built, path, (built.path / path).read_bytes(), "sample")
+    with built.edit() as draft:
+        draft.change(pair_id=built.compute_pair_id())
     make_table(built, elsewhere(power_mode="15W"))
     path = pack_bundle(built, built.path.parent / "b.dscb").path
 

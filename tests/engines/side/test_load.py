@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,13 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from dsc_split._support.files import sha256_file
+from dsc_split._support.records import read_record, to_document
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import RecordedOptions, TargetEntry
 from dsc_split.engines import (
     BuildJob,
     BuildOptions,
     BuiltEngine,
+    EngineFacts,
     EngineLike,
     EngineSource,
     SideEngines,
@@ -95,10 +98,10 @@ def test_the_engine_of_a_batch_or_the_next_larger_one_is_loaded(bundle: Bundle, 
 def test_an_engine_that_failed_at_one_batch_is_replaced_by_the_next_larger_one(bundle: Bundle, rtx: None) -> None:
     build(bundle, per_batch=True)
     bundle = Bundle.open(bundle.path)
-    (entry,) = bundle.manifest["targets"]["device"]
-    gone = next(item for item in entry["engines"] if item["path"].endswith("a.head.b4.plan"))
-    entry["engines"].remove(gone)
-    bundle.save()
+    with bundle.edit() as draft:
+        (entry,) = draft.manifest.targets.device
+        kept = tuple(engine for engine in entry.built if not engine.path.endswith("a.head.b4.plan"))
+        draft.set_targets("device", [replace(entry, engines=kept)])
 
     assert loaded(open_side(bundle), 1, 4) == ["a.head.b1.plan", "a.head.b8.plan"]
 
@@ -123,9 +126,11 @@ def test_an_engine_file_in_the_place_of_another_one_is_refused_before_a_device_i
 
     build(bundle)
     bundle = Bundle.open(bundle.path)
-    model, head = bundle.manifest["targets"]["device"][0]["engines"]
-    model["path"], head["path"] = head["path"], model["path"]
-    bundle.save()
+    with bundle.edit() as draft:
+        (entry,) = draft.manifest.targets.device
+        model, head = entry.built
+        swapped = (replace(model, path=head.path), replace(head, path=model.path))
+        draft.set_targets("device", [replace(entry, engines=swapped)])
     engines = open_side(bundle)
     monkeypatch.setattr("dsc_split.engines.gpu._cuda.open_cuda", no_device)
 
@@ -192,28 +197,37 @@ def test_targets_that_differ_in_how_they_run_have_engines_of_their_own(bundle: B
 # ---- messages and their commands -----------------------------------------------------------------------------------
 
 
-def other_version(bundle: Bundle, entry: dict[str, Any]) -> None:
-    entry["fingerprint"]["version"] = "1.4.0.76"
+def other_version(bundle: Bundle, entry: TargetEntry) -> None:
+    change(bundle, replace(entry, fingerprint={**entry.fingerprint, "version": "1.4.0.76"}))
 
 
-def other_graph(bundle: Bundle, entry: dict[str, Any]) -> None:
-    entry["engines"][1]["graph_digest"] = 64 * "0"
+def other_graph(bundle: Bundle, entry: TargetEntry) -> None:
+    model, tail = entry.built
+    change(bundle, replace(entry, engines=(model, replace(tail, graph_digest=64 * "0"))))
 
 
-def not_listed(bundle: Bundle, entry: dict[str, Any]) -> None:
-    del bundle.manifest["files"][entry["engines"][1]["path"]]
+def not_listed(bundle: Bundle, entry: TargetEntry) -> None:
+    with bundle.edit() as draft:
+        gone = entry.built[1].path
+        draft.change(files={path: listed for path, listed in draft.manifest.files.items() if path != gone})
 
 
-def no_file(bundle: Bundle, entry: dict[str, Any]) -> None:
-    bundle.file(entry["engines"][1]["path"]).unlink()
+def no_file(bundle: Bundle, entry: TargetEntry) -> None:
+    bundle.file(entry.built[1].path).unlink()
 
 
-def cut_anew(bundle: Bundle, entry: dict[str, Any]) -> None:
-    entry["engines"], entry["failed"] = [], []
+def cut_anew(bundle: Bundle, entry: TargetEntry) -> None:
+    change(bundle, replace(entry, engines=(), failed=()))
 
 
-def never_built(bundle: Bundle, entry: dict[str, Any]) -> None:
-    bundle.manifest["targets"]["server"].clear()
+def never_built(bundle: Bundle, entry: TargetEntry) -> None:
+    change(bundle)
+
+
+def change(bundle: Bundle, *entries: TargetEntry) -> None:
+    """Let the server have other targets."""
+    with bundle.edit() as draft:
+        draft.set_targets("server", entries)
 
 
 @pytest.mark.parametrize(
@@ -228,15 +242,17 @@ def never_built(bundle: Bundle, entry: dict[str, Any]) -> None:
     ],
 )
 def test_the_command_in_the_message_mends_the_fault(
-    bundle: Bundle, rtx: None, dsc: Callable[..., Any], fault: Callable[[Bundle, Any], None], error: type[Exception]
+    bundle: Bundle,
+    rtx: None,
+    dsc: Callable[..., Any],
+    fault: Callable[[Bundle, TargetEntry], None],
+    error: type[Exception],
 ) -> None:
     options: dict[str, Any] = {"opt_batch": 4, "gemm": "fp16", "workspace_bytes": 2**30, "device_memory_bytes": 2**33}
     build(bundle, "server", **options)
     bundle = Bundle.open(bundle.path)
-    (entry,) = bundle.manifest["targets"]["server"]
-    before = json.loads(json.dumps(entry))
-    fault(bundle, entry)
-    bundle.save()
+    (before,) = bundle.manifest.targets.server
+    fault(bundle, before)
 
     with pytest.raises(error) as caught:
         loaded(open_side(bundle, "server", TARGET), 8)
@@ -247,9 +263,9 @@ def test_the_command_in_the_message_mends_the_fault(
     assert outcome.exit_code == 0, outcome.stderr
     assert loaded(open_side(bundle, "server", TARGET), 8) == ["a.tail.plan"]
     if fault is not never_built:
-        (entry,) = Bundle.open(bundle.path).manifest["targets"]["server"]
-        assert entry["options"] == before["options"]
-        assert entry["fingerprint"] == before["fingerprint"]
+        (entry,) = Bundle.open(bundle.path).manifest.targets.server
+        assert entry.options == before.options
+        assert entry.fingerprint == before.fingerprint
 
 
 @pytest.mark.parametrize("per_batch", [False, True])
@@ -270,16 +286,16 @@ def test_the_command_for_a_larger_batch_keeps_the_smaller_ones(
 def test_a_pinned_timing_cache_stands_in_the_command() -> None:
     options = BuildOptions(batches=(1, 2), timing_cache=Path("t.cache"), timing_cache_sha256=64 * "a")
 
-    command = BuildOptions.from_json(options.to_json()).command()
+    command = BuildOptions.of_record(options.recorded()).command()
 
     assert command == f"--batches 1,2 --timing-cache FILE --timing-cache-sha256 {64 * 'a'}"
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changes",
     [
-        {"batches": [4, 1]},
-        {"batches": [1, 1]},
+        {"batches": (4, 1)},
+        {"batches": (1, 1)},
         {"opt_batch": 16},
         {"opt_batch": 4, "per_batch": True},
         {"timing_cache_sha256": 64 * "a"},
@@ -287,12 +303,12 @@ def test_a_pinned_timing_cache_stands_in_the_command() -> None:
     ids=str,
 )
 def test_options_in_the_manifest_that_do_not_fit_are_a_damaged_bundle(
-    bundle: Bundle, rtx: None, change: dict[str, Any]
+    bundle: Bundle, rtx: None, changes: dict[str, Any]
 ) -> None:
-    options = {**BuildOptions(batches=(1, 4)).to_json(), **change}
-    entry = {"target": TARGET, "fingerprint": {}, "id": "a", "options": options, "engines": [], "failed": []}
-    bundle.manifest["targets"]["device"] = [entry]
-    bundle.save()
+    options = replace(BuildOptions(batches=(1, 4)).recorded(), **changes)
+    entry = TargetEntry(target=TARGET, fingerprint={}, id="a", options=options, engines=(), failed=())
+    with bundle.edit() as draft:
+        draft.set_targets("device", [entry])
 
     with pytest.raises(BundleError, match=r"manifest\.json'") as caught:
         open_side(bundle)
@@ -302,8 +318,9 @@ def test_options_in_the_manifest_that_do_not_fit_are_a_damaged_bundle(
 
 def test_options_that_are_not_known_are_left_alone() -> None:
     options = BuildOptions(batches=(1, 4), gemm="conv", workspace_bytes=2**20)
+    document = {**to_document(options.recorded()), "since_then": 1, "timing_cache": "x"}
 
-    assert BuildOptions.from_json({**options.to_json(), "since_then": 1, "timing_cache": "x"}) == options
+    assert BuildOptions.of_record(read_record(document, RecordedOptions)) == options
 
 
 @pytest.mark.parametrize("batches", [(1.5,), (True,), ("a",), ("a", 1), (None,), (0,), (2, 1), ()])
@@ -389,7 +406,7 @@ class Compiler(Reference):
         self.profiles[job.output.name] = job.profile
         shutil.copy(job.graph, job.output)
         size_bytes = job.output.stat().st_size
-        facts = {"profile": list(job.profile)}
+        facts = EngineFacts(profile=job.profile)
         return BuiltEngine(
             path=job.output, sha256=sha256_file(job.output), size_bytes=size_bytes, facts=facts, cached=False
         )
@@ -412,7 +429,7 @@ def test_a_backend_of_ones_own_loads_the_graphs(bundle: Bundle) -> None:
     assert list(run(engines)) == [(5, 4, 8, 8), (5, 2, 8, 8)]
     assert backend.loaded == [("model.onnx", None), ("a.head.onnx", None)]
     assert check_engines(bundle, "device", backend).passed
-    assert Bundle.open(bundle.path).manifest["targets"]["device"][0]["fingerprint"]["library"] == "mine"
+    assert Bundle.open(bundle.path).manifest.targets.device[0].library == "mine"
 
 
 def test_a_backend_of_ones_own_that_compiles_loads_what_it_built(bundle: Bundle) -> None:
@@ -447,7 +464,7 @@ def test_an_engine_that_is_built_again_is_listed_with_the_digest_of_its_new_file
     listed = []
     for _ in range(2):
         (row, _head) = build_engines(bundle, "device", Restless(), BuildOptions(batches=(1, 8))).rows
-        listed.append(Bundle.open(bundle.path).manifest["files"][row.path]["sha256"])
+        listed.append(Bundle.open(bundle.path).manifest.files[str(row.path)].sha256)
 
     assert listed[0] != listed[1] == sha256_file(bundle.path / str(row.path))
 

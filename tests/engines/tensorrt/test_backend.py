@@ -13,13 +13,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.manifests import edited, stated, targets_of
+from tests.support.packed_bundles import list_file
 
 from dsc_split._support.files import sha256_file
 from dsc_split._support.progress import Progress
+from dsc_split._support.records import to_document
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import FileEntry, TargetEntry
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
-from dsc_split.engines._engine_file import read_header, read_plan
+from dsc_split.engines._engine_file import PlanProfile, PlanTensor, ShapeBounds, read_header, read_plan
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
@@ -30,6 +35,7 @@ from dsc_split.errors import (
     OutOfMemoryError,
     UsageError,
 )
+from dsc_split.partitioner import cut_bundle
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install 'dsc-split[rtx]'")
 
@@ -49,6 +55,12 @@ def build(bundle: Bundle, target: str = "tensorrt-rtx:sm89", side: str = "device
     return list(build_engines(bundle, side, target, BuildOptions(**{"batches": (1, 4), **options})).rows)
 
 
+def options_of(entry: TargetEntry) -> dict[str, Any]:
+    """Return the options of the build that a fingerprint states."""
+    options: dict[str, Any] = to_document(entry)["fingerprint"]["options"]
+    return options
+
+
 def only_reason(bundle: Bundle, target: str = "tensorrt-rtx:sm89", **options: Any) -> str:
     """Build, and give the reason why the whole model's engine failed."""
     return build(bundle, target, **options)[0].reason
@@ -56,10 +68,7 @@ def only_reason(bundle: Bundle, target: str = "tensorrt-rtx:sm89", **options: An
 
 def replace_model(bundle: Bundle, data: bytes) -> Bundle:
     """Put other bytes in the place of the whole model, as if they had been exported."""
-    path = bundle.path / "onnx/model.onnx"
-    path.write_bytes(data)
-    bundle.manifest["files"]["onnx/model.onnx"] |= {"sha256": sha256_file(path), "size": len(data)}
-    bundle.save()
+    list_file(bundle, "onnx/model.onnx", data, "graph")
     return Bundle.open(bundle.path)
 
 
@@ -82,32 +91,33 @@ def test_every_engine_lies_in_the_bundle_with_its_own_description(bundle: Bundle
     assert [row.label for row in result.rows] == ["whole model", "head a"]
     assert not result.failed
     manifest = Bundle.open(bundle.path).manifest
-    (entry,) = manifest["targets"]["device"]
-    assert entry["target"] == "tensorrt-rtx:sm89"
-    assert entry["fingerprint"]["library"] == "tensorrt_rtx"
-    assert entry["fingerprint"]["options"]["profile"] == [1, 4, 4]
-    for engine, name in zip(entry["engines"], ("model.plan", "a.head.plan"), strict=True):
-        assert engine["path"] == f"engines/{result.id}/{name}"
-        path = bundle.path / engine["path"]
-        listed = manifest["files"][engine["path"]]
-        assert listed == {"sha256": sha256_file(path), "size": path.stat().st_size, "role": "engine"}
-        assert engine["memory"]["activation_bytes"]["4"] > 0
-        assert engine["precision"]["tf32"] is False
-        assert engine["precision"]["compute_layers"] == {"float32": 1 if "head" in name else 2}
+    (entry,) = manifest.targets.device
+    assert entry.target == "tensorrt-rtx:sm89"
+    assert entry.library == "tensorrt_rtx"
+    assert options_of(entry)["profile"] == [1, 4, 4]
+    for engine, name in zip(entry.built, ("model.plan", "a.head.plan"), strict=True):
+        assert engine.path == f"engines/{result.id}/{name}"
+        path = bundle.path / engine.path
+        sha256, size_bytes = sha256_file(path), path.stat().st_size
+        assert manifest.files[engine.path] == FileEntry(sha256=sha256, size_bytes=size_bytes, role="engine")
+        assert engine.memory.activations[4] > 0
+        precision = stated(engine.precision)
+        assert precision.tf32 is False
+        assert precision.compute_layers == {"float32": 1 if "head" in name else 2}
 
 
 def test_the_header_tells_what_it_was_built_from_and_for(bundle: Bundle) -> None:
     row = build(bundle)[1]
 
     header = read_header(bundle.path / str(row.path))
-    assert header["architecture"] == "sm89"
-    assert header["graph_digest"] == bundle.graph_digest("onnx/a.head.onnx")
-    assert header["inputs"] == [{"name": "x", "dtype": "float32", "shape": SHAPE}]
-    assert header["outputs"] == [{"name": "a", "dtype": "float32", "shape": ["batch", 2, 8, 8]}]
-    shapes = {"min": [1, 3, 8, 8], "opt": [4, 3, 8, 8], "max": [4, 3, 8, 8]}
-    assert header["profile"] == {"min": 1, "opt": 4, "max": 4, "shapes": {"x": shapes}}
+    assert header.architecture == "sm89"
+    assert header.graph_digest == bundle.graph_digest("onnx/a.head.onnx")
+    assert header.inputs == (PlanTensor(name="x", dtype="float32", shape=("batch", 3, 8, 8)),)
+    assert header.outputs == (PlanTensor(name="a", dtype="float32", shape=("batch", 2, 8, 8)),)
+    shapes = ShapeBounds(min=(1, 3, 8, 8), opt=(4, 3, 8, 8), max=(4, 3, 8, 8))
+    assert header.profile == PlanProfile(min=1, opt=4, max=4, shapes={"x": shapes})
     plan = read_plan(bundle.path / str(row.path)).plan
-    assert header["plan_sha256"] == hashlib.sha256(plan).hexdigest()
+    assert header.plan_sha256 == hashlib.sha256(plan).hexdigest()
     assert bytes(plan[:4]) == b"vtrt"
 
 
@@ -135,7 +145,7 @@ def test_what_was_built_for_the_target_before_is_replaced(bundle: Bundle) -> Non
 
     assert first[0].path != second[0].path
     assert not (bundle.path / str(first[0].path)).exists()
-    assert str(first[0].path) not in Bundle.open(bundle.path).manifest["files"]
+    assert str(first[0].path) not in Bundle.open(bundle.path).manifest.files
 
 
 def test_two_sides_with_one_target_share_the_whole_model(bundle: Bundle) -> None:
@@ -180,16 +190,15 @@ def test_another_weight_target_or_profile_is_built_anew(bundle: Bundle) -> None:
     assert [row.cached for row in build(changed, opt_batch=1)] == [False, False]
 
 
-def test_an_engine_of_a_bundle_that_was_cut_anew_is_gone(bundle: Bundle, dsc: Callable[..., Any]) -> None:
+def test_an_engine_of_a_bundle_that_was_cut_anew_is_gone(bundle: Bundle) -> None:
     (row, _) = build(bundle)
-    bundle.manifest = Bundle.open(bundle.path).manifest
-    from dsc_split.partitioner._recut import _list_files
 
-    _list_files(bundle, [], [], {})
+    cut_bundle(Bundle.open(bundle.path))
 
-    (entry,) = bundle.manifest["targets"]["device"]
-    assert entry["engines"] == []
-    assert row.path not in bundle.manifest["files"]
+    manifest = Bundle.open(bundle.path).manifest
+    (entry,) = manifest.targets.device
+    assert (entry.is_compiled, entry.built) == (True, ())
+    assert row.path not in manifest.files
 
 
 # ---- what the GPU does not have ----------------------------------------------------------------------------
@@ -203,8 +212,9 @@ WEIGHT = np.random.default_rng(0).standard_normal((192, 5)).astype(np.float32)
 @pytest.fixture
 def classifier(bundle: Bundle) -> Bundle:
     """The tiny bundle, its whole model being a classifier with a float32 Gemm."""
-    (output,) = bundle.manifest["outputs"]
-    output |= {"shape": ["batch", 5], "elements_by_batch": [5, 0]}
+    (output,) = bundle.outputs
+    with bundle.edit() as draft:
+        draft.change(outputs=(replace(output, shape=("batch", 5), elements_by_batch=(5, 0)),))
     return replace_model(bundle, model_of(FLATTEN, GEMM, w=WEIGHT))
 
 
@@ -214,9 +224,10 @@ def test_a_float32_product_becomes_an_equal_convolution_for_sm75(classifier: Bun
     assert row.reason == ""
     assert row.notes == ("1 became equal convolutions",)
     header = read_header(classifier.path / str(row.path))
-    assert header["rewritten"]["converted"] == ["classifier"]
-    assert header["rewritten"]["max_rel_error"] <= 1e-5
-    assert len(header["rewritten"]["graph_sha256"]) == 64
+    rewritten = stated(header.rewritten)
+    assert rewritten.converted == ("classifier",)
+    assert stated(rewritten.max_rel_error) <= 1e-5
+    assert len(stated(rewritten.graph_sha256)) == 64
     assert build(classifier, "tensorrt-rtx:sm89")[0].notes == ()
 
 
@@ -323,8 +334,8 @@ def test_a_graph_that_fails_is_a_row_and_the_rest_goes_on(bundle: Bundle) -> Non
     rows = build(replace_model(bundle, b""))
 
     assert [bool(row.reason) for row in rows] == [True, False]
-    (entry,) = Bundle.open(bundle.path).manifest["targets"]["device"]
-    assert [item["graph"] for item in entry["failed"]] == ["onnx/model.onnx"]
+    (entry,) = Bundle.open(bundle.path).manifest.targets.device
+    assert [failed.graph for failed in entry.failures] == ["onnx/model.onnx"]
     engines = SideEngines(Bundle.open(bundle.path), "device", "tensorrt-rtx:sm89")
     with pytest.raises(BackendError, match=r"whole model: there is no engine: .*it is empty"):
         engines.load(engines.graphs[0], 1)
@@ -365,12 +376,10 @@ def test_an_unknown_gpu_is_refused(bundle: Bundle) -> None:
 
 def test_weights_that_were_changed_never_reach_the_cache(make_bundle: Callable[..., Bundle]) -> None:
     bundle = make_bundle()
-    data = bundle.path / "onnx/weights.data"
-    data.write_bytes(b"abcd")
-    bundle.manifest["model"]["weights"]["path"] = "onnx/weights.data"
-    bundle.manifest["files"]["onnx/weights.data"] = {"sha256": sha256_file(data), "size": 4, "role": "weights"}
-    bundle.save()
-    data.write_bytes(b"abcx")
+    list_file(bundle, "onnx/weights.data", b"abcd", "weights")
+    with edited(bundle) as document:
+        document["model"]["weights"]["path"] = "onnx/weights.data"
+    (bundle.path / "onnx/weights.data").write_bytes(b"abcx")
 
     with pytest.raises(BundleError, match=r"weights\.data.* was changed or damaged"):
         build(bundle)
@@ -384,7 +393,7 @@ def test_an_interrupted_build_stops_and_records_nothing(bundle: Bundle) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, "device", "tensorrt-rtx:sm89", SMALL, progress=interrupt)
 
-    assert Bundle.open(bundle.path).manifest["targets"]["device"] == []
+    assert Bundle.open(bundle.path).manifest.targets.device == ()
     assert list(bundle.path.glob("engines/*/*")) == []
 
 
@@ -411,7 +420,7 @@ def test_one_interrupt_from_outside_is_enough(bundle: Bundle) -> None:
 
     assert done.stdout == "interrupted\nTrue\n", done.stderr
     assert done.stderr == ""
-    assert Bundle.open(bundle.path).manifest["targets"]["device"] == []
+    assert Bundle.open(bundle.path).manifest.targets.device == ()
 
 
 # ---- memory ------------------------------------------------------------------------------------------------
@@ -421,7 +430,8 @@ def test_an_engine_that_does_not_fit_is_built_for_smaller_batches(bundle: Bundle
     sizes = {
         row.profile[2]: row.memory for row in build(bundle, batches=(1, 16, 64), per_batch=True)[:3] if row.profile
     }
-    between = sizes[16]["activation_bytes"]["16"] + sizes[16]["weights_bytes"] if sizes[16] else 0
+    memory = stated(sizes[16])
+    between = memory.activations[16] + stated(memory.weights_bytes)
     (row, _) = build(bundle, batches=(1, 16, 64), device_memory_bytes=between)
 
     assert row.profile == (1, 16, 16)
@@ -436,10 +446,9 @@ def test_memory_at_every_batch_size_is_told_on_request(bundle: Bundle) -> None:
     (row, _) = build(bundle, batches=(1, 16, 64), memory_per_batch=True)
 
     assert row.profile == (1, 16, 64)
-    assert row.memory is not None
-    sizes = row.memory["activation_bytes"]
-    assert sorted(sizes, key=int) == ["1", "16", "64"]
-    assert sizes["1"] < sizes["16"] < sizes["64"]
+    sizes = stated(row.memory).activations
+    assert sorted(sizes) == [1, 16, 64]
+    assert sizes[1] < sizes[16] < sizes[64]
 
 
 def test_an_engine_that_fits_at_no_batch_is_an_error(bundle: Bundle) -> None:
@@ -462,7 +471,7 @@ def load(bundle: Bundle, batch: int = 1) -> None:
 
 
 def engine_path(bundle: Bundle) -> Path:
-    return bundle.file(bundle.manifest["targets"]["device"][0]["engines"][0]["path"])
+    return bundle.file(bundle.manifest.targets.device[0].built[0].path)
 
 
 @pytest.mark.parametrize("position", [0, 9, 40, 2000, -1])
@@ -483,9 +492,8 @@ def test_a_file_cut_short_is_refused(built: Bundle) -> None:
 
 
 def test_an_engine_of_another_version_is_refused_with_the_command_that_rebuilds_it(built: Bundle) -> None:
-    entry = built.manifest["targets"]["device"][0]
-    entry["fingerprint"]["version"] = "1.4.0.76"
-    built.save()
+    with edited(built) as document:
+        targets_of(document, "device")[0]["fingerprint"]["version"] = "1.4.0.76"
 
     with pytest.raises(
         EngineMismatch, match=r"built for version '1\.4\.0\.76'; found .* dsc-split build .* --side device"
@@ -501,8 +509,10 @@ def test_an_engine_for_another_gpu_is_refused(built: Bundle) -> None:
 
 
 def test_an_engine_of_another_graph_is_refused(built: Bundle) -> None:
-    built.manifest["targets"]["device"][0]["engines"][0]["graph_digest"] = 64 * "0"
-    built.save()
+    with built.edit() as draft:
+        (entry,) = draft.manifest.targets.device
+        model, head = entry.built
+        draft.set_targets("device", [replace(entry, engines=(replace(model, graph_digest=64 * "0"), head))])
 
     with pytest.raises(EngineMismatch, match=r"was built from another 'onnx/model\.onnx'"):
         load(built)
@@ -564,7 +574,8 @@ def test_a_build_that_failed_for_one_engine_exits_with_4(bundle: Bundle, dsc: Ca
 
 
 def test_a_graph_newer_than_the_parser_is_refused_by_name(bundle: Bundle) -> None:
-    bundle.manifest["model"]["opset"] = {"": 99}
+    with edited(bundle) as document:
+        document["model"]["opset"] = {"": 99}
 
     with pytest.raises(UsageError, match=r"opset 99; tensorrt_rtx .* reads up to 25"):
         build(bundle)
@@ -592,12 +603,12 @@ def test_an_engine_of_another_graph_in_the_cache_is_not_taken(bundle: Bundle, en
     (bundle.path / str(model.path)).unlink()
 
     assert [row.cached for row in build(bundle)] == [False, True]
-    assert read_header(bundle.path / str(model.path))["label"] == "whole model"
+    assert read_header(bundle.path / str(model.path)).label == "whole model"
 
 
 def test_an_engine_per_batch_that_does_not_fit_is_an_error_of_its_own(bundle: Bundle) -> None:
     sizes = {row.profile[2]: row.memory for row in build(bundle, per_batch=True)[:2] if row.profile and row.memory}
-    between = sizes[1]["activation_bytes"]["1"] + sizes[1]["weights_bytes"]
+    between = sizes[1].activations[1] + stated(sizes[1].weights_bytes)
     rows = build(bundle, per_batch=True, device_memory_bytes=between)
 
     assert [bool(row.reason) for row in rows[:2]] == [False, True]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dsc_split.bundle import TensorInfo
+from dsc_split.engines._engine_file import ShapeBounds
 from dsc_split.engines.tensorrt._build import Shapes, profile_shapes
 from dsc_split.errors import BackendError
 
@@ -28,13 +29,13 @@ def shapes_of(tensors: dict[str, TensorInfo], profile: tuple[int, int, int]) -> 
 def test_an_input_has_a_shape_at_each_batch_of_the_profile() -> None:
     shapes = shapes_of({"x": tensor("x", 3), "y": tensor("y", 1)}, (1, 8, 64))
 
-    assert shapes == {"x": {"min": [1, 3], "opt": [8, 3], "max": [64, 3]}}
+    assert shapes == {"x": ShapeBounds(min=(1, 3), opt=(8, 3), max=(64, 3))}
 
 
 def test_a_tensor_of_as_many_elements_as_are_taken_has_a_shape() -> None:
     shapes = shapes_of({"x": tensor("x", 1), "y": tensor("y", 1)}, (1, 1, LARGEST))
 
-    assert shapes["x"]["max"] == [LARGEST, 1]
+    assert shapes["x"].max == (LARGEST, 1)
 
 
 @pytest.mark.parametrize(("name", "x", "y"), [("x", 3, 1), ("y", 1, 3)])

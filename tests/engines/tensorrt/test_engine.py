@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tests.support import fake_cuda as fakes
 
+from dsc_split.engines._engine_file import PlanTensor, ShapeBounds
 from dsc_split.engines.tensorrt._engine import TensorRTEngine
 from dsc_split.errors import (
     BackendError,
@@ -128,7 +130,7 @@ def test_memory_grows_and_never_shrinks() -> None:
 
 
 def test_empty_arrays_go_through() -> None:
-    bounds = {"min": [0, 3], "max": [8, 3]}
+    bounds = ShapeBounds(min=(0, 3), opt=(4, 3), max=(8, 3))
     engine = load(pretended(), described=header(min=0, shapes={"x": bounds}))
     empty = np.zeros((0, 3), np.float32)
 
@@ -177,7 +179,7 @@ def test_other_dimension_than_the_batch_is_named() -> None:
 
 
 def test_without_shapes_in_the_profile_fixed_dimensions_are_checked() -> None:
-    engine = load(pretended(), described=header() | {"profile": None})
+    engine = load(pretended(), described=header(shapes={}))
 
     assert engine.run({"x": np.ones((50, 3), np.float32)})["y"].shape == (50, 3)
     with pytest.raises(BackendError, match="3 was expected in dimension 1"):
@@ -245,8 +247,8 @@ def test_input_that_decides_about_shapes_stays_on_the_host() -> None:
         compute=lambda inputs: {"y": inputs["x"][: int(inputs["n"][0])]},
     )
     described = header()
-    described["inputs"].append({"name": "n", "dtype": "int64", "shape": [1]})
-    engine = load(trt, described=described)
+    count = PlanTensor(name="n", dtype="int64", shape=(1,))
+    engine = load(trt, described=replace(described, inputs=(*described.inputs, count)))
 
     for n in (1, 2, 1):
         assert engine.run({"x": X, "n": np.array([n])})["y"].shape == (n, 3)

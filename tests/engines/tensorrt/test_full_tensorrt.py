@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.support import fake_cuda as fakes
+from tests.support.manifests import stated
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import BuildOptions, BuildRow, SideEngines, build_engines, get_backend
@@ -196,13 +197,13 @@ def test_engines_are_built_for_the_gpu_that_is_here_and_loaded_at_once(
     rows = build(bundle)
 
     assert reasons(rows) == {""}
-    (entry,) = Bundle.open(bundle.path).manifest["targets"]["device"]
-    assert entry["target"] == "tensorrt:cuda"
+    (entry,) = Bundle.open(bundle.path).manifest.targets.device
+    assert entry.target == "tensorrt:cuda"
     facts = {"library": "tensorrt", "version": version, "gpu": "Pretended GPU", "compute_capability": "7.5"}
-    assert entry["fingerprint"].items() >= facts.items()
+    assert entry.fingerprint.items() >= facts.items()
     header = read_header(bundle.path / str(rows[1].path))
-    assert (header["library"], header["library_version"], header["architecture"]) == ("tensorrt", version, "cuda")
-    assert [hashlib.sha256(plan).hexdigest() for plan in trt.loaded][1] == header["plan_sha256"]
+    assert (header.library, header.library_version, header.architecture) == ("tensorrt", version, "cuda")
+    assert [hashlib.sha256(plan).hexdigest() for plan in trt.loaded][1] == header.plan_sha256
     assert not trt.cuda.live  # and closed again
     assert SideEngines(Bundle.open(bundle.path), "device").backend.run_fingerprint()["gpu"] is not None
 
@@ -296,8 +297,10 @@ def test_timings_that_are_pinned_are_read_and_never_written(
     assert file.read_bytes() == b"timings"
     assert trt.timings_read == [b"timings", b"timings"]
     assert trt.flags == ["ERROR_ON_TIMING_CACHE_MISS"] * 2
-    (entry,) = Bundle.open(bundle.path).manifest["targets"]["device"]
-    assert entry["fingerprint"]["options"]["timing_cache_sha256"] == digest
+    (entry,) = Bundle.open(bundle.path).manifest.targets.device
+    assert stated(entry.options).timing_cache_sha256 == digest
+    options: Any = entry.fingerprint["options"]
+    assert options["timing_cache_sha256"] == digest
     engines = SideEngines(Bundle.open(bundle.path), "device")
     engines.load(engines.graphs[0], 4).close()
 

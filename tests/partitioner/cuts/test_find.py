@@ -125,7 +125,7 @@ def test_batch_size_read_off_an_early_shape_does_not_cross(cuts: Cuts, export: E
 
     assert [split.name for split in bundle.splits] == ["a", "b", "c", "d"]
     assert [split.tensors[0].shape for split in bundle.splits] == [("batch", 2, 8)] + [("2*batch", 8)] * 3
-    assert all(split.data["max_abs_error"] == 0 for split in bundle.splits)
+    assert all(split.max_abs_error == 0 for split in bundle.splits)
 
 
 def test_tail_that_cannot_know_the_batch_is_refused_by_name(cuts: Cuts) -> None:
@@ -345,7 +345,7 @@ def test_integer_tensor_is_the_one_to_send_at_a_quantised_edge(cuts: Cuts, expor
 
     verdict = {cut.name: (cut.size_bytes, cut.compressive) for cut in found.cuts}
     assert verdict == {"q": (8, True), "d": (32, False), "m": (32, False), "q2": (8, False), "d2": (32, False)}
-    assert all(split.data["max_abs_error"] == 0 for split in export(text).splits)
+    assert all(split.max_abs_error == 0 for split in export(text).splits)
 
 
 def test_recurrent_state_comes_in_and_goes_out(export: Export) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.support.manifests import stated
 
 from dsc_split.bundle import Bundle
 from dsc_split.errors import ExportError, UsageError
@@ -120,8 +121,8 @@ def export(save: Save, folder: Path, text: str, **options: object) -> Bundle:
 def test_export_converts_down_and_proves_again(save: Save, tmp_path: Path) -> None:
     bundle = export(save, tmp_path, net(23, PLAIN), opset_limits=LIMITS)
 
-    assert bundle.manifest["model"]["opset"][""] == 20
-    assert "the graph was converted from opset 23 to 20" in bundle.manifest["notes"]
+    assert bundle.manifest.model.opset == {"": 20}
+    assert "the graph was converted from opset 23 to 20" in stated(bundle.manifest.notes)
     for path in bundle.path.glob("onnx/*.onnx"):
         assert onnx.load(str(path)).opset_import[0].version == 20
     assert [split.name for split in bundle.splits] == ["a", "b", "c"]

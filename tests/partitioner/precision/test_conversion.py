@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import UNSET
+from tests.support.manifests import document_of, stated, write_document
 
 from dsc_split._support.progress import Progress
+from dsc_split._support.records import to_document
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, ExportError, UsageError
 from dsc_split.partitioner import CutList, CutOptions, ExportOptions, SourceOptions, export_bundle
@@ -42,8 +45,8 @@ def test_float16_bundle_says_what_the_conversion_did(save: Save, tmp_path: Path)
     wide = export_bundle(str(save(NET)), tmp_path / "wide", options("all"))
     half = export_bundle(str(save(NET)), tmp_path / "half", options("all", precision="fp16"))
 
-    assert half.manifest["precision"] == "fp16"
-    conversion = half.manifest["conversion"]
+    assert half.manifest.precision == "fp16"
+    conversion = to_document(stated(half.manifest.conversion))
     assert 0 < conversion.pop("max_rel_error") < 2e-3
     assert 0 < conversion.pop("max_abs_error") < 2e-2
     assert conversion == {
@@ -52,14 +55,14 @@ def test_float16_bundle_says_what_the_conversion_did(save: Save, tmp_path: Path)
         "weights_converted": 2,
         "weights_overflowed": 0,
         "weights_vanished": 0,
-        "kept_float32": [],
+        "kept_float32": (),
     }
     assert [info.dtype for info in (*half.inputs, *half.outputs)] == ["float16", "float16"]
     assert [split.name for split in half.splits] == [split.name for split in wide.splits]
     assert [split.size_bytes(1) * 2 for split in half.splits] == [split.size_bytes(1) for split in wide.splits]
-    assert "conversion" not in wide.manifest
+    assert wide.manifest.conversion is UNSET
     assert sorted(path.name for path in half.path.iterdir()) == ["manifest.json", "onnx", "samples"]
-    assert half.manifest["pair_id"] != wide.manifest["pair_id"]
+    assert half.manifest.pair_id != wide.manifest.pair_id
 
 
 def test_golden_samples_are_those_of_the_float16_graph(save: Save, tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_float16_graph_with_float32_inputs_and_outputs_casts_inside(save: Save, 
     bundle = export_bundle(str(save(NET)), tmp_path / "out", options(precision="fp16", io_precision="fp32"))
 
     assert [info.dtype for info in (*bundle.inputs, *bundle.outputs)] == ["float32", "float32"]
-    assert bundle.manifest["conversion"]["io_precision"] == "fp32"
+    assert stated(bundle.manifest.conversion).io_precision == "fp32"
     assert {tensor.dtype for split in bundle.splits for tensor in split.tensors} == {"float16"}
 
 
@@ -85,7 +88,7 @@ def test_float16_graph_takes_8_bit_images(save: Save, tmp_path: Path) -> None:
     )
 
     assert [info.dtype for info in (*bundle.inputs, *bundle.outputs)] == ["uint8", "float16"]
-    assert bundle.manifest["conversion"]["weights_converted"] == 4
+    assert stated(bundle.manifest.conversion).weights_converted == 4
 
 
 def test_real_inputs_become_float16(save: Save, tmp_path: Path) -> None:
@@ -110,17 +113,17 @@ def test_weights_are_stored_in_float16_alone(save: Save, tmp_path: Path) -> None
     }}"""
     bundle = export_bundle(str(save(text)), tmp_path / "out", options("all", precision="fp16"))
 
-    assert bundle.manifest["files"]["onnx/weights.data"]["size"] == 2048
-    assert bundle.manifest["conversion"]["weights_converted"] == 1024
+    assert bundle.manifest.files["onnx/weights.data"].size_bytes == 2048
+    assert stated(bundle.manifest.conversion).weights_converted == 1024
 
 
 def test_graph_that_is_float16_already_stays_as_it_is(save: Save, tmp_path: Path) -> None:
     asked = export_bundle(str(save(HALF)), tmp_path / "asked", options(precision="fp16"))
     plain = export_bundle(str(save(HALF)), tmp_path / "plain", options())
 
-    assert asked.manifest["precision"] == plain.manifest["precision"] == "fp16"
-    assert "conversion" not in asked.manifest
-    assert asked.manifest["files"]["onnx/model.onnx"] == plain.manifest["files"]["onnx/model.onnx"]
+    assert asked.manifest.precision == plain.manifest.precision == "fp16"
+    assert asked.manifest.conversion is UNSET
+    assert asked.manifest.files["onnx/model.onnx"] == plain.manifest.files["onnx/model.onnx"]
 
 
 @pytest.mark.parametrize(
@@ -182,8 +185,8 @@ def test_weights_beyond_float16_are_noted(save: Save, tmp_path: Path) -> None:
 
     bundle = export_bundle(str(save(text)), tmp_path / "out", options(precision="fp16"))
 
-    assert bundle.manifest["conversion"]["weights_overflowed"] == 1
-    assert "weights beyond float16, 1 of them, became its largest, 65504, in 'c'" in bundle.manifest["notes"]
+    assert stated(bundle.manifest.conversion).weights_overflowed == 1
+    assert "weights beyond float16, 1 of them, became its largest, 65504, in 'c'" in stated(bundle.manifest.notes)
 
 
 def test_float16_that_is_somewhat_off_is_noted_and_logged(
@@ -192,7 +195,7 @@ def test_float16_that_is_somewhat_off_is_noted_and_logged(
     bundle = export_bundle(str(save(add("70000.0"))), tmp_path / "out", options(precision="fp16"))
 
     note = "float16 is off by 0.064 of the largest value of output 'y'"
-    assert note in bundle.manifest["notes"]
+    assert note in stated(bundle.manifest.notes)
     assert note in caplog.text
 
 
@@ -218,7 +221,7 @@ net (float16[batch, 1, 8, 8] x) => (float16[batch, 2, 8, 8] y) <float[2, 1, 1, 1
 def test_what_is_float32_in_a_float16_graph_is_converted(save: Save, tmp_path: Path) -> None:
     bundle = export_bundle(str(save(MIXED)), tmp_path / "out", options("all", precision="fp16"))
 
-    assert bundle.manifest["conversion"]["weights_converted"] == 2
+    assert stated(bundle.manifest.conversion).weights_converted == 2
     assert {tensor.dtype for split in bundle.splits for tensor in split.tensors} == {"float16"}
 
 
@@ -231,7 +234,7 @@ def test_graph_that_was_converted_before_stays_as_it_is(
     once = export_bundle(str(save(text)), tmp_path / "once", asked)
     twice = export_bundle(str(once.model_path), tmp_path / "twice", asked)
 
-    assert "conversion" not in twice.manifest
+    assert twice.manifest.conversion is UNSET
     assert [split.name for split in twice.splits] == [split.name for split in once.splits]
 
 
@@ -286,7 +289,7 @@ def test_random_graph_is_converted_without_an_error_to_state(save: Save, tmp_pat
     net (float[batch, 8] x) => (float[batch, 8] y) { a = Relu(x)\n r = RandomNormalLike(a)\n y = Add(a, r) }"""
     bundle = export_bundle(str(save(text)), tmp_path / "out", options(precision="fp16"))
 
-    assert bundle.manifest["conversion"]["max_rel_error"] is None
+    assert stated(bundle.manifest.conversion).max_rel_error is None
 
 
 def test_float16_that_chooses_another_class_is_noted(save: Save, tmp_path: Path) -> None:
@@ -299,7 +302,7 @@ def test_float16_that_chooses_another_class_is_noted(save: Save, tmp_path: Path)
     }"""
     bundle = export_bundle(str(save(text)), tmp_path / "out", options(precision="fp16"))
 
-    assert "output 'y' is not the same as in float32 on every input that was tried" in bundle.manifest["notes"]
+    assert "output 'y' is not the same as in float32 on every input that was tried" in stated(bundle.manifest.notes)
 
 
 def test_float32_files_are_gone_before_pairs_are_cut_and_after_an_interruption(save: Save, tmp_path: Path) -> None:
@@ -324,8 +327,9 @@ def test_float32_files_are_gone_before_pairs_are_cut_and_after_an_interruption(s
 )
 def test_damaged_conversion_is_refused_by_its_place(save: Save, tmp_path: Path, key: str, value: object) -> None:
     bundle = export_bundle(str(save(NET)), tmp_path / "out", options(precision="fp16"))
-    bundle.manifest["conversion"][key] = value
-    bundle.save()
+    document = document_of(bundle)
+    document["conversion"][key] = value
+    write_document(bundle, document)
 
     with pytest.raises(BundleError, match=f"conversion.{key}"):
         Bundle.open(bundle.path)
@@ -351,5 +355,5 @@ def test_real_model_has_the_same_pairs_in_float16(tmp_path: Path, source: str) -
 
     names = [[split.name for split in bundle.splits] for bundle in found]
     assert names[0] == names[1] != []
-    assert found[1].manifest["failed_splits"] == []
-    assert found[1].manifest["conversion"]["max_rel_error"] < 0.01
+    assert found[1].manifest.failed_splits == ()
+    assert stated(stated(found[1].manifest.conversion).max_rel_error) < 0.01

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.manifests import stated
 from tests.support.paths import DATA
 
 from dsc_split.bundle import Bundle
@@ -25,15 +26,15 @@ def test_complex_numbers_are_pairs_of_real_ones_in_the_graph_and_agree_with_pyto
     bundle = export("complex_input", tmp_path)
 
     assert bundle.inputs[0].shape == ("batch", 4, 2)
-    assert bundle.manifest["model"]["export_max_rel_error"] < 1e-5
+    assert stated(bundle.manifest.model.export_max_rel_error) < 1e-5
 
 
 def test_module_with_a_random_op_is_exported_and_each_cut_says_why_it_is_refused(tmp_path: Path) -> None:
     bundle = export("restless", tmp_path)
 
     assert bundle.splits == ()
-    assert any("answers differently each time" in note for note in bundle.manifest["notes"])
-    assert bundle.manifest["model"]["export_max_rel_error"] is None
+    assert any("answers differently each time" in note for note in stated(bundle.manifest.notes))
+    assert bundle.manifest.model.export_max_rel_error is None
     assert all("answers differently each time" in cut.reason for cut in bundle_cuts(bundle).cuts)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.manifests import stated
 
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BackendError, DscError, ExportError, ModelFileError, UsageError
@@ -73,7 +74,7 @@ def test_fixed_batch_is_the_only_one_that_is_proven(tmp_path: Path) -> None:
     bundle = export_all(path, tmp_path)
 
     assert bundle.fixed_batch == bundle.max_batch == 4
-    assert bundle.splits[0].data["proof"]["batches"] == [4]
+    assert stated(bundle.splits[0].proof).batches == (4,)
     assert bundle.splits[0].size_bytes(4) == 4 * 8 * 4 * 4 * 4
     assert list_cuts(str(path)).cuts[0].size_bytes == 8 * 4 * 4 * 4
 
@@ -86,7 +87,7 @@ def test_weights_beside_the_file_are_read_and_stored_once(tmp_path: Path) -> Non
 
     weights = bundle.path / "onnx" / "weights.data"
     assert weights.stat().st_size < 1.1 * (8 * 3 * 5 * 5 + 8 * 4 * 4 * 10) * 4
-    assert bundle.splits[-1].data["max_abs_error"] == 0
+    assert bundle.splits[-1].max_abs_error == 0
     for split in bundle.splits:
         for part in (split.head, split.tail):
             assert (bundle.path / part).stat().st_size < 1500
@@ -167,7 +168,7 @@ def test_differently_named_batches_are_taken_for_one(tmp_path: Path) -> None:
     bundle = export_all(path, tmp_path)
 
     assert [info.shape for info in bundle.inputs] == [("batch", 4)] * 2
-    assert "taken for one batch" in bundle.manifest["notes"][0]
+    assert "taken for one batch" in stated(bundle.manifest.notes)[0]
 
 
 def test_missing_input_shape_is_settled_by_the_option(tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ def test_large_constant_node_becomes_a_stored_weight(tmp_path: Path) -> None:
     bundle = export_all(path, tmp_path)
 
     assert [split.name for split in bundle.splits] == ["a", "b", "b2", "c"]
-    assert all(split.data["max_abs_error"] <= 1e-5 for split in bundle.splits)
+    assert all(stated(split.max_abs_error) <= 1e-5 for split in bundle.splits)
 
 
 def test_batch_that_is_free_in_name_alone_is_refused_with_the_node_and_the_way_out(tmp_path: Path) -> None:

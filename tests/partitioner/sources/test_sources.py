@@ -10,7 +10,8 @@ import torch
 from tests.support.paths import DATA
 
 from dsc_split.errors import BackendUnavailable, ExportError, ModelFileError, UsageError
-from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source, parse_input_shapes
+from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions, parse_input_shapes
+from dsc_split.partitioner.sources._sources import load_source
 
 NETS = str(DATA / "source_nets.py")
 

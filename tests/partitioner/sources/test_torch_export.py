@@ -15,7 +15,8 @@ from tests.support.paths import DATA, ROOT
 
 from dsc_split.bundle import TensorInfo
 from dsc_split.bundles._samples import load_sample, make_inputs
-from dsc_split.partitioner.sources._sources import LoadedModel, SourceOptions, load_source
+from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions
+from dsc_split.partitioner.sources._sources import load_source
 
 NETS = str(DATA / "source_nets.py")
 

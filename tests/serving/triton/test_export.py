@@ -14,10 +14,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from msgspec.structs import replace
 from onnx import helper, numpy_helper
+from tests.support.manifests import stated
+from tests.support.packed_bundles import list_file
 
 from dsc_split._support.files import sha256_file
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import WeightsEntry
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
 from dsc_split.serving import export_triton, triton_model_name
 from dsc_split.serving.triton._onnx import copy_pieces, detach_graph
@@ -45,12 +49,14 @@ def replace_tail(bundle: Bundle, *nodes: onnx.NodeProto) -> Bundle:
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     path.write_bytes(proto.SerializeToString())
-    bundle.manifest["files"][split.tail] = {
-        "sha256": sha256_file(path),
-        "size": path.stat().st_size,
-        "role": "tail",
-    }
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
+    list_file(bundle, split.tail, path.read_bytes(), "tail")
+    return with_own_id(bundle)
+
+
+def with_own_id(bundle: Bundle, **changes: object) -> Bundle:
+    """Change fields of a bundle's manifest, and give it the pair_id that it then has."""
+    bundle.manifest = replace(bundle.manifest, **changes)
+    bundle.manifest = replace(bundle.manifest, pair_id=bundle.compute_pair_id())
     return bundle
 
 
@@ -59,7 +65,7 @@ def test_repository_has_a_model_for_each_choice_that_the_server_takes_part_in(ma
 
     result = export_triton(bundle, tmp_path / "models")
 
-    digits = bundle.manifest["pair_id"].removeprefix("sha256:")[:12]
+    digits = bundle.manifest.pair_id.removeprefix("sha256:")[:12]
     names = [
         f"two-branches-{digits}-full",
         f"two-branches-{digits}-scale_a-2-tail",
@@ -120,7 +126,7 @@ def test_list_of_models_says_what_a_client_has_to_know(make: Make, tmp_path: Pat
     result = export_triton(bundle, tmp_path / "models")
 
     document = json.loads(result.index.read_text())
-    assert document["pair_id"] == bundle.manifest["pair_id"]
+    assert document["pair_id"] == bundle.manifest.pair_id
     assert document["table_sha256"] == hashlib.sha256(b"{}").hexdigest()
     tail = document["models"][1]
     assert tail["choice"] == "scale+a-2"
@@ -157,7 +163,7 @@ def test_model_that_is_no_longer_asked_for_goes(make: Make, tmp_path: Path) -> N
     export_triton(bundle, tmp_path / "models")
     other = tmp_path / "models" / f"{triton_model_name(bundle, 'full-offload')}-of-somebody"
     other.mkdir()
-    bundle.manifest["full_offload"] = False
+    bundle.manifest = replace(bundle.manifest, full_offload=False)
 
     result = export_triton(bundle, tmp_path / "models")
 
@@ -206,7 +212,7 @@ def test_damaged_file_leaves_the_repository_as_it_was(make: Make, tmp_path: Path
 
 def test_weights_that_overlap_stay_together(make: Make, tmp_path: Path) -> None:
     bundle = make("branches")
-    relative = bundle.manifest["model"]["path"]
+    relative = bundle.manifest.model.path
     proto = onnx.load(bundle.model_path, load_external_data=False)
     first = next(tensor for tensor in proto.graph.initializer if tensor.name == "w4")
     entries = {entry.key: entry.value for entry in first.external_data}
@@ -216,9 +222,7 @@ def test_weights_that_overlap_stay_together(make: Make, tmp_path: Path) -> None:
     for entry in second.external_data:
         entry.value = {"offset": str(int(entries["offset"]) + 128), "length": "256"}.get(entry.key, entry.value)
     bundle.model_path.write_bytes(proto.SerializeToString())
-    bundle.manifest["files"][relative].update(
-        sha256=sha256_file(bundle.model_path), size=bundle.model_path.stat().st_size
-    )
+    list_file(bundle, relative, bundle.model_path.read_bytes(), "model")
 
     names = ([info.name for info in tensors] for tensors in (bundle.inputs, bundle.outputs))
     lone = detach_graph(bundle, relative, *names)
@@ -233,9 +237,10 @@ def test_weights_never_take_the_place_of_a_graph(make: Make, tmp_path: Path) -> 
     bundle = make("branches")
     expected = export_triton(bundle, tmp_path / "models")
     manifest = bundle.manifest
-    graphs = [manifest["model"]["path"], *(split[key] for split in manifest["splits"] for key in ("head", "tail"))]
+    weights = stated(manifest.model.weights.path)
+    graphs, files = manifest.graphs, dict(manifest.files)
     moved = dict(zip(graphs, [f"onnx/{index}.onnx" for index in range(len(graphs))], strict=True))
-    moved[manifest["model"]["weights"]["path"]] = "onnx/model.onnx"
+    moved[weights] = "onnx/model.onnx"
     for old, new in moved.items():
         data = bundle.file(old).read_bytes()
         if old in graphs:
@@ -245,13 +250,10 @@ def test_weights_never_take_the_place_of_a_graph(make: Make, tmp_path: Path) -> 
                     entry.value = "model.onnx" if entry.key == "location" else entry.value
             data = proto.SerializeToString(deterministic=True)
         bundle.file(new).write_bytes(data)
-        role = manifest["files"].pop(old)["role"]
-        manifest["files"][new] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "role": role}
-    manifest["model"]["path"] = moved[manifest["model"]["path"]]
-    manifest["model"]["weights"]["path"] = "onnx/model.onnx"
-    for split in manifest["splits"]:
-        split.update(head=moved[split["head"]], tail=moved[split["tail"]])
-    manifest["pair_id"] = bundle.compute_pair_id()
+        files[new] = replace(files.pop(old), sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    whole = replace(manifest.model, path=moved[manifest.model.path], weights=WeightsEntry(path=moved[weights]))
+    splits = tuple(replace(split, head=moved[split.head], tail=moved[split.tail]) for split in manifest.splits)
+    with_own_id(bundle, files=files, model=whole, splits=splits)
 
     result = export_triton(bundle, tmp_path / "others")
 
@@ -267,8 +269,8 @@ def test_pair_id_that_the_graphs_do_not_have_is_refused(make: Make, tmp_path: Pa
     before = files_of(tmp_path / "out")
     bundle = make("new-branches")
     if said.startswith("that"):
-        said = Bundle.open(tmp_path / "branches").manifest["pair_id"]
-    bundle.manifest["pair_id"] = said
+        said = Bundle.open(tmp_path / "branches").manifest.pair_id
+    bundle.manifest = replace(bundle.manifest, pair_id=said)
 
     with pytest.raises(BundleError, match=re.escape(repr(said))):
         export_triton(bundle, tmp_path / "out" / "models")
@@ -277,9 +279,17 @@ def test_pair_id_that_the_graphs_do_not_have_is_refused(make: Make, tmp_path: Pa
     assert "/" not in triton_model_name(bundle, "full-offload")
 
 
+def change_crossing(bundle: Bundle, **changes: str) -> None:
+    """Change what the manifest says of the tensor that crosses the only cut."""
+    (split,) = bundle.splits
+    (tensor,) = split.tensors
+    changed = replace(split, tensors=(replace(tensor, **changes),))
+    bundle.manifest = replace(bundle.manifest, splits=(changed,))
+
+
 def test_graph_with_another_border_than_the_manifest_says_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = make("sequence")
-    bundle.manifest["splits"][0]["tensors"][0]["name"] = "b"
+    change_crossing(bundle, name="b")
 
     with pytest.raises(BundleError, match=r"inputs \['a'\].*\['b'\]"):
         export_triton(bundle, tmp_path / "models")
@@ -301,7 +311,7 @@ def test_graph_with_a_compiled_engine_is_exported_only_when_trusted(make: Make, 
 
 def test_choice_with_a_tensor_that_triton_does_not_carry_is_left_out(make: Make, tmp_path: Path) -> None:
     bundle = make("sequence")
-    bundle.manifest["splits"][0]["tensors"][0]["dtype"] = "float8e5m2"
+    change_crossing(bundle, dtype="float8e5m2")
 
     result = export_triton(bundle, tmp_path / "models")
 
@@ -310,9 +320,7 @@ def test_choice_with_a_tensor_that_triton_does_not_carry_is_left_out(make: Make,
 
 
 def test_bundle_without_anything_to_serve_is_refused(make: Make, tmp_path: Path) -> None:
-    bundle = make("sequence")
-    bundle.manifest.update(full_offload=False, splits=[])
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
+    bundle = with_own_id(make("sequence"), full_offload=False, splits=())
 
     with pytest.raises(UsageError, match="nothing to serve"):
         export_triton(bundle, tmp_path / "models")
@@ -321,7 +329,7 @@ def test_bundle_without_anything_to_serve_is_refused(make: Make, tmp_path: Path)
 
 def test_devices_part_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = make("sequence")
-    bundle.manifest["side"] = "device"
+    bundle.manifest = replace(bundle.manifest, side="device")
 
     with pytest.raises(UsageError, match="device's part"):
         export_triton(bundle, tmp_path / "models")
@@ -330,8 +338,8 @@ def test_devices_part_is_refused(make: Make, tmp_path: Path) -> None:
 def test_graph_that_a_part_leaves_out_is_named(make: Make, tmp_path: Path) -> None:
     bundle = make("sequence")
     tail = bundle.splits[0].tail
-    bundle.manifest["left_out"][tail] = bundle.manifest["files"].pop(tail)
-    bundle.manifest["side"] = "server"
+    files = dict(bundle.manifest.files)
+    bundle.manifest = replace(bundle.manifest, side="server", left_out={tail: files.pop(tail)}, files=files)
 
     with pytest.raises(BundleError, match="--with-onnx"):
         export_triton(bundle, tmp_path / "models")
@@ -389,9 +397,9 @@ def test_options_that_do_not_fit_are_refused(make: Make, tmp_path: Path, options
 
 def test_names_of_models_are_safe_and_differ(make: Make) -> None:
     bundle = make("branches")
-    bundle.manifest["model"]["name"] = "../näme with/blanks"
-    for split, name in zip(bundle.manifest["splits"], ["a+b", "a_b"], strict=True):
-        split["name"] = name
+    model = replace(bundle.manifest.model, name="../näme with/blanks")
+    splits = [replace(split, name=name) for split, name in zip(bundle.splits, ["a+b", "a_b"], strict=True)]
+    bundle.manifest = replace(bundle.manifest, model=model, splits=tuple(splits))
 
     names = [triton_model_name(bundle, choice) for choice in ("full-offload", "a+b", "a_b")]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.manifests import edited, targets_of
 from tests.support.triton_plans import plan_bytes, record_plans
 
 from dsc_split.bundle import Bundle
+from dsc_split.engines._engine_file import PlanTensor
 from dsc_split.errors import BundleError, EngineFileError, EngineMismatch, SignatureError, UsageError
 from dsc_split.serving import TritonResult, export_triton
 
@@ -25,9 +27,10 @@ def config_of(result: TritonResult, index: int) -> str:
 
 def rename_library(bundle: Bundle) -> None:
     """Let the targets be of TensorRT for RTX."""
-    for entry in bundle.manifest["targets"]["server"]:
-        entry["target"] = "tensorrt-rtx:sm86"
-        entry["fingerprint"]["library"] = "tensorrt_rtx"
+    with edited(bundle) as document:
+        for entry in targets_of(document, "server"):
+            entry["target"] = "tensorrt-rtx:sm86"
+            entry["fingerprint"]["library"] = "tensorrt_rtx"
 
 
 def test_each_compute_capability_has_its_plan_and_no_other_gpu_has_one(make: Make, tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def test_each_compute_capability_has_its_plan_and_no_other_gpu_has_one(make: Mak
 
     assert result.backend == "tensorrt"
     assert result.tensorrt_versions == (TRT,)
-    graphs = [bundle.manifest["model"]["path"], *(split.tail for split in bundle.splits)]
+    graphs = [bundle.manifest.model.path, *(split.tail for split in bundle.splits)]
     for index, (model, graph) in enumerate(zip(result.models, graphs, strict=True)):
         folder = result.folder / model.name / "1"
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -76,7 +79,7 @@ def test_of_an_engine_per_batch_the_largest_is_taken(make: Make, tmp_path: Path)
 def test_two_plans_of_one_capability_are_both_named_and_either_can_be_chosen(make: Make, tmp_path: Path) -> None:
     bundle = record_plans(make("sequence"), {"8.9": TRT}, gpu="L4")
     bundle = record_plans(bundle, {"8.9": TRT}, gpu="L40S")
-    first, second = (entry["id"] for entry in bundle.manifest["targets"]["server"])
+    first, second = (entry.id for entry in bundle.manifest.targets.server)
 
     with pytest.raises(UsageError, match=re.escape(f"--target {first} or --target {second}")) as caught:
         export_triton(bundle, tmp_path / "models")
@@ -88,9 +91,10 @@ def test_two_plans_of_one_capability_are_both_named_and_either_can_be_chosen(mak
 
 def test_target_that_was_asked_for_last_is_served(make: Make, tmp_path: Path) -> None:
     bundle = record_plans(make("sequence"), {"8.6": TRT})
-    bundle.manifest["targets"]["server"].append(
-        {"target": "onnxruntime:cpu", "fingerprint": {"library": "onnxruntime"}, "id": "onnxruntime-cpu-0"}
-    )
+    with edited(bundle) as document:
+        targets_of(document, "server").append(
+            {"target": "onnxruntime:cpu", "fingerprint": {"library": "onnxruntime"}, "id": "onnxruntime-cpu-0"}
+        )
 
     assert export_triton(bundle, tmp_path / "models").backend == "onnxruntime"
     assert export_triton(bundle, tmp_path / "models", target="tensorrt").backend == "tensorrt"
@@ -144,8 +148,8 @@ def test_graph_that_could_not_be_built_is_left_out_with_the_reason(make: Make, t
     assert [len(model.files) for model in result.models] == [2, 1]
     assert any("no kernel" in note for note in result.notes)
 
-    (only,) = [entry for entry in partly.manifest["targets"]["server"] if entry["failed"]]
-    result = export_triton(partly, tmp_path / "others", target=only["id"])
+    (only,) = [entry for entry in partly.manifest.targets.server if entry.failures]
+    result = export_triton(partly, tmp_path / "others", target=only.id)
     assert [model.choice for model in result.models] == ["full-offload"]
     assert "no kernel" in result.left_out["a"]
 
@@ -162,7 +166,7 @@ def test_target_that_nothing_was_built_for_is_refused(make: Make, tmp_path: Path
     ("changes", "message"),
     [
         ({"graph_digest": 64 * "0"}, "another graph"),
-        ({"outputs": [{"name": "y", "dtype": "float16", "shape": [1]}]}, "float16"),
+        ({"outputs": (PlanTensor(name="y", dtype="float16", shape=(1,)),)}, "float16"),
         ({"build_fingerprint": {"compute_capability": "7.5"}}, "7.5"),
     ],
 )
@@ -177,7 +181,7 @@ def test_plan_that_is_not_of_the_bundles_graph_is_refused(
 
 def test_plan_that_was_changed_is_refused(make: Make, tmp_path: Path) -> None:
     bundle = record_plans(make("sequence"), {"8.6": TRT})
-    path = bundle.file(bundle.manifest["targets"]["server"][0]["engines"][0]["path"])
+    path = bundle.file(bundle.manifest.targets.server[0].built[0].path)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -206,8 +206,8 @@ def test_two_exports_of_one_model_are_served_side_by_side(told: Told, bundles: l
     old, new = (triton_model_name(bundle, "full-offload") for bundle in bundles[:2])
     pairs = {name: config["parameters"]["dsc_split_pair_id"] for name, config in told.answers["served_configs"].items()}
 
-    assert pairs[old]["string_value"] == bundles[0].manifest["pair_id"]
-    assert pairs[new]["string_value"] == bundles[1].manifest["pair_id"]
+    assert pairs[old]["string_value"] == bundles[0].manifest.pair_id
+    assert pairs[new]["string_value"] == bundles[1].manifest.pair_id
     assert old != new
 
 

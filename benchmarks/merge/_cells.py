@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import canonical_json
-from dsc_split.benchmarks._merge_targets import choose
 from dsc_split.benchmarks.cells._cells import CellStore
+from dsc_split.benchmarks.merge._targets import choose
 from dsc_split.errors import DamagedError
 
 if TYPE_CHECKING:

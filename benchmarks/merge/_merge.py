@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
-import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._support.files import canonical_json, new_file, sha256_file, write_bytes
+from msgspec.structs import replace
+
+from dsc_split._support.files import new_file, sha256_file, write_bytes
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks._merge_cells import read_cells, unite_cells
-from dsc_split.benchmarks._merge_targets import Found, TargetMerger, choose
+from dsc_split._support.records import to_document
 from dsc_split.benchmarks.cells._cells import Cell, CellStore
+from dsc_split.benchmarks.merge._cells import read_cells, unite_cells
+from dsc_split.benchmarks.merge._targets import Found, TargetMerger, choose, encoded
 from dsc_split.benchmarks.tables._table import adopt_tables, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import name_faults
-from dsc_split.bundles._manifest import SEALED_ROLES
-from dsc_split.engines.side._sides import SIDES
+from dsc_split.bundles._manifest import encode_manifest
+from dsc_split.bundles._records import SIDES, FileEntry, Manifest, Targets
 from dsc_split.errors import BundleError, DamagedError, UsageError
 from dsc_split.shipping._file_checks import PICKLES, record_fault
 from dsc_split.shipping._verify import engine_files
@@ -40,7 +41,7 @@ PREFERENCES = ("ours", "theirs", "newer")
 _FOLDERS = ("onnx", "samples")
 """Where files lie that a bundle can have left out, engines apart."""
 _SETTINGS = ("batch", "full_offload", "input_bytes_stated")
-"""Keys of the manifest that are not of the pair, and that a table depends on."""
+"""Fields of the manifest that are not of the pair, and that a table depends on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +117,13 @@ def merge_bundles(
     with bundle.lock():
         for other in opened:
             _require_other(bundle, other)
-        plan = _Plan(bundle, opened, prefer, skip_damaged=skip_damaged)
-        result = plan.result(dry_run=dry_run)
+        union = _Union(bundle, opened, prefer, skip_damaged=skip_damaged)
+        result = union.result(dry_run=dry_run)
         if not dry_run:
-            plan.write(progress)
+            union.write(progress)
     if dry_run:
         return result
-    adopt_tables(bundle, plan.others)
+    adopt_tables(bundle, union.others)
     try:
         tables = tuple(path.relative_to(bundle.path).as_posix() for path in write_tables(bundle))
     except UsageError as e:
@@ -140,25 +141,23 @@ def _require_other(bundle: Bundle, other: Bundle) -> None:
     if other.path.resolve() == bundle.path.resolve():
         raise UsageError(f"{str(other.path)!r} is the bundle that is merged into. Name another copy of it.")
     ours, theirs = _graphs(bundle), _graphs(other)
-    if bundle.manifest["pair_id"] == other.manifest["pair_id"] and ours == theirs:
+    if bundle.manifest.pair_id == other.manifest.pair_id and ours == theirs:
         return
     different = sorted(path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path))
     raise BundleError(
-        f"{str(other.path)!r} is of other pairs than {str(bundle.path)!r}: {other.manifest['pair_id']}, and not "
-        f"{bundle.manifest['pair_id']}. Graphs that differ: {', '.join(different) or 'none'}. "
+        f"{str(other.path)!r} is of other pairs than {str(bundle.path)!r}: {other.manifest.pair_id}, and not "
+        f"{bundle.manifest.pair_id}. Graphs that differ: {', '.join(different) or 'none'}. "
         "Merge copies of one export."
     )
 
 
 def _graphs(bundle: Bundle) -> dict[str, str]:
-    """Give the digest of every graph by its path."""
-    paths = [bundle.manifest["model"]["path"]]
-    paths += [path for split in bundle.splits for path in (split.head, split.tail)]
-    return {path: bundle.graph_digest(path) for path in paths}
+    """Return the digest of every graph by its path."""
+    return {path: bundle.graph_digest(path) for path in bundle.manifest.graphs}
 
 
-class _Plan:
-    """What a merge does, thought out whole before a byte is written.
+class _Union:
+    """What a merge does, found out whole before a byte is written.
 
     Attributes:
         others: The others, the newest last, so that their order on the command line has no effect.
@@ -171,12 +170,12 @@ class _Plan:
             BundleError: Cells are damaged, or there are conflicts; all are named.
         """
         self._bundle = bundle
-        self.others = sorted(others, key=lambda other: (other.manifest["revision"], _digest(other)))
+        self.others = sorted(others, key=lambda other: (other.manifest.revision, encode_manifest(other.manifest)))
         copies = [bundle, *self.others]
         self._notes: list[str] = []
-        if bundle.manifest["side"] is not None:
+        if bundle.manifest.side is not None:
             self._notes.append(
-                f"{str(bundle.path)!r} is the {bundle.manifest['side']}'s part of a bundle, and all goes into it; "
+                f"{str(bundle.path)!r} is the {bundle.manifest.side}'s part of a bundle, and all goes into it; "
                 "usually parts are merged into the whole bundle"
             )
         read = [read_cells(copy) for copy in copies]
@@ -197,21 +196,21 @@ class _Plan:
         self._files = {**self._left_out(), **merger.engines}
         self._check_names(merger.engines)
         self._manifest = self._united_manifest(settings, merger.engines)
-        listed = bundle.manifest["files"]
         self._is_changed = self._manifest != _open(bundle.manifest)
         self._copies = {path: item for path, item in self._files.items() if self._is_new(path, item)}
-        self._old = sorted(path for path in listed if path not in self._manifest["files"] and _is_engine(listed[path]))
+        self._old = sorted(
+            path
+            for path, entry in bundle.manifest.files.items()
+            if path not in self._manifest.files and _is_engine(entry)
+        )
         for item in self._copies.values():
             if item.path in engine_files(item.bundle.manifest):
                 item.bundle.require_trust(f"engine {item.path!r}")
 
     def result(self, *, dry_run: bool) -> MergeResult:
         """Say what is done."""
-        before = {side: {canonical_json(entry) for entry in self._bundle.manifest["targets"][side]} for side in SIDES}
-        new = {
-            side: [entry["target"] for entry in self._targets[side] if canonical_json(entry) not in before[side]]
-            for side in SIDES
-        }
+        before = self._bundle.manifest.targets
+        new = {side: [entry.target for entry in self._targets[side] if entry not in before.of(side)] for side in SIDES}
         changed = self._changed_cells()
         added = [key for key in changed if key not in self._own_cells]
         return MergeResult(
@@ -235,7 +234,7 @@ class _Plan:
         try:
             self._write(new, progress)
         except BaseException:
-            listed = Bundle.open(bundle.path).manifest["files"]  # the new ones where it fell after the last step
+            listed = Bundle.open(bundle.path).manifest.files  # the new ones where it fell after the last step
             _remove(bundle, (path for path in new if path.relative_to(bundle.path).as_posix() not in listed))
             raise
         _remove(bundle, (bundle.file(path) for path in self._old))
@@ -261,8 +260,8 @@ class _Plan:
                 _note_new(new, store.path(cell.question))
             store.put(cell)
         if self._is_changed:
-            bundle.manifest = {**self._manifest, "revision": bundle.manifest["revision"]}
-            bundle.save()
+            with bundle.edit() as draft:
+                draft.manifest = replace(self._manifest, revision=bundle.manifest.revision)
 
     def _changed_cells(self) -> dict[str, Cell]:
         return {key: cell for key, cell in self._cells.items() if cell != self._own_cells.get(key)}
@@ -272,17 +271,17 @@ class _Plan:
         manifest, found = self._bundle.manifest, {}
         for other in self.others:
             engines = engine_files(other.manifest)
-            for path, listed in other.manifest["files"].items():
-                if path in engines or listed.get("role") in SEALED_ROLES:
+            for path, listed in other.manifest.lasting_files.items():
+                if path in engines:
                     continue
-                known = manifest["files"].get(path) or manifest["left_out"].get(path)
+                known = manifest.all_files.get(path)
                 where = f"{path!r} of {str(other.path)!r}"
                 if known is None:
                     self._notes.append(f"{where} is no file of the bundle's, and does not come.")
-                elif known["sha256"] != listed["sha256"]:
+                elif known.sha256 != listed.sha256:
                     self._notes.append(f"{where} is another one; that of the bundle stays.")
-                elif path not in manifest["files"]:
-                    found[path] = Found(bundle=other, path=path, listed=dict(known))
+                elif path not in manifest.files:
+                    found[path] = Found(bundle=other, path=path, listed=known)
         return found
 
     def _check_names(self, engines: Collection[str]) -> None:
@@ -292,7 +291,7 @@ class _Plan:
             BundleError: There are some.
         """
         manifest, coming = self._bundle.manifest, [*self._files, *self._reports]
-        faults = dict(name_faults(dict.fromkeys([*manifest["files"], *manifest["left_out"], *coming])))
+        faults = dict(name_faults(dict.fromkeys([*manifest.files, *manifest.left_out, *coming])))
         for path in self._files:
             folder, slash, _ = path.partition("/")
             folders = ("engines",) if path in engines else _FOLDERS
@@ -318,34 +317,33 @@ class _Plan:
                     found[name] = data
         return found
 
-    def _united_manifest(self, settings: dict[str, Any], engines: dict[str, Found]) -> dict[str, Any]:
+    def _united_manifest(self, settings: Mapping[str, object], engines: Mapping[str, Found]) -> Manifest:
         manifest = _open(self._bundle.manifest)
-        held = {path for path, item in engines.items() if item.path in item.bundle.manifest["files"]}
-        files = {path: item for path, item in manifest["files"].items() if not _is_engine(item) or path in held}
-        files |= {path: dict(item.listed) for path, item in self._files.items() if path in held or path not in engines}
-        left_out = {**manifest["left_out"], **{path: dict(item.listed) for path, item in engines.items()}}
+        held = {path for path, found in engines.items() if found.is_held}
+        files = {path: entry for path, entry in manifest.files.items() if not _is_engine(entry) or path in held}
+        files |= {path: found.listed for path, found in self._files.items() if path in held or path not in engines}
+        left_out = {**manifest.left_out, **{path: found.listed for path, found in engines.items()}}
         left_out = {
-            path: item
-            for path, item in left_out.items()
-            if path not in files and (path in engines or not _is_engine(item))
+            path: entry
+            for path, entry in left_out.items()
+            if path not in files and (path in engines or not _is_engine(entry))
         }
-        sides = {copy.manifest["side"] for copy in (self._bundle, *self.others)}
-        side = manifest["side"] if left_out and len(sides) == 1 else None
-        return {
-            **manifest,
+        sides = {copy.manifest.side for copy in (self._bundle, *self.others)}
+        return replace(
+            manifest,
             **settings,
-            "files": files,
-            "left_out": left_out,
-            "side": side,
-            "targets": {**manifest["targets"], **self._targets},
-        }
+            files=files,
+            left_out=left_out,
+            side=manifest.side if left_out and len(sides) == 1 else None,
+            targets=Targets(**self._targets),
+        )
 
     def _is_new(self, path: str, found: Found) -> bool:
-        """Tell whether a file has to be copied: it is held by another bundle, and not by this one."""
-        ours = self._bundle.manifest["files"].get(path)
-        if found.bundle is self._bundle or found.path not in found.bundle.manifest["files"]:
+        """Return whether a file has to be copied: it is held by another bundle, and not by this one."""
+        ours = self._bundle.manifest.files.get(path)
+        if found.bundle is self._bundle or not found.is_held:
             return False
-        return ours is None or ours["sha256"] != found.listed["sha256"]
+        return ours is None or ours.sha256 != found.listed.sha256
 
     def _copy(self, path: str, found: Found, hasher: Hasher, new: list[Path]) -> None:
         """Copy a file, and see that it is what its manifest says; what a killed merge copied is there already.
@@ -353,7 +351,7 @@ class _Plan:
         Raises:
             BundleError: It is not.
         """
-        target, size_bytes, sha256 = self._bundle.file(path), found.listed["size"], found.listed["sha256"]
+        target, size_bytes, sha256 = self._bundle.file(path), found.listed.size_bytes, found.listed.sha256
         if target.is_file() and target.stat().st_size == size_bytes and sha256_file(target) == sha256:
             return
         _note_new(new, target)
@@ -382,31 +380,26 @@ def _remove(bundle: Bundle, paths: Iterable[Path]) -> None:
                 folder.rmdir()
 
 
-def _unite_settings(copies: Sequence[Bundle], prefer: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Unite what a table depends on besides the pair; gives the settings, and conflicts in words."""
-    settings, conflicts = {}, []
-    for key in _SETTINGS:
-        variants = [(number, bundle.manifest[key]) for number, bundle in enumerate(copies)]
-        if len({canonical_json(value) for _, value in variants}) > 1 and prefer is None:
-            each = "; ".join(f"{value!r} in {str(copies[number].path)!r}" for number, value in variants)
-            conflicts.append(f"the export's {key.replace('_', ' ')}: {each}")
-        settings[key] = choose(variants, prefer, lambda number, _: copies[number].manifest["revision"])[1]
+def _unite_settings(copies: Sequence[Bundle], prefer: str | None) -> tuple[dict[str, object], list[str]]:
+    """Unite what a table depends on besides the pair; return the settings, and conflicts in words."""
+    settings: dict[str, object] = {}
+    conflicts = []
+    for name in _SETTINGS:
+        variants = [(number, getattr(bundle.manifest, name)) for number, bundle in enumerate(copies)]
+        if len({encoded(value) for _, value in variants}) > 1 and prefer is None:
+            each = "; ".join(f"{to_document(value)!r} in {str(copies[number].path)!r}" for number, value in variants)
+            conflicts.append(f"the export's {name.replace('_', ' ')}: {each}")
+        settings[name] = choose(variants, prefer, lambda number, _: copies[number].manifest.revision)[1]
     return settings, conflicts
 
 
-def _open(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Give a manifest without what it lists only where it is sealed."""
-    result = copy.deepcopy(manifest)
-    result["files"] = {path: item for path, item in result["files"].items() if item.get("role") not in SEALED_ROLES}
-    return result
+def _open(manifest: Manifest) -> Manifest:
+    """Return a manifest without the files that it lists only where it is sealed."""
+    return replace(manifest, files=manifest.lasting_files)
 
 
-def _is_engine(listed: dict[str, Any]) -> bool:
-    return listed.get("role") == "engine"
-
-
-def _digest(bundle: Bundle) -> str:
-    return hashlib.sha256(canonical_json(bundle.manifest)).hexdigest()
+def _is_engine(listed: FileEntry) -> bool:
+    return listed.role == "engine"
 
 
 def _refusal(what: str, texts: Sequence[str], choice: str) -> DamagedError:

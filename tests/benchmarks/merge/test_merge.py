@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import json
 import os
@@ -15,10 +14,20 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from tests.support.manifests import edited, targets_of
 
 from dsc_split._support.files import body_digest, canonical_json, sha256_file
 from dsc_split.benchmarks import BenchSettings, Cell, CellStore, Question, bench_bundle, merge_bundles, write_tables
 from dsc_split.bundle import Bundle
+from dsc_split.bundles._records import (
+    SIDES,
+    CheckResult,
+    EngineEntry,
+    FileEntry,
+    RecordedOptions,
+    TargetEntry,
+)
 from dsc_split.bundles._tables import load_table
 from dsc_split.engines._fingerprint import fingerprint_digest, target_id
 from dsc_split.errors import BundleBusyError, BundleError, DscError, SignatureError, UsageError
@@ -32,15 +41,15 @@ GRAPHS = {
     "server": ("onnx/model.onnx", "onnx/a.tail.onnx"),
 }
 BUILD = {"library": "tensorrt_rtx", "version": "1.5", "architecture": "sm75"}
-OPTIONS = {
-    "batches": [1, 2],
-    "opt_batch": None,
-    "per_batch": False,
-    "gemm": "conv",
-    "workspace_bytes": None,
-    "timing_cache_sha256": None,
-    "device_memory_bytes": None,
-}
+OPTIONS = RecordedOptions(
+    batches=(1, 2),
+    opt_batch=None,
+    per_batch=False,
+    gemm="conv",
+    workspace_bytes=None,
+    timing_cache_sha256=None,
+    device_memory_bytes=None,
+)
 
 
 def twin(bundle: Bundle, name: str) -> Bundle:
@@ -85,8 +94,18 @@ def cell(bundle: Bundle, graph: str, batch: int = 1, *, host: str = "box", targe
 
 def record(bundle: Bundle, side: str, target: str = ORT, **fingerprint: Any) -> None:
     build = {"library": "onnxruntime", "architecture": "cpu", **fingerprint}
-    bundle.manifest["targets"][side].append({"target": target, "fingerprint": build, "id": target_id(build)})
-    bundle.save()
+    add_target(bundle, side, TargetEntry(target=target, fingerprint=build, id=target_id(build)))
+
+
+def add_target(bundle: Bundle, side: str, entry: TargetEntry, files: dict[str, FileEntry] | None = None) -> None:
+    with bundle.edit() as draft:
+        draft.set_targets(side, (*draft.manifest.targets.of(side), entry))
+        draft.change(files={**draft.manifest.files, **(files or {})})
+
+
+def listed(bundle: Bundle, path: str, role: str) -> FileEntry:
+    file = bundle.path / path
+    return FileEntry(sha256=sha256_file(file), size_bytes=file.stat().st_size, role=role)
 
 
 def time_side(bundle: Bundle, side: str, host: str, batches: tuple[int, ...] = (1, 2), **changes: Any) -> None:
@@ -98,39 +117,39 @@ def time_side(bundle: Bundle, side: str, host: str, batches: tuple[int, ...] = (
 
 
 def build_side(
-    bundle: Bundle, side: str, content: bytes = b"plan", target: str = PLANS, options: Any = None, **facts: Any
+    bundle: Bundle,
+    side: str,
+    content: bytes = b"plan",
+    target: str = PLANS,
+    batches: tuple[int, ...] = OPTIONS.batches,
+    **facts: str,
 ) -> None:
     """Give a side engines, without a library that builds them."""
-    fingerprint = {**BUILD, **facts}
+    fingerprint: dict[str, object] = {**BUILD, **facts}
     folder = f"engines/{target_id(fingerprint)}"
-    engines: list[dict[str, Any]] = []
+    (bundle.path / folder).mkdir(parents=True, exist_ok=True)
+    engines = []
     for graph in GRAPHS[side]:
         path = f"{folder}/{Path(graph).stem}.plan"
-        (bundle.path / folder).mkdir(parents=True, exist_ok=True)
         (bundle.path / path).write_bytes(content + graph.encode())
-        size = (bundle.path / path).stat().st_size
-        bundle.manifest["files"][path] = {"sha256": sha256_file(bundle.path / path), "size": size, "role": "engine"}
-        about = {"graph": graph, "graph_digest": bundle.graph_digest(graph), "path": path, "profile": [1, 1, 2]}
-        engines.append({**about, "memory": {}, "rewritten": None, "lowered": None})
-    entry = {
-        "target": target,
-        "fingerprint": fingerprint,
-        "id": target_id(fingerprint),
-        "options": {**OPTIONS, **(options or {})},
-        "engines": engines,
-        "failed": [],
-    }
-    bundle.manifest["targets"][side].append(entry)
-    bundle.save()
+        digest = bundle.graph_digest(graph)
+        engines.append(EngineEntry(graph=graph, graph_digest=digest, path=path, profile=(1, 1, 2)))
+    entry = TargetEntry(
+        target=target,
+        fingerprint=fingerprint,
+        id=target_id(fingerprint),
+        options=replace(OPTIONS, batches=batches),
+        engines=tuple(engines),
+        failed=(),
+    )
+    add_target(bundle, side, entry, {engine.path: listed(bundle, engine.path, "engine") for engine in engines})
 
 
 def list_samples(bundle: Bundle) -> None:
     """List the samples, so that the bundle can be packed."""
-    for name in ("samples/model.npz", "samples/a.npz"):
-        size = (bundle.path / name).stat().st_size
-        bundle.manifest["files"][name] = {"sha256": sha256_file(bundle.path / name), "size": size, "role": "sample"}
-    bundle.manifest["pair_id"] = bundle.compute_pair_id()
-    bundle.save()
+    samples = {path: listed(bundle, path, "sample") for path in ("samples/model.npz", "samples/a.npz")}
+    with bundle.edit() as draft:
+        draft.change(files={**draft.manifest.files, **samples}, pair_id=bundle.compute_pair_id())
 
 
 def part_of(bundle: Bundle, side: str, name: str) -> Bundle:
@@ -138,14 +157,16 @@ def part_of(bundle: Bundle, side: str, name: str) -> Bundle:
     part = twin(bundle, name)
     manifest = part.manifest
     shutil.rmtree(part.path / "cells", ignore_errors=True)
-    entries = manifest["targets"][side]
-    kept = {*GRAPHS[side], *(engine["path"] for entry in entries for engine in entry.get("engines", ()))}
-    kept |= {path for path, item in manifest["files"].items() if item["role"] not in ("graph", "engine")}
-    for path in [path for path in manifest["files"] if path not in kept]:
-        manifest["left_out"][path] = manifest["files"].pop(path)
+    kept = {*GRAPHS[side], *(engine.path for entry in manifest.targets.of(side) for engine in entry.built)}
+    kept |= {path for path, item in manifest.files.items() if item.role not in ("graph", "engine")}
+    for path in manifest.files.keys() - kept:
         (part.path / path).unlink()
-    manifest["side"] = side
-    part.save()
+    with part.edit() as draft:
+        draft.change(
+            side=side,
+            files={path: item for path, item in manifest.files.items() if path in kept},
+            left_out={path: item for path, item in manifest.files.items() if path not in kept},
+        )
     return part
 
 
@@ -158,12 +179,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def engines_of(bundle: Bundle) -> dict[tuple[str, str, str], str]:
     """Give the digest of every engine by side, target's id and graph; its file is what the manifest says."""
     found = {}
-    for side, entries in bundle.manifest["targets"].items():
-        for entry in entries:
-            for engine in entry.get("engines", ()):
-                bundle.read(engine["path"])
-                sha256 = bundle.manifest["files"][engine["path"]]["sha256"]
-                found[side, entry["id"], engine["graph"]] = sha256
+    for side in SIDES:
+        for entry in bundle.manifest.targets.of(side):
+            for engine in entry.built:
+                bundle.read(engine.path)
+                found[side, entry.id, engine.graph] = bundle.manifest.files[engine.path].sha256
     return found
 
 
@@ -197,16 +217,16 @@ def test_two_machines_that_were_timed_for_real_become_one_table_per_device_kind(
 def test_a_device_part_and_a_server_part_become_the_whole_bundle(bundle: Bundle) -> None:
     build_side(bundle, "device")
     build_side(bundle, "server")
-    whole = copy.deepcopy(bundle.manifest)
+    whole = bundle.manifest
     device, server = part_of(bundle, "device", "device"), part_of(bundle, "server", "server")
     time_side(server, "server", "lab")
 
     result = merge_bundles(device, [server.path])
 
     merged = Bundle.open(device.path)
-    assert (merged.manifest["side"], merged.manifest["left_out"]) == (None, {})
-    assert merged.manifest["files"] == whole["files"]
-    assert [merged.read(path) for path in merged.manifest["files"]]
+    assert (merged.manifest.side, merged.manifest.left_out) == (None, {})
+    assert merged.manifest.files == whole.files
+    assert [merged.read(path) for path in merged.manifest.files]
     assert "is the device's part of a bundle" in result.notes[0]
     assert "no table yet" in result.notes[-1]
     assert engines_of(merged) == engines_of(bundle)
@@ -215,12 +235,13 @@ def test_a_device_part_and_a_server_part_become_the_whole_bundle(bundle: Bundle)
 def test_what_a_part_says_of_the_other_side_does_not_come_back(bundle: Bundle) -> None:
     build_side(bundle, "server")
     device = part_of(bundle, "device", "device")
-    bundle.manifest["targets"]["server"].clear()
-    build_side(bundle, "server", b"rebuilt", options={"batches": [1, 2, 4]})
-    before = copy.deepcopy(bundle.manifest["targets"])
+    with bundle.edit() as draft:
+        draft.set_targets("server", [])
+    build_side(bundle, "server", b"rebuilt", batches=(1, 2, 4))
+    before = bundle.manifest.targets
 
     assert not merge_bundles(bundle, [device.path]).changed
-    assert Bundle.open(bundle.path).manifest["targets"] == before
+    assert Bundle.open(bundle.path).manifest.targets == before
 
 
 def test_a_part_without_cells_keeps_the_times_of_its_table(bundle: Bundle) -> None:
@@ -283,8 +304,9 @@ def test_several_gpus_live_under_one_target(bundle: Bundle) -> None:
     merge_bundles(bundle, [other.path])
 
     merged = Bundle.open(bundle.path)
-    assert [entry["fingerprint"]["gpu"] for entry in merged.manifest["targets"]["server"]] == ["T4", "A10"]
-    assert len({engine["path"] for entry in merged.manifest["targets"]["server"] for engine in entry["engines"]}) == 4
+    entries = merged.manifest.targets.server
+    assert [entry.fingerprint["gpu"] for entry in entries] == ["T4", "A10"]
+    assert len({engine.path for entry in entries for engine in entry.built}) == 4
 
 
 def test_what_was_measured_of_memory_comes_too(bundle: Bundle) -> None:
@@ -341,11 +363,14 @@ def test_packed_parts_are_merged_in_place_and_their_engines_only_where_they_are_
 def test_notes_of_checks_come_too(bundle: Bundle) -> None:
     build_side(bundle, "device")
     other = twin(bundle, "other")
-    other.manifest["targets"]["device"][0]["check"] = {"passed": True}
-    other.save()
+    check = CheckResult(
+        side="device", target=PLANS, against="golden samples", fallback_reason=None, rows=(), passed=True
+    )
+    with other.edit() as draft:
+        draft.set_targets("device", [replace(draft.manifest.targets.device[0], check=check)])
 
     assert merge_bundles(bundle, [other.path]).targets == {"device": [PLANS], "server": []}
-    assert Bundle.open(bundle.path).manifest["targets"]["device"][0]["check"] == {"passed": True}
+    assert Bundle.open(bundle.path).manifest.targets.device[0].check == check
 
 
 @pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
@@ -354,8 +379,9 @@ def test_however_cells_and_engines_are_spread_over_copies_they_merge_to_the_same
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # what is measured is not how safe the disk is
     export = twin(bundle, "export")
-    for side, facts in (("device", {"gpu": "Orin"}), ("device", {"gpu": "Xavier"}), ("server", {})):
-        build_side(bundle, side, repr(facts).encode(), **facts)
+    build_side(bundle, "device", b"orin", gpu="Orin")
+    build_side(bundle, "device", b"xavier", gpu="Xavier")
+    build_side(bundle, "server")
     time_side(bundle, "device", "edge")
     time_side(bundle, "server", "lab", day=2)
     write_tables(bundle)
@@ -380,25 +406,32 @@ def test_however_cells_and_engines_are_spread_over_copies_they_merge_to_the_same
 
 def _spread(bundle: Bundle, copies: list[Bundle], random: Random) -> None:
     """Give each cell and engine to one of the copies, or to several."""
-    for side, entries in bundle.manifest["targets"].items():
-        for entry in entries:
-            parts: list[dict[str, Any]] = [{**entry, **({"engines": []} if "engines" in entry else {})} for _ in copies]
-            for engine in entry.get("engines", ()):
+    files = [dict(spread.manifest.files) for spread in copies]
+    targets: list[dict[str, list[TargetEntry]]] = [{side: [] for side in SIDES} for _ in copies]
+    for side in SIDES:
+        for entry in bundle.manifest.targets.of(side):
+            engines: list[list[EngineEntry]] = [[] for _ in copies]
+            for engine in entry.built:
                 for i in random.sample(range(len(copies)), random.randint(1, 2)):
-                    parts[i]["engines"] = [*parts[i]["engines"], engine]
-                    path = copies[i].path / engine["path"]
+                    engines[i].append(engine)
+                    path = copies[i].path / engine.path
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy(bundle.path / engine["path"], path)
-                    copies[i].manifest["files"][engine["path"]] = bundle.manifest["files"][engine["path"]]
-            for i, part in enumerate(parts):
-                if part.get("engines") or ("engines" not in part and (i == 0 or random.random() < 0.5)):
-                    copies[i].manifest["targets"][side].append(part)
+                    shutil.copy(bundle.path / engine.path, path)
+                    files[i][engine.path] = bundle.manifest.files[engine.path]
+            for i, some in enumerate(engines):
+                if some:
+                    targets[i][side].append(replace(entry, engines=tuple(some)))
+                elif not entry.is_compiled and (i == 0 or random.random() < 0.5):
+                    targets[i][side].append(entry)
     for name in CellStore(bundle).names():
         for i in random.sample(range(len(copies)), random.randint(1, 2)):
             (copies[i].path / "cells").mkdir(exist_ok=True)
             shutil.copy(bundle.path / name, copies[i].path / name)
-    for spread in copies:
-        spread.save()
+    for i, spread in enumerate(copies):
+        with spread.edit() as draft:
+            draft.change(files=files[i])
+            for side in SIDES:
+                draft.set_targets(side, targets[i][side])
 
 
 # ---- what contradicts ----------------------------------------------------------------------------------------
@@ -410,8 +443,8 @@ def conflicting(bundle: Bundle) -> tuple[Bundle, dict[str, bytes]]:
     for part, content, median_ms, day in ((bundle, b"ours", 1.0, 2), (other, b"theirs", 2.0, 1)):
         build_side(part, "device", content)
         time_side(part, "server", "lab", median_ms=median_ms, day=day)
-    other.manifest["revision"] += 100
-    other.save()
+    with other.edit() as draft:
+        draft.change(revision=draft.manifest.revision + 100)
     return other, contents(bundle.path)
 
 
@@ -437,13 +470,13 @@ def test_prefer_says_whose_are_right(bundle: Bundle, prefer: str, median_ms: flo
 
     merged = Bundle.open(bundle.path)
     assert {cell.latency_ms["median"] for cell in CellStore(merged).all() if cell.latency_ms} == {median_ms}
-    (entry,) = merged.manifest["targets"]["device"]
-    assert {merged.read(engine["path"])[: len(start)] for engine in entry["engines"]} == {start}
+    (entry,) = merged.manifest.targets.device
+    assert {merged.read(engine.path)[: len(start)] for engine in entry.built} == {start}
     assert len(result.removed) == (0 if start == b"ours" else 2)
     for path in result.removed:
         assert path in before
         assert not (merged.path / path).exists()
-        assert path not in merged.manifest["files"]
+        assert path not in merged.manifest.files
     after = contents(bundle.path)
     merge_bundles(bundle, [other.path], prefer=prefer)
     assert contents(bundle.path) == after
@@ -452,31 +485,31 @@ def test_prefer_says_whose_are_right(bundle: Bundle, prefer: str, median_ms: flo
 def test_engines_built_in_other_ways_are_a_conflict_that_says_how(bundle: Bundle) -> None:
     other = twin(bundle, "other")
     build_side(bundle, "device", version="1.5")
-    build_side(other, "device", version="1.6", options={"batches": [1, 8]})
+    build_side(other, "device", version="1.6", batches=(1, 8))
 
     with pytest.raises(BundleError, match=r"version '1.5' in .*version '1.6' in") as caught:
         merge_bundles(bundle, [other.path])
     assert "batches [1, 2] in" in str(caught.value)
     merge_bundles(bundle, [other.path], prefer="newer")
-    assert len(Bundle.open(bundle.path).manifest["targets"]["device"]) == 1
+    assert len(Bundle.open(bundle.path).targets("device")) == 1
 
 
 def test_settings_that_a_table_depends_on_are_a_conflict(bundle: Bundle) -> None:
     other = twin(bundle, "other")
-    other.manifest["input_bytes_stated"] = 77
-    other.save()
+    with other.edit() as draft:
+        draft.change(input_bytes_stated=77)
 
     with pytest.raises(BundleError, match=r"input bytes stated: None in .*; 77 in"):
         merge_bundles(bundle, [other.path])
     merge_bundles(bundle, [other.path], prefer="theirs")
-    assert Bundle.open(bundle.path).manifest["input_bytes_stated"] == 77
+    assert Bundle.open(bundle.path).manifest.input_bytes_stated == 77
 
 
 def test_copies_of_another_export_are_refused_with_the_graphs_that_differ(bundle: Bundle) -> None:
     other = twin(bundle, "other")
-    other.manifest["files"]["onnx/a.tail.onnx"]["sha256"] = 64 * "7"
-    other.manifest["pair_id"] = "sha256:7"
-    other.save()
+    with edited(other) as document:
+        document["files"]["onnx/a.tail.onnx"]["sha256"] = 64 * "7"
+        document["pair_id"] = "sha256:7"
 
     with pytest.raises(BundleError, match=r"sha256:7.*sha256:0.*differ: onnx/a.tail.onnx\."):
         merge_bundles(bundle, [other.path])
@@ -506,7 +539,7 @@ def test_a_damaged_engine_does_not_come_and_nothing_else_does(bundle: Bundle) ->
     other = twin(bundle, "other")
     build_side(other, "device")
     time_side(other, "device", "edge")
-    path = other.manifest["targets"]["device"][0]["engines"][1]["path"]
+    path = other.manifest.targets.device[0].built[1].path
     (other.path / path).write_bytes(b"x" + (other.path / path).read_bytes()[1:])
     before = contents(bundle.path)
 
@@ -521,9 +554,8 @@ def test_a_file_that_has_no_place_there_does_not_come(bundle: Bundle, name: str)
     other = twin(bundle, "other")
     (other.path / "cells").mkdir(exist_ok=True)
     (other.path / name).write_text("{}")
-    listed = {"sha256": sha256_file(other.path / name), "size": 2, "role": "sample"}
-    other.manifest["files"][name] = listed
-    other.save()
+    with other.edit() as draft:
+        draft.change(files={**draft.manifest.files, name: listed(other, name, "sample")})
     before = contents(bundle.path)
 
     result = merge_bundles(bundle, [other.path])
@@ -547,12 +579,12 @@ def test_a_file_that_has_no_place_there_does_not_come(bundle: Bundle, name: str)
 def test_an_engine_comes_to_no_place_that_makes_the_bundle_unusable(bundle: Bundle, name: str, fault: str) -> None:
     other = twin(bundle, "other")
     build_side(other, "device")
-    engine = other.manifest["targets"]["device"][0]["engines"][0]
-    listed = other.manifest["files"].pop(engine["path"])
-    other.manifest["files"][name], engine["path"] = listed, name
-    other.save()
-    bundle.manifest["left_out"]["engines/a.plan"] = listed
-    bundle.save()
+    with edited(other) as document:
+        engine = targets_of(document, "device")[0]["engines"][0]
+        document["files"][name] = document["files"].pop(engine["path"])
+        engine["path"] = name
+    with bundle.edit() as draft:
+        draft.change(left_out={"engines/a.plan": other.manifest.files[name]})
     before = contents(bundle.path)
 
     with pytest.raises(BundleError, match=re.escape(f"{name!r} {fault}")):
@@ -569,14 +601,14 @@ def test_native_code_of_another_role_does_not_come_without_trust(tmp_path: Path,
     with pytest.raises(SignatureError, match="is native code"):
         merge_bundles(bundle, [tmp_path / "honest.dscb"])
 
-    for engine in other.manifest["targets"]["device"][0]["engines"]:
-        other.manifest["files"][engine["path"]]["role"] = "sample"
-    other.save()
+    with edited(other) as document:
+        for engine in targets_of(document, "device")[0]["engines"]:
+            document["files"][engine["path"]]["role"] = "sample"
     pack_bundle(other, tmp_path / "liar.dscb")
     with pytest.raises(BundleError, match=r"with role 'sample'; 'engine' was expected"):
         merge_bundles(bundle, [tmp_path / "liar.dscb"])
-    other.manifest["targets"]["device"] = []
-    other.save()
+    with other.edit() as draft:
+        draft.set_targets("device", [])
     pack_bundle(other, tmp_path / "stray.dscb")
     assert not merge_bundles(bundle, [tmp_path / "stray.dscb"]).files
     assert not (bundle.path / "engines").exists()
@@ -585,7 +617,7 @@ def test_native_code_of_another_role_does_not_come_without_trust(tmp_path: Path,
 def test_what_stood_there_stays_where_a_merge_fails(bundle: Bundle) -> None:
     other = twin(bundle, "other")
     build_side(other, "device")
-    first, second = (Path(engine["path"]) for engine in other.manifest["targets"]["device"][0]["engines"])
+    first, second = (Path(engine.path) for engine in other.manifest.targets.device[0].built)
     (other.path / second).write_bytes(b"x" + (other.path / second).read_bytes()[1:])
     (bundle.path / first).parent.mkdir(parents=True)
     (bundle.path / first).write_bytes(b"not listed")
@@ -603,8 +635,9 @@ def test_what_a_packed_bundle_does_not_list_is_not_believed(tmp_path: Path, bund
     time_side(other, "device", "edge")
     pack_bundle(other, tmp_path / "other.dscb")
     packed = Bundle.open(tmp_path / "other.dscb")
-    names = [name for name in packed.manifest["files"] if name.startswith("cells/")]
-    del packed.manifest["files"][names[0]]
+    names = [name for name in packed.manifest.files if name.startswith("cells/")]
+    others = {path: item for path, item in packed.manifest.files.items() if path != names[0]}
+    packed.manifest = replace(packed.manifest, files=others)
 
     with pytest.raises(BundleError, match="does not list"):
         CellStore(packed).read(names[0])
@@ -646,25 +679,25 @@ def test_a_merge_that_is_killed_is_finished_by_the_next(bundle: Bundle, monkeypa
     class Killed(BaseException):
         pass
 
-    replace, left = Path.replace, [0]
+    real, left = Path.replace, [0]
 
     def replace_some(path: Path, target: Any) -> Any:
         left[0] -= Path(target).name != ".lock.holder"
         if left[0] < 0:
             raise Killed
-        return replace(path, target)
+        return real(path, target)
 
     for writes in (0, 1, 2, 5, 6, 7):  # two engines, four cells, the manifest
         killed = twin(bundle, f"killed-{writes}")
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", replace_some)
-            patched.setattr("dsc_split.benchmarks._merge._remove", lambda *arguments: None)
+            patched.setattr("dsc_split.benchmarks.merge._merge._remove", lambda *arguments: None)
             left[0] = writes
             with pytest.raises(Killed) if writes < 7 else contextlib.nullcontext():
                 merge_bundles(killed, [other.path])
         now = Bundle.open(killed.path)
-        assert all(now.read(path) for path in now.manifest["files"])
-        assert bool(now.manifest["targets"]["device"]) is (writes >= 7)
+        assert all(now.read(path) for path in now.manifest.files)
+        assert bool(now.targets("device")) is (writes >= 7)
         merge_bundles(now, [other.path])
         assert {**contents(killed.path), "manifest.json": b""} == {**contents(whole.path), "manifest.json": b""}
         assert engines_of(Bundle.open(killed.path)) == engines_of(Bundle.open(whole.path))

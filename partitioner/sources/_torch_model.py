@@ -1,0 +1,41 @@
+"""A PyTorch model that is ready to be exported, and what PyTorch's errors say in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["TorchModel", "describe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchModel:
+    """A PyTorch module that is ready to be exported, but for its inputs."""
+
+    module: nn.Module
+    """In evaluation mode, on the CPU."""
+    name: str
+    """Readable name."""
+    weights_origin: str
+    """Where the weights came from, as the manifest says it."""
+    initialised: bool
+    """Whether the weights are only initialised, as far as is known: BatchNorm may be recalibrated."""
+    example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    """Positional and keyword arguments to call it with, of any batch size."""
+    image_shape: tuple[int, ...] | None = None
+    """Shape of the first input per sample, from the model's own configuration."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation per channel, from the model's own configuration."""
+
+
+def describe(error: BaseException) -> str:
+    """Say what an exception says in one short line, without paths of this machine."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    if len(text) > 300:
+        text = text[:297] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
