@@ -321,8 +321,8 @@ class _Lines:
         return found
 
     def _uncertainty_ms(self, name: str, other: str) -> float:
-        variances_ms2 = self._lines.variances_ms2
-        return math.sqrt(variances_ms2[self._index[name]] + variances_ms2[self._index[other]])
+        lines, index = self._lines, self._index
+        return math.sqrt(lines.variance_ms2(index[name]) + lines.variance_ms2(index[other]))
 
 
 def _choices(batch: int, before: LookupTable, after: LookupTable) -> Iterator[ChoiceChange]:

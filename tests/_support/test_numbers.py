@@ -50,7 +50,7 @@ def test_whole_numbers_of_numpy_become_plain_ones() -> None:
 )
 def test_a_number_out_of_range_is_refused_with_the_range(value: float, limits: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=r"^share \S+ is out of range; a number from \S+ to \S+ was expected\.$"):
-        number("share", value, **limits)
+        number("share", value, **limits)  # type: ignore[arg-type]  # limits alone
 
 
 def test_the_ends_of_a_range_are_in_it_and_infinity_is_a_number() -> None:
@@ -67,7 +67,7 @@ def test_a_checked_field_is_stored_as_a_plain_number() -> None:
     class Record:
         share: float
 
-    record = Record(np.float32(0.5))  # type: ignore[arg-type]  # what is tested
+    record = Record(np.float32(0.5))
     store_checked(record, "share", number, most=1.0)
 
     assert type(record.share) is float

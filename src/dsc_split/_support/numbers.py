@@ -28,8 +28,6 @@ def as_float(value: object) -> float | None:
 
     Numbers of numpy are numbers. A text, a ``Decimal``, true and false, and a whole number beyond binary64 are none.
     """
-    if type(value) is float:
-        return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
@@ -72,7 +70,7 @@ def number(
     Raises:
         UsageError: It is no number, or out of range.
     """
-    taken = as_float(value)
+    taken = value if type(value) is float else as_float(value)
     if taken is not None and least <= taken <= most and taken > above:
         return taken
     expected = expected or f"a number from {least:g} to {most:g}{unit and ' '}{unit} was expected"

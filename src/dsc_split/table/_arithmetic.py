@@ -20,6 +20,7 @@ __all__ = [
     "best_index",
     "bytes_at",
     "evaluate",
+    "in_order",
     "make_lines",
     "neighbour",
     "ranking",
@@ -46,8 +47,6 @@ class Lines:
     MB (0 unless counted); whether it uses the server."""
     one_way: tuple[tuple[float, float, float], ...]
     """The first three of ``numbers``: all that counts where nothing comes back."""
-    variances_ms2: tuple[float, ...]
-    """Per choice: squared half-width of the confidence interval."""
     link: Link
     """Cost of the network; its round-trip time is not the one that counts here."""
     rtt_ms: float
@@ -59,9 +58,18 @@ class Lines:
     downlink_rate_mb_s: float | None
     """A downlink rate that does not follow the uplink's."""
 
+    def variance_ms2(self, index: int) -> float:
+        """Return the squared half-width of the confidence interval of one choice's head plus tail, in ms^2."""
+        return self.rows[index].variance_ms2(self.server_load)
+
+
+def in_order(rows: Iterable[tuple[Choice, Row]]) -> tuple[tuple[Choice, Row], ...]:
+    """Sort choices with their rows as :class:`Lines` has them: by ascending uplink bytes, then id."""
+    return tuple(sorted(rows, key=lambda item: (item[1].uplink_bytes, item[0].id)))
+
 
 def make_lines(
-    rows: Iterable[tuple[Choice, Row]],
+    rows: Sequence[tuple[Choice, Row]],
     *,
     measured_batch: int,
     link: Link,
@@ -70,10 +78,9 @@ def make_lines(
     queue_ms: float,
     downlink_rate_mb_s: float | None,
 ) -> Lines:
-    """Prepare the lines of ``rows``; the sums are taken in the order of the format."""
-    ordered = sorted(rows, key=lambda item: (item[1].uplink_bytes, item[0].id))
+    """Prepare the lines of ``rows``, which are :func:`in_order`; the sums are taken in the order of the format."""
     numbers = []
-    for choice, row in ordered:
+    for choice, row in rows:
         if not choice.uses_server:
             numbers.append((row.head_ms, 0.0, 0.0, 0.0, False))
             continue
@@ -89,11 +96,10 @@ def make_lines(
         numbers.append((row.head_ms, fixed_ms, up_mb, down_mb, True))
     return Lines(
         measured_batch=measured_batch,
-        choices=tuple(choice for choice, _ in ordered),
-        rows=tuple(row for _, row in ordered),
+        choices=tuple([choice for choice, _ in rows]),
+        rows=tuple([row for _, row in rows]),
         numbers=tuple(numbers),
-        one_way=tuple(number[:3] for number in numbers),
-        variances_ms2=tuple(row.variance_ms2(server_load) for _, row in ordered),
+        one_way=tuple([number[:3] for number in numbers]),
         link=link,
         rtt_ms=rtt_ms,
         server_load=server_load,

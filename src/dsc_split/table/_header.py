@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dsc_split._support.files import canonical_json
 from dsc_split.errors import UsageError
-from dsc_split.table._arithmetic import make_lines, neighbour
+from dsc_split.table._arithmetic import in_order, make_lines, neighbour
 from dsc_split.table._state import State
 from dsc_split.table._table import LookupTable
 from dsc_split.table._types import Row as TableRow
@@ -130,7 +130,7 @@ def _refuse_overflow(table: LookupTable) -> None:
     choices = {choice.id: choice for choice in table.choices}
     for item in table.batches:
         lines = make_lines(
-            ((choices[row.choice], row) for row in item.rows),
+            in_order((choices[row.choice], row) for row in item.rows),
             measured_batch=item.batch,
             link=table.link,
             rtt_ms=table.link.rtt_ms,

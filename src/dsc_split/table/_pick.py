@@ -77,7 +77,7 @@ class Pick:
         if second is None:
             return 0.0
         best = self.lines.choices.index(self.choice)
-        return math.sqrt(self.lines.variances_ms2[best] + self.lines.variances_ms2[second])
+        return math.sqrt(self.lines.variance_ms2(best) + self.lines.variance_ms2(second))
 
     @property
     def margin_ratio(self) -> float:

@@ -49,3 +49,15 @@ class State:
         """Keep the mask as it is now."""
         if self.allow is not None:
             object.__setattr__(self, "allow", named_choices(self.allow))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but batch size and data rate is given."""
+        return (
+            self.downlink_rate_mb_s is None
+            and self.rtt_ms is None
+            and self.server_load is None
+            and self.queue_ms is None
+            and self.allow is None
+            and self.percentile is None
+        )

@@ -32,7 +32,16 @@ from dsc_split._support.files import read_json
 from dsc_split.errors import TableError, UsageError
 from dsc_split.table import _json as _table_json
 from dsc_split.table._arguments import batch_size, data_rate, finite_number, is_p95, named_choices
-from dsc_split.table._arithmetic import Lines, bytes_at, evaluate, make_lines, neighbour, ranking, switch_rates
+from dsc_split.table._arithmetic import (
+    Lines,
+    bytes_at,
+    evaluate,
+    in_order,
+    make_lines,
+    neighbour,
+    ranking,
+    switch_rates,
+)
 from dsc_split.table._pick import Pick
 from dsc_split.table._state import State
 from dsc_split.table._types import Choice, Row, Segment, TableContent, Terms
@@ -147,28 +156,28 @@ class LookupTable(TableContent):
             and allow is None
             and percentile is None
         )
-        # True and 1.0 would find the lines of 1.
-        lines = self._plain.get(batch) if plain and type(batch) is int else None
         state = None
-        if lines is None:
-            if not isinstance(batch, State):
-                state = State(
-                    batch=batch_size(batch),
-                    rate_mb_s=data_rate("data rate", rate_mb_s),
-                    downlink_rate_mb_s=downlink_rate_mb_s,
-                    rtt_ms=rtt_ms,
-                    server_load=server_load,
-                    queue_ms=queue_ms,
-                    allow=None if allow is None else named_choices(allow),
-                    percentile=percentile,
-                )
-            elif plain and rate_mb_s is None:
-                state = batch
-            else:
+        if isinstance(batch, State):
+            if not plain or rate_mb_s is not None:
                 raise UsageError("pick takes a State, or batch size, data rate and more; got both. Put all into one.")
-            lines = self._lines(state)
-            batch, rate_mb_s = batch_size(state.batch), state.rate_mb_s
+            state, plain = batch, batch.is_plain
+            batch, rate_mb_s = state.batch, state.rate_mb_s
+        # True and 1.0 would find the lines of 1.
+        batch = batch if type(batch) is int else batch_size(batch)
         rate = rate_mb_s if type(rate_mb_s) is float and rate_mb_s >= 0.0 else data_rate("data rate", rate_mb_s)
+        lines = self._plain.get(batch) if plain else None
+        if lines is None:
+            state = state or State(
+                batch=batch,
+                rate_mb_s=rate,
+                downlink_rate_mb_s=downlink_rate_mb_s,
+                rtt_ms=rtt_ms,
+                server_load=server_load,
+                queue_ms=queue_ms,
+                allow=None if allow is None else named_choices(allow),
+                percentile=percentile,
+            )
+            lines = self._lines(state)
         times = evaluate(lines, rate)
         latency_ms = min(times)
         if latency_ms == math.inf:
@@ -245,9 +254,7 @@ class LookupTable(TableContent):
     def _lines(self, state: State) -> Lines:
         """Prepare the lines of a state, whose rate does not count; those of the plain one are kept."""
         batch = batch_size(state.batch)
-        given = (state.downlink_rate_mb_s, state.rtt_ms, state.server_load, state.queue_ms, state.allow)
-        plain = (*given, state.percentile) == (None,) * 6
-        if plain and batch in self._plain:
+        if state.is_plain and batch in self._plain:
             return self._plain[batch]
         rows = self._rows_at(batch)
         measured_batch = self.batches[self._position(batch)].batch
@@ -279,7 +286,7 @@ class LookupTable(TableContent):
             server_load=1.0 if load is None else finite_number("server load", "times", load),
             queue_ms=0.0 if queue is None else finite_number("queue", "ms", queue),
         )
-        if plain and len(self._plain) < _MOST_KEPT:
+        if state.is_plain and len(self._plain) < _MOST_KEPT:
             self._plain[batch] = lines
         return lines
 
@@ -295,7 +302,7 @@ class LookupTable(TableContent):
         return position
 
     def _rows_at(self, batch: int) -> _Rows:
-        """Give every choice that has a row there, with the times and the bytes of ``batch``."""
+        """Return every choice that has a row there, with the times and the bytes of ``batch``, in order."""
         if batch in self._rows:
             return self._rows[batch]
         position = self._position(batch)
@@ -314,9 +321,10 @@ class LookupTable(TableContent):
                 downlink_bytes=bytes_at(batch, near=(near, row.downlink_bytes), other=down),
             )
             rows.append((choices[row.choice], at_batch))
+        ordered = in_order(rows)
         if len(self._rows) < _MOST_KEPT:
-            self._rows[batch] = tuple(rows)
-        return tuple(rows)
+            self._rows[batch] = ordered
+        return ordered
 
     def _check_segments(self, position: int) -> None:
         """Refuse segments that the rows contradict by more than rounding."""
