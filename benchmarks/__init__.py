@@ -13,7 +13,7 @@ from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, Set
 from dsc_split.benchmarks.merge._merge import MergeResult, merge_bundles
 from dsc_split.benchmarks.replay._device import PolicyUnderTest
 from dsc_split.benchmarks.replay._replay import Replay, replay
-from dsc_split.benchmarks.replay._scenario import Scenario, State, read_scenario
+from dsc_split.benchmarks.replay._scenario import Scenario, TimedState, read_scenario
 from dsc_split.benchmarks.sweep._sweep import BenchResult, bench_bundle
 from dsc_split.benchmarks.sweep._tasks import BenchSettings
 from dsc_split.benchmarks.tables._compare import Comparison, compare_tables
@@ -34,7 +34,7 @@ __all__ = [
     "Replay",
     "Scenario",
     "SetMemory",
-    "State",
+    "TimedState",
     "bench_bundle",
     "compare_tables",
     "keep_within",

@@ -108,7 +108,7 @@ def replay(
     allow = table.without_inputs_sent() if no_full_offload else None
     name = None if against is None else _static_name(table, against, allow)
     states = read_scenario(scenario, batch=batch, bin_s=bin_s, downlink=downlink)
-    if not table.link.count_downlink and any(state.downlink_rate_mb_s is not None for state in states.states):
+    if not table.link.count_downlink and any(timed.state.downlink_rate_mb_s is not None for timed in states.states):
         err.print(
             "warning: the table's link does not count the way back; the downlink's rate changes nothing. To count it, "
             'put "count_downlink": true into a JSON file: dsc-split table BUNDLE --link FILE'

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import write_json
+from dsc_split._support.numbers import finite_or_none
 from dsc_split._support.sizes import size_text
 from dsc_split.benchmarks.memory._reports import load_memory
 from dsc_split.errors import UsageError
+from dsc_split.lookup_table import State
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
 
 if TYPE_CHECKING:
@@ -64,21 +66,21 @@ class Loss:
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data; infinite numbers become ``None``."""
-        worst = {"batch": self.worst_batch, "rate_mb_s": self.worst_rate_mb_s, "share": _finite(self.worst_share)}
+        worst = {
+            "batch": self.worst_batch,
+            "rate_mb_s": self.worst_rate_mb_s,
+            "share": finite_or_none(self.worst_share),
+        }
         return {
             "budget_bytes": dict(self.budget_bytes),
             "memory_bytes": {side: item.memory_bytes for side, item in self.memory.items()},
             "source": {side: item.source for side, item in self.memory.items()},
             "kept": list(self.kept),
             "left_out": list(self.left_out),
-            "loss": {"mean_share": _finite(self.mean_share), "worst": worst},
+            "loss": {"mean_share": finite_or_none(self.mean_share), "worst": worst},
             "unanswered_batches": list(self.unanswered_batches),
             "exact": self.exact,
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def keep_within(
@@ -306,7 +308,10 @@ class _Search:
         )
         return dataclasses.replace(
             table,
-            batches=tuple(dataclasses.replace(item, segments=table.switch_rates(item.batch)) for item in table.batches),
+            batches=tuple(
+                dataclasses.replace(item, segments=table.switch_rates(State(batch=item.batch)))
+                for item in table.batches
+            ),
         )
 
 

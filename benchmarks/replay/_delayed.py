@@ -7,13 +7,11 @@ beyond the ideal, no policy avoids that does not foresee the link.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dsc_split.benchmarks.replay._device import PolicyUnderTest
-from dsc_split.benchmarks.replay._scenario import State
-from dsc_split.lookup_table import Choice, LookupTable, Terms
+from dsc_split.lookup_table import Choice, LookupTable, State, Terms
 
 __all__ = ["PATIENCE", "DelayedIdeal"]
 
@@ -36,10 +34,11 @@ class _Decision:
 class DelayedIdeal:
     """A policy that is told the truth, late."""
 
-    def __init__(self, table: LookupTable, asked: Mapping[str, Any]) -> None:
+    def __init__(self, table: LookupTable, first: State) -> None:
+        """Start knowing the mask and the percentile of the first state, and nothing else."""
         self._table = table
-        self._asked = asked
-        self._now: _Known = (State(time_s=0.0, rate_mb_s=_UNKNOWN_RATE_MB_S, batch=0), ())
+        unknown = State(batch=0, rate_mb_s=_UNKNOWN_RATE_MB_S, allow=first.allow, percentile=first.percentile)
+        self._now: _Known = (unknown, ())
         self._known: _Known = self._now
         self._given_up: dict[float, _Known] = {}  # by when it would be
 
@@ -56,7 +55,7 @@ class DelayedIdeal:
         known, ranking = self._known
         if known.batch != batch:
             known = replace(known, batch=batch)
-            ranking = self._table.ranking(**known.question(), **self._asked)
+            ranking = self._table.ranking(known)
             self._known = (known, ranking)
         best = ranking[0]
         local_ms = min((terms.latency_ms for terms in ranking if not terms.choice.uses_server), default=math.inf)

@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dsc_split.benchmarks.replay._scenario import State
 from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.errors import DscError
-from dsc_split.lookup_table import Choice, Link, Terms
+from dsc_split.lookup_table import Choice, Link, State, Terms
 
 __all__ = ["PROBE_LIMIT_MS", "Device", "Policy", "PolicyDecision", "PolicyUnderTest"]
 

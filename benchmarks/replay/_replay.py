@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from dsc_split._support.numbers import number
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks.replay._delayed import DelayedIdeal
 from dsc_split.benchmarks.replay._device import Device, PolicyUnderTest
-from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._scenario import Scenario
 from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import Choice, LookupTable, Terms
+from dsc_split.lookup_table import Choice, LookupTable, State, Terms
 
 __all__ = ["MAX_REQUESTS", "Replay", "Request", "plan_requests", "replay"]
 
@@ -35,6 +36,8 @@ class Request:
     """When it starts, in seconds."""
     lasts_s: float
     """Seconds until the next one starts, or the scenario ends: what it weighs in shares of time."""
+    since_s: float
+    """When its state began, in seconds."""
     state: State
     """What holds when it starts."""
 
@@ -86,13 +89,12 @@ def plan_requests(scenario: Scenario, period_ms: float | None = None) -> tuple[R
     """
     states = scenario.states
     if period_ms is None:
-        ends_s = [*(state.time_s for state in states[1:]), scenario.end_s]
+        ends_s = [*(timed.time_s for timed in states[1:]), scenario.end_s]
         return tuple(
-            Request(time_s=state.time_s, lasts_s=end_s - state.time_s, state=state)
-            for state, end_s in zip(states, ends_s, strict=True)
+            Request(time_s=timed.time_s, lasts_s=end_s - timed.time_s, since_s=timed.time_s, state=timed.state)
+            for timed, end_s in zip(states, ends_s, strict=True)
         )
-    if not 0.0 < period_ms < math.inf:
-        raise UsageError(f"period {period_ms:g} ms is out of range; a number of milliseconds above 0 was expected.")
+    number("period", period_ms, above=0.0, most=sys.float_info.max, unit="ms")
     start_s = states[0].time_s
     periods = (scenario.end_s - start_s) * 1000 / period_ms - 1e-9
     if periods > MAX_REQUESTS:
@@ -106,7 +108,8 @@ def plan_requests(scenario: Scenario, period_ms: float | None = None) -> tuple[R
     for time_s, next_s in itertools.pairwise([*times_s, scenario.end_s]):
         while position + 1 < len(states) and states[position + 1].time_s <= time_s:
             position += 1
-        requests.append(Request(time_s=time_s, lasts_s=next_s - time_s, state=states[position]))
+        timed = states[position]
+        requests.append(Request(time_s=time_s, lasts_s=next_s - time_s, since_s=timed.time_s, state=timed.state))
     return tuple(requests)
 
 
@@ -128,8 +131,8 @@ def replay(
         table: The terms of T.
         scenario: The states over time.
         period_ms: As in :func:`plan_requests`.
-        allow: Names or ids of the choices that may be taken; default: all.
-        percentile: Passed to the table.
+        allow: Names or ids of the choices that may be taken, put into every state; default: all.
+        percentile: 50 or 95, put into every state; default: the medians.
         policy: A fresh policy to replay, or ``None``.
         noise: Standard deviation of the logarithm of the factors, of mean 1, on all that the policy measures.
         seed: Seed of the noise.
@@ -139,14 +142,18 @@ def replay(
         UsageError: A number is out of range, or the table cannot answer for a batch size; the message names the
             time.
     """
-    if not 0.0 <= noise <= 3.0:
-        raise UsageError(f"noise {noise:g} is out of range; a number from 0 to 3 was expected, such as 0.2.")
-    requests = plan_requests(scenario, period_ms)
+    number("noise", noise, most=3.0)
     allowed = {table.choice(item).id for item in (allow if allow is not None else [c.id for c in table.choices])}
     choices = [choice for choice in table.choices if choice.id in allowed]
-    masked = {"allow": None if allow is None else sorted(allowed)}
-    asked = {**masked, "percentile": percentile}
-    late = DelayedIdeal(table, asked)
+    mask = None if allow is None else sorted(allowed)
+    scenario = replace(
+        scenario,
+        states=tuple(
+            replace(timed, state=replace(timed.state, allow=mask, percentile=percentile)) for timed in scenario.states
+        ),
+    )
+    requests = plan_requests(scenario, period_ms)
+    late = DelayedIdeal(table, requests[0].state)
     devices = []
     if policy is not None:
         devices = [
@@ -156,8 +163,10 @@ def replay(
     ideal_choices: list[Choice | None] = []
     ideal_ms: list[float] = []
     static_ms: dict[int, list[float]] = {choice.id: [] for choice in choices}
-    judged = _rankings(table, requests, asked)
-    measured = _rankings(table, requests, masked) if devices and percentile is not None else itertools.repeat(None)
+    judged = _rankings(table, requests)
+    measured = (
+        _rankings(table, requests, medians=True) if devices and percentile is not None else itertools.repeat(None)
+    )
     for count, (request, ranking, medians) in enumerate(zip(requests, judged, measured, strict=False)):
         if count % _REQUESTS_PER_STEP == 0:
             progress(
@@ -190,15 +199,22 @@ def replay(
     )
 
 
-def _rankings(table: LookupTable, requests: Sequence[Request], asked: Mapping[str, Any]) -> Iterator[dict[int, Terms]]:
-    """Give for every request the terms of every choice in its state by id, the best one first."""
+def _rankings(table: LookupTable, requests: Sequence[Request], *, medians: bool = False) -> Iterator[dict[int, Terms]]:
+    """Yield for every request the terms of every choice in its state by id, the best one first.
+
+    Args:
+        table: The terms of T.
+        requests: By time.
+        medians: Whether the medians are taken, whatever percentile the states ask for.
+    """
     state: State | None = None
-    ranking: dict[int, Terms] = {}
+    by_id: dict[int, Terms] = {}
     for request in requests:
         if request.state is not state:
             state = request.state
             try:
-                ranking = {terms.choice.id: terms for terms in table.ranking(**state.question(), **asked)}
+                ranking = table.ranking(replace(state, percentile=None) if medians else state)
             except UsageError as e:
-                raise UsageError(f"the state at {state.time_s:g} s: {e}") from e
-        yield ranking
+                raise UsageError(f"the state at {request.since_s:g} s: {e}") from e
+            by_id = {terms.choice.id: terms for terms in ranking}
+        yield by_id

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dsc_split._support.numbers import number, whole
 from dsc_split.errors import DamagedError, UsageError
+from dsc_split.lookup_table import State
 
 __all__ = [
     "COLUMNS",
@@ -27,7 +29,7 @@ __all__ = [
     "MAX_TIME_S",
     "PACKET_GOODPUT_BYTES",
     "Scenario",
-    "State",
+    "TimedState",
     "read_scenario",
 ]
 
@@ -51,34 +53,13 @@ _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class State:
+class TimedState:
     """What holds from one time on, until the next state's."""
 
     time_s: float
     """When it begins, in seconds."""
-    rate_mb_s: float
-    """Uplink data rate in MB/s; 0 where nothing gets through, infinite where bytes cost nothing."""
-    batch: int = 1
-    """Batch size of the requests."""
-    downlink_rate_mb_s: float | None = None
-    """Downlink rate in MB/s; ``None``: the link's of the table, or else the uplink's."""
-    server_load: float | None = None
-    """Ratio of the tail's time to its time when measured; ``None``: 1."""
-    queue_ms: float | None = None
-    """Wait in milliseconds before the tail starts; ``None``: 0."""
-    rtt_ms: float | None = None
-    """Round-trip time in milliseconds; ``None``: the link's of the table."""
-
-    def question(self) -> dict[str, Any]:
-        """Give the state as the arguments of :meth:`LookupTable.pick`."""
-        return {
-            "batch": self.batch,
-            "rate_mb_s": self.rate_mb_s,
-            "downlink_rate_mb_s": self.downlink_rate_mb_s,
-            "rtt_ms": self.rtt_ms,
-            "server_load": self.server_load,
-            "queue_ms": self.queue_ms,
-        }
+    state: State
+    """What holds then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +68,13 @@ class Scenario:
 
     name: str
     """Where they are from: the file's name."""
-    states: tuple[State, ...]
+    states: tuple[TimedState, ...]
     """By ascending time; never empty."""
     end_s: float
     """When the last state ends, in seconds."""
 
     @classmethod
-    def of(cls, states: Sequence[State], *, name: str = "scenario") -> Scenario:
+    def of(cls, states: Sequence[TimedState], *, name: str = "scenario") -> Scenario:
         """Make a scenario; the last state lasts as long as the median of those before it, one alone a second.
 
         Raises:
@@ -101,7 +82,7 @@ class Scenario:
         """
         if not states:
             raise UsageError(f"scenario {name!r} has no states; at least one was expected.")
-        times_s = [state.time_s for state in states]
+        times_s = [timed.time_s for timed in states]
         lasting_s = [later - time_s for time_s, later in itertools.pairwise(times_s)]
         if not all(duration_s > 0.0 for duration_s in lasting_s):
             raise UsageError(f"the states of scenario {name!r} are not by ascending time; sort them.")
@@ -130,10 +111,10 @@ def read_scenario(
             names the line.
     """
     place = Path(path)
-    if not 1 <= batch <= MAX_BATCH:
-        raise UsageError(f"batch {batch} is out of range; a whole number from 1 to {MAX_BATCH} was expected.")
-    if not 0.001 <= bin_s <= MAX_TIME_S:
-        raise UsageError(f"bin of {bin_s:g} s is out of range; 0.001 s or more were expected.")
+    batch = whole(
+        "batch", batch, least=1, most=MAX_BATCH, expected=f"a whole number from 1 to {MAX_BATCH} was expected"
+    )
+    bin_s = number("bin of", bin_s, least=0.001, most=MAX_TIME_S, unit="s")
     text = _read_text(place)
     if not _is_packet_trace(text):
         if downlink is not None:
@@ -150,7 +131,10 @@ def read_scenario(
             _fail(Path(downlink), 1, "no packet trace: a line with one whole number, milliseconds, was expected")
         down_mb_s = _rates_mb_s(down_text, Path(downlink), bin_s)[0]
     states = [
-        State(time_s=i * bin_s, rate_mb_s=rate_mb_s, downlink_rate_mb_s=down_mb_s[i % len(down_mb_s)], batch=batch)
+        TimedState(
+            time_s=i * bin_s,
+            state=State(batch=batch, rate_mb_s=rate_mb_s, downlink_rate_mb_s=down_mb_s[i % len(down_mb_s)]),
+        )
         for i, rate_mb_s in enumerate(up_mb_s)
     ]
     return Scenario(name=place.name, states=tuple(states), end_s=ends_s)
@@ -162,7 +146,7 @@ def read_scenario(
 def _read_csv(text: str, path: Path, batch: int) -> Scenario:
     reader = csv.reader(io.StringIO(text), strict=True)
     header: list[str] | None = None
-    states: list[State] = []
+    states: list[TimedState] = []
     for fields in _rows(reader, path):
         if header is None:
             header = _check_header(fields, path, reader.line_num)
@@ -209,7 +193,7 @@ def _check_header(fields: list[str], path: Path, line: int) -> list[str]:
     return fields
 
 
-def _read_state(fields: Mapping[str, str], path: Path, line: int, batch: int) -> State:
+def _read_state(fields: Mapping[str, str], path: Path, line: int, batch: int) -> TimedState:
     def read(name: str, *, most: float = math.inf, infinite: bool = False) -> float | None:
         text = fields.get(name, "")
         if not text:
@@ -229,14 +213,16 @@ def _read_state(fields: Mapping[str, str], path: Path, line: int, batch: int) ->
     text = fields.get("batch", "")
     if text and not (_WHOLE.fullmatch(text) and 1 <= int(text) <= MAX_BATCH):
         _fail(path, line, f"batch: got {_shortened(text)}; a whole number from 1 to {MAX_BATCH} was expected")
-    return State(
+    return TimedState(
         time_s=need("time_s", most=MAX_TIME_S),
-        rate_mb_s=need("rate_mb_s", infinite=True),
-        batch=int(text) if text else batch,
-        downlink_rate_mb_s=read("downlink_rate_mb_s", infinite=True),
-        server_load=read("server_load"),
-        queue_ms=read("queue_ms"),
-        rtt_ms=read("rtt_ms"),
+        state=State(
+            batch=int(text) if text else batch,
+            rate_mb_s=need("rate_mb_s", infinite=True),
+            downlink_rate_mb_s=read("downlink_rate_mb_s", infinite=True),
+            server_load=read("server_load"),
+            queue_ms=read("queue_ms"),
+            rtt_ms=read("rtt_ms"),
+        ),
     )
 
 
@@ -261,24 +247,26 @@ def _rates_mb_s(text: str, path: Path, bin_s: float) -> tuple[list[float], float
     left out, unless it is the only one.
     """
     counts: dict[int, int] = {}
-    previous_ms = number = 0
-    for number, line in enumerate(io.StringIO(text), start=1):
+    previous_ms = line_number = 0
+    for line_number, line in enumerate(io.StringIO(text), start=1):
         field = line.strip()
         if not field:
             continue
         if not _WHOLE.fullmatch(field):
-            _fail(path, number, f"got {_shortened(field)}; one whole number, milliseconds, was expected")
+            _fail(path, line_number, f"got {_shortened(field)}; one whole number, milliseconds, was expected")
         time_ms = int(field)
         if time_ms > MAX_TIME_S * 1000:
-            _fail(path, number, f"{time_ms} ms is out of range; at most {MAX_TIME_S * 1000:g} ms were expected")
+            _fail(path, line_number, f"{time_ms} ms is out of range; at most {MAX_TIME_S * 1000:g} ms were expected")
         if time_ms < previous_ms:
-            _fail(path, number, f"{time_ms} ms is before {previous_ms} ms, the line before; sort the lines by time")
+            _fail(
+                path, line_number, f"{time_ms} ms is before {previous_ms} ms, the line before; sort the lines by time"
+            )
         previous_ms = time_ms
         position = max(0, math.ceil(time_ms / 1000 / bin_s - 1e-9) - 1)
         counts[position] = counts.get(position, 0) + 1
     length_s = previous_ms / 1000
     if length_s == 0.0:
-        _fail(path, number, "the trace ends at 0 ms; its last line is its length, and has to be above 0")
+        _fail(path, line_number, "the trace ends at 0 ms; its last line is its length, and has to be above 0")
     bins = max(1, math.floor(length_s / bin_s + 1e-9))
     if bins > MAX_STATES:
         raise DamagedError(

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsc_split._support.numbers import finite_or_none
 from dsc_split.benchmarks.sweep._statistics import percentile
 from dsc_split.lookup_table import Choice
 
-__all__ = ["Excess", "Method", "Summary", "excess", "finite", "gain", "mean", "summarise_method"]
+__all__ = ["Excess", "Method", "Summary", "excess", "gain", "mean", "summarise_method"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,7 @@ class Excess:
 
     def to_json(self) -> dict[str, Any]:
         """Give plain data."""
-        return {"of_mean": finite(self.of_mean), "mean": finite(self.mean)}
-
-
-def finite(value: float) -> float | None:
-    """Give the number, or ``None`` where it is infinite or NaN, which JSON does not have."""
-    return value if math.isfinite(value) else None
+        return {"of_mean": finite_or_none(self.of_mean), "mean": finite_or_none(self.mean)}
 
 
 def mean(values: Sequence[float]) -> float:

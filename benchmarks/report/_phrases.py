@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dsc_split.lookup_table import LookupTable, Segment
+    from dsc_split.lookup_table import LookupTable, Segment, TableContent
 
 __all__ = [
     "DEFAULT_RATES_MB_S",
@@ -37,7 +37,7 @@ def batch_text(batch: int, measured_batch: int) -> str:
     return f"batch {batch}" if batch == measured_batch else f"batch {batch} (times of batch {measured_batch})"
 
 
-def emulation_text(table: LookupTable) -> str:
+def emulation_text(table: TableContent) -> str:
     """Say what was emulated and how, in one line; empty where nothing was."""
     if table.emulated is None or isinstance(table.emulated, str):
         return table.emulated or ""

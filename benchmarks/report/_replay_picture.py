@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -99,10 +100,10 @@ def _draw_rate(axes: Any, replay: Replay) -> set[int]:
         The ids of the choices whose colours are shown.
     """
     states = replay.scenario.states
-    rates = [state.rate_mb_s for state in states]
+    rates = [timed.state.rate_mb_s for timed in states]
     inside = [rate for rate in rates if 0.0 < rate < math.inf] or [1.0]
     low, high = max(min(inside), max(inside) / _MOST_RANGE) / 1.5, max(inside) * 1.5
-    times_s = [*(state.time_s for state in states), replay.scenario.end_s]
+    times_s = [*(timed.time_s for timed in states), replay.scenario.end_s]
     clipped = [min(max(rate, low), high) for rate in rates]
     axes.step(times_s, [*clipped, clipped[-1]], where="post", color="black", linewidth=0.9, zorder=3)
     axes.set_yscale("log")
@@ -113,13 +114,11 @@ def _draw_rate(axes: Any, replay: Replay) -> set[int]:
     if beyond:
         note = f"{' and '.join(beyond)} MB/s: drawn at the edge"
         axes.text(0.995, 0.02, note, transform=axes.transAxes, fontsize=8, color="#404040", ha="right", va="bottom")
-    questions = [{**state.question(), "rate_mb_s": None} for state in states]
+    questions = [dataclasses.replace(timed.state, rate_mb_s=0.0) for timed in states]
     if any(question != questions[0] for question in questions) or not any(replay.ideal.choices):
         return set()
-    question = {key: value for key, value in questions[0].items() if key != "rate_mb_s"}
-    allow = [method.choices[0].id for method in replay.statics if method.choices[0] is not None]
     shown, start = set(), 0.0
-    for segment in replay.table.switch_rates(**question, allow=allow, percentile=replay.percentile):
+    for segment in replay.table.switch_rates(questions[0]):
         end = math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s
         if start < high and end > low:
             style = {**choice_styles(replay.table)[segment.choice], "edgecolor": "white", "linewidth": 0, "alpha": 0.3}

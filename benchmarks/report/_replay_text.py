@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
-from dsc_split.benchmarks.replay._statistics import Summary, excess, finite, gain, mean, summarise_method
+from dsc_split._support.numbers import finite_or_none
+from dsc_split.benchmarks.replay._statistics import Summary, excess, gain, mean, summarise_method
 from dsc_split.benchmarks.report._phrases import number_text
 from dsc_split.benchmarks.report._table_text import choice_style, columns, fact_lines
 
@@ -62,7 +63,7 @@ def replay_json(replay: Replay, *, deadline_ms: float | None = None, against: st
     statics = _compared(replay, against)
     methods = [method for method in replay.methods if not method.static or method in statics]
     dynamic = [method for method in methods if not method.static]
-    rates_mb_s = [state.rate_mb_s for state in replay.scenario.states]
+    rates_mb_s = [timed.state.rate_mb_s for timed in replay.scenario.states]
     return {
         "scenario": {
             "name": replay.scenario.name,
@@ -70,9 +71,9 @@ def replay_json(replay: Replay, *, deadline_ms: float | None = None, against: st
             "start_s": replay.scenario.states[0].time_s,
             "end_s": replay.scenario.end_s,
             "rate_mb_s": {
-                "min": finite(min(rates_mb_s)),
-                "median": finite(statistics.median(rates_mb_s)),
-                "max": finite(max(rates_mb_s)),
+                "min": finite_or_none(min(rates_mb_s)),
+                "median": finite_or_none(statistics.median(rates_mb_s)),
+                "max": finite_or_none(max(rates_mb_s)),
             },
         },
         "table": {
@@ -90,7 +91,9 @@ def replay_json(replay: Replay, *, deadline_ms: float | None = None, against: st
         "noise": replay.noise,
         "seed": replay.seed,
         "methods": [_method_json(replay, method, deadline_ms) for method in methods],
-        "gain": {method.name: {static.name: finite(gain(method, static)) for static in statics} for method in dynamic},
+        "gain": {
+            method.name: {static.name: finite_or_none(gain(method, static)) for static in statics} for method in dynamic
+        },
     }
 
 
@@ -145,10 +148,10 @@ def _method_json(replay: Replay, method: Method, deadline_ms: float | None) -> d
         "method": method.name,
         "kind": "static" if method.static else method.name,
         "answerable": summary.answerable,
-        "mean_ms": finite(summary.mean_ms),
-        "p50_ms": finite(summary.p50_ms),
-        "p95_ms": finite(summary.p95_ms),
-        "p99_ms": finite(summary.p99_ms),
+        "mean_ms": finite_or_none(summary.mean_ms),
+        "p50_ms": finite_or_none(summary.p50_ms),
+        "p95_ms": finite_or_none(summary.p95_ms),
+        "p99_ms": finite_or_none(summary.p99_ms),
         "never": summary.never,
         "missed": summary.missed,
         "switches": summary.switches,
@@ -187,7 +190,7 @@ def _over_ideal(of_mean: float) -> str:
 
 
 def _state_facts(replay: Replay) -> list[list[Text]]:
-    states = replay.scenario.states
+    states = [timed.state for timed in replay.scenario.states]
     rates_mb_s = [state.rate_mb_s for state in states]
     batches = sorted({state.batch for state in states})
     every = "one per state" if replay.period_ms is None else f"one every {number_text(replay.period_ms)} ms"

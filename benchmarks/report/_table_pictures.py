@@ -16,6 +16,7 @@ from dsc_split._support.files import new_file
 from dsc_split._support.optional import require
 from dsc_split.benchmarks.report._phrases import batch_text, emulation_text, link_text, number_text
 from dsc_split.errors import DscError, UsageError
+from dsc_split.lookup_table import State
 
 if TYPE_CHECKING:
     from dsc_split.lookup_table import Choice, LookupTable, Segment
@@ -146,7 +147,7 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
         path: Where the picture goes; its suffix says PNG or SVG.
         batch: Batch size.
     """
-    segments = table.switch_rates(batch)
+    segments = table.switch_rates(State(batch=batch))
     low, high = _rate_range(segments)
     asked = batch_text(batch, table.pick(batch, high).measured_batch)
     figure, axes = new_figure(table, 5.2, f"Latency against data rate, {asked}", room_above=True)
@@ -155,10 +156,10 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
     styles = choice_styles(table)
     rates = [low * (high / low) ** (i / 200) for i in range(201)]
     best = {segment.choice for segment in segments}
-    choices = [terms.choice for terms in table.ranking(batch, high)]
+    choices = [terms.choice for terms in table.ranking(State(batch=batch, rate_mb_s=high))]
     ends: list[tuple[float, Choice]] = []
     for choice in choices:
-        times = [table.latency_ms(choice.id, batch, rate) for rate in rates]
+        times = [table.latency_ms(choice.id, State(batch=batch, rate_mb_s=rate)) for rate in rates]
         shown = choice.id in best
         colour = styles[choice.id]["facecolor"] if shown else _NEVER_BEST
         axes.plot(rates, times, color=colour, linewidth=1.8 if shown else 1.0, zorder=3 if shown else 1)

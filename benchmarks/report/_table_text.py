@@ -24,7 +24,7 @@ from dsc_split.benchmarks.report._phrases import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dsc_split.lookup_table import LookupTable, Pick
+    from dsc_split.lookup_table import LookupTable, Pick, TableContent
 
 __all__ = [
     "CSV_COLUMNS",
@@ -182,11 +182,12 @@ class _Cell:
         return f"{'~' if self.tie else ''}{names[self.choice]}{margin}"
 
 
-def choice_style(table: LookupTable, choice_id: int) -> str:
+def choice_style(table: TableContent, choice_id: int) -> str:
     splits = [choice.id for choice in table.choices if choice.kind == "split"]
     if choice_id in splits:
         return _STYLES[splits.index(choice_id) % len(_STYLES)]
-    return "bold blue" if table.choice(choice_id).uses_server else "bold"
+    uses_server = any(choice.id == choice_id and choice.uses_server for choice in table.choices)
+    return "bold blue" if uses_server else "bold"
 
 
 def fact_lines(table: LookupTable) -> list[Text]:
@@ -278,7 +279,7 @@ def render_pick(pick: Pick) -> RenderableType:
     ]
     if table.emulated is not None:
         parts.append(Text(f"Emulated: {emulation_text(table)}.", style="bold yellow"))
-    if pick.given.get("percentile") == 95:
+    if pick.state.percentile == 95:
         parts.append(Text(_P95_TEXT))
     if not pick.timing_valid:
         parts.append(Text("Its times were taken elsewhere; measure again: dsc-split bench BUNDLE", style="yellow"))
@@ -295,17 +296,13 @@ _P95_TEXT = (
 
 
 def _state_text(pick: Pick) -> str:
-    words = {
-        "downlink_rate_mb_s": ("downlink", "MB/s"),
-        "rtt_ms": ("round trip", "ms"),
-        "server_load": ("server load", "times"),
-        "queue_ms": ("queue", "ms"),
-    }
-    extra = [
-        f"{name} {number_text(pick.given[key])} {unit}"
-        for key, (name, unit) in words.items()
-        if pick.given.get(key) is not None
-    ]
+    given = (
+        ("downlink", pick.state.downlink_rate_mb_s, "MB/s"),
+        ("round trip", pick.state.rtt_ms, "ms"),
+        ("server load", pick.state.server_load, "times"),
+        ("queue", pick.state.queue_ms, "ms"),
+    )
+    extra = [f"{name} {number_text(value)} {unit}" for name, value, unit in given if value is not None]
     state = ", ".join([f"batch {pick.batch} at {number_text(pick.rate_mb_s)} MB/s", *extra])
     if pick.measured_batch != pick.batch:
         state += f" (not measured; with the times of batch {pick.measured_batch} and the bytes of batch {pick.batch})"
@@ -318,7 +315,7 @@ def _margin_text(pick: Pick) -> str:
     name, share = pick.runner_up.name, pick.margin_ratio
     percent = f" ({percent_text(share).replace('%', ' %')})" if math.isfinite(share) else ""
     longer = f"takes {number_text(pick.margin_ms)} ms{percent} longer"
-    if pick.given.get("percentile") == 95:  # the confidence is that of the medians
+    if pick.state.percentile == 95:  # the confidence is that of the medians
         return f"{name}, the next one, {longer}."
     known = f"known with 95 % confidence to {number_text(pick.uncertainty_ms)} ms"
     if pick.tie:

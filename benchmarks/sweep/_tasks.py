@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dsc_split._support.numbers import number
 from dsc_split.benchmarks.cells._caveats import find_marks
 from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
 from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
 from dsc_split.benchmarks.sweep._timer import TIMER
 from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.engines.side._sides import SideGraph
-from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Side
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class BenchSettings:
         """
         for name in ("precision_goal", "time_limit_s", "period_ms", "memory_limit_bytes", "lock_clocks_mhz"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value!r}; a finite number above 0 was expected.")
+            if value is not None:
+                number(name, value, above=0.0, most=sys.float_info.max, expected="a finite number above 0 was expected")
 
     @property
     def warm_up_ms(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dsc_split._support.numbers import finite_or_none
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable
 from dsc_split.table._arithmetic import evaluate, slopes
@@ -133,7 +134,12 @@ class Comparison:
             "batches_new": list(self.batches_new),
             "choices": [dataclasses.asdict(item) for item in self.choices],
             "switches": [
-                {key: _finite(value) for key, value in dataclasses.asdict(item).items()} for item in self.switches
+                {
+                    **dataclasses.asdict(item),
+                    "before_range_mb_s": [finite_or_none(end) for end in item.before_range_mb_s],
+                    "after_range_mb_s": [finite_or_none(end) for end in item.after_range_mb_s],
+                }
+                for item in self.switches
             ],
         }
 
@@ -177,12 +183,6 @@ def compare_tables(before: LookupTable, after: LookupTable, *, tolerance: float 
         choices=tuple(change for batch in common for change in _choices(batch, before, after)),
         switches=tuple(change for batch in common for change in _switches(batch, before, after, tolerance)),
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_finite(item) for item in value]
-    return None if value == math.inf else value
 
 
 # ---- what makes them less comparable -----------------------------------------------------------------------------
@@ -321,8 +321,8 @@ class _Lines:
         return found
 
     def _uncertainty_ms(self, name: str, other: str) -> float:
-        variances_ms2 = self._lines.variances_ms2
-        return math.sqrt(variances_ms2[self._index[name]] + variances_ms2[self._index[other]])
+        lines, index = self._lines, self._index
+        return math.sqrt(lines.variance_ms2(index[name]) + lines.variance_ms2(index[other]))
 
 
 def _choices(batch: int, before: LookupTable, after: LookupTable) -> Iterator[ChoiceChange]:

@@ -25,7 +25,7 @@ from dsc_split.benchmarks.tables._side_times import (
 )
 from dsc_split.engines.side._sides import SIDES, last_target
 from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
-from dsc_split.lookup_table import Link, LookupTable, Side
+from dsc_split.lookup_table import Link, LookupTable, Side, State
 from dsc_split.table import _json as _table_json
 
 if TYPE_CHECKING:
@@ -261,7 +261,9 @@ class _Maker:
         )
         return dataclasses.replace(
             table,
-            batches=tuple(dataclasses.replace(item, segments=table.switch_rates(item.batch)) for item in batches),
+            batches=tuple(
+                dataclasses.replace(item, segments=table.switch_rates(State(batch=item.batch))) for item in batches
+            ),
         )
 
     def _choose(self, side: str, asked: str | Side | None, *, keep: bool = False) -> SideTimes:

@@ -39,6 +39,7 @@ inline std::string answer(const dsc_split::TableView* tables, const std::string&
   const dsc_split::TableView& table = tables[table_number];
   dsc_split::Mask mask;
   dsc_split::State state;
+  state.batch = batch;
   state.rate_mb_s = number(rate);
   state.downlink_rate_mb_s = maybe(downlink);
   state.rtt_ms = maybe(rtt);
@@ -54,8 +55,8 @@ inline std::string answer(const dsc_split::TableView* tables, const std::string&
   const auto plain = [&] {
     return downlink == "-" && rtt == "-" && load == "-" && queue == "-" && percentile == "-" && allowed == "-";
   };
-  const auto pick = plain() ? table.pick(batch, state.rate_mb_s) : table.pick(batch, state);
-  const auto margin = table.margin(batch, state);
+  const auto pick = plain() ? table.pick(batch, state.rate_mb_s) : table.pick(state);
+  const auto margin = table.margin(state);
   if (pick && margin) {
     out << pick->choice->id << ' ';
     if (margin->runner_up != nullptr) {
@@ -68,10 +69,10 @@ inline std::string answer(const dsc_split::TableView* tables, const std::string&
   } else {
     out << "error";
   }
-  const auto latency = table.latency_ms(position, batch, state);
+  const auto latency = table.latency_ms(position, state);
   out << ' ' << (latency ? digits(*latency) : "error");
   std::vector<dsc_split::Segment> segments(table.choices.size);
-  const auto count = table.switch_rates(batch, state, segments.data(), segments.size());
+  const auto count = table.switch_rates(state, segments.data(), segments.size());
   if (!count) out << " error";
   for (std::size_t i = 0; count && i < *count; ++i) {
     const dsc_split::Choice& choice = table.choices[static_cast<std::size_t>(segments[i].position)];

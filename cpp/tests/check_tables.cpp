@@ -41,7 +41,7 @@ void check_documents() {
     std::string document(std::stoul(length), '\0');
     std::cin.read(document.data(), static_cast<std::streamsize>(document.size()));
     const auto table = dsc_split::parse(document.data(), document.size());
-    const dsc_split::LoadError& error = table.error();
+    const dsc_split::LoadError error = table ? dsc_split::LoadError{} : table.error();
     std::cout << static_cast<int>(error.code) << ' ' << error.line << ' ' << error.place << '\n';
   }
 }

@@ -16,11 +16,6 @@ namespace {
 
 constexpr std::size_t state_count = 16384;  // so many that no branch predictor learns them by heart
 
-struct Question {
-  std::int64_t batch = 0;
-  dsc_split::State state;
-};
-
 /// Keeps the optimiser from dropping what nobody reads.
 template <class T>
 void keep(const T& value) {
@@ -40,24 +35,24 @@ double median_ns(std::size_t rounds, std::size_t calls, Body body) {
   return times_ns[rounds / 2];
 }
 
-/// Makes random questions about batch sizes that were measured, or about the ones below them.
-std::vector<Question> make_questions(const dsc_split::TableView& table, bool measured, std::mt19937_64& random) {
+/// Makes random states at batch sizes that were measured, or at the ones below them.
+std::vector<dsc_split::State> make_states(const dsc_split::TableView& table, bool measured, std::mt19937_64& random) {
   std::lognormal_distribution<double> rate_mb_s(2.0, 1.5);
   std::uniform_real_distribution<double> share(0.0, 1.0);
   std::uniform_int_distribution<std::size_t> any(0, table.batches.size - 1);
-  std::vector<Question> questions(state_count);
-  for (Question& question : questions) {
+  std::vector<dsc_split::State> states(state_count);
+  for (dsc_split::State& state : states) {
     do {
-      question.batch = table.batches[any(random)].batch - (measured ? 0 : 1);
-    } while (!measured && question.batch <= 1);
-    question.state.rate_mb_s = rate_mb_s(random);
+      state.batch = table.batches[any(random)].batch - (measured ? 0 : 1);
+    } while (!measured && state.batch <= 1);
+    state.rate_mb_s = rate_mb_s(random);
     if (!measured) continue;
-    question.state.downlink_rate_mb_s = rate_mb_s(random);
-    question.state.rtt_ms = 50.0 * share(random);
-    question.state.server_load = 1.0 + share(random);
-    question.state.queue_ms = 10.0 * share(random);
+    state.downlink_rate_mb_s = rate_mb_s(random);
+    state.rtt_ms = 50.0 * share(random);
+    state.server_load = 1.0 + share(random);
+    state.queue_ms = 10.0 * share(random);
   }
-  return questions;
+  return states;
 }
 
 }  // namespace
@@ -76,36 +71,37 @@ int main(int count, char** arguments) {
   }
   const dsc_split::TableView& table = loaded->view();
   std::mt19937_64 random(1);
-  const std::vector<Question> measured = make_questions(table, true, random);
-  const std::vector<Question> between = make_questions(table, false, random);
+  const std::vector<dsc_split::State> measured = make_states(table, true, random);
+  const std::vector<dsc_split::State> between = make_states(table, false, random);
   std::vector<dsc_split::Mask> masks(64);
   for (dsc_split::Mask& mask : masks) {
     for (std::size_t i = 0; i < table.choices.size; ++i) mask[i] = i + 1 == table.choices.size || random() % 2 == 0;
   }
 
-  const auto own = [&](const std::vector<Question>& questions) {
+  const auto own = [&](const std::vector<dsc_split::State>& states) {
     return median_ns(rounds, state_count, [&] {
-      for (const Question& question : questions) keep(table.pick(question.batch, question.state.rate_mb_s)->position);
+      for (const dsc_split::State& state : states) keep(table.pick(state.batch, state.rate_mb_s)->position);
     });
   };
   std::printf("own %.2f\n", own(measured));
   std::printf("between %.2f\n", own(between));
   std::printf("state %.2f\n", median_ns(rounds, state_count, [&] {
-                for (const Question& question : measured) keep(table.pick(question.batch, question.state)->position);
+                for (const dsc_split::State& state : measured) keep(table.pick(state)->position);
               }));
   std::printf("mask %.2f\n", median_ns(rounds, state_count, [&] {
                 std::size_t next = 0;
-                for (const Question& question : measured) {
+                for (const dsc_split::State& asked : measured) {
                   dsc_split::State state;
-                  state.rate_mb_s = question.state.rate_mb_s;
+                  state.batch = asked.batch;
+                  state.rate_mb_s = asked.rate_mb_s;
                   state.allow = &masks[next++ % masks.size()];
-                  keep(table.pick(question.batch, state)->position);
+                  keep(table.pick(state)->position);
                 }
               }));
   std::vector<dsc_split::Segment> segments(table.choices.size);
   std::printf("switch_rates %.2f\n", median_ns(std::min<std::size_t>(rounds, 11), table.batches.size, [&] {
                 for (const dsc_split::Batch& batch : table.batches) {
-                  keep(table.switch_rates(batch.batch, {}, segments.data(), segments.size()));
+                  keep(table.switch_rates({batch.batch}, segments.data(), segments.size()));
                 }
               }));
   std::printf("load %.2f\n", median_ns(rounds, 1, [&] { keep(dsc_split::load(path)); }));

@@ -20,7 +20,7 @@ import nlohmann_json
 
 from dsc_split._support.files import write_json
 from dsc_split.engines._fingerprint import processor_name
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 from dsc_split.table._header import table_header
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +87,8 @@ def make_table(batches: int, choices: int, link: Link) -> LookupTable:
         batches=tuple(tables),
     )
     return replace(
-        table, batches=tuple(replace(item, segments=table.switch_rates(item.batch)) for item in table.batches)
+        table,
+        batches=tuple(replace(item, segments=table.switch_rates(State(batch=item.batch))) for item in table.batches),
     )
 
 
@@ -104,14 +105,16 @@ def time_python(path: Path, rounds: int) -> dict[str, float]:
     batches = [item.batch for item in table.batches]
     own = [(numbers.choice(batches), numbers.lognormvariate(2.0, 1.5)) for _ in range(STATES)]
     between = [(numbers.choice(batches[2:]) - 1, rate) for _, rate in own]
-    states: list[dict[str, Any]] = [
-        {
-            "downlink_rate_mb_s": numbers.lognormvariate(2.0, 1.5),
-            "rtt_ms": numbers.uniform(0.0, 50.0),
-            "server_load": numbers.uniform(1.0, 2.0),
-            "queue_ms": numbers.uniform(0.0, 10.0),
-        }
-        for _ in own
+    states = [
+        State(
+            batch=batch,
+            rate_mb_s=rate,
+            downlink_rate_mb_s=numbers.lognormvariate(2.0, 1.5),
+            rtt_ms=numbers.uniform(0.0, 50.0),
+            server_load=numbers.uniform(1.0, 2.0),
+            queue_ms=numbers.uniform(0.0, 10.0),
+        )
+        for batch, rate in own
     ]
     masks = [[choice.id for choice in table.choices[:-1] if numbers.random() < 0.5] for _ in own]
     masks = [[*mask, table.choices[-1].id] for mask in masks]
@@ -122,8 +125,8 @@ def time_python(path: Path, rounds: int) -> dict[str, float]:
             table.pick(batch, rate)
 
     def ask_states() -> None:
-        for (batch, rate), state in zip(own[few], states[few], strict=True):
-            table.pick(batch, rate, **state)
+        for state in states[few]:
+            table.pick(state)
 
     def ask_masks() -> None:
         for (batch, rate), mask in zip(own[few], masks[few], strict=True):
@@ -134,7 +137,8 @@ def time_python(path: Path, rounds: int) -> dict[str, float]:
         "between": median_ns(lambda: ask_own(between), rounds) / STATES,
         "state": median_ns(ask_states, rounds) / len(own[few]),
         "mask": median_ns(ask_masks, rounds) / len(own[few]),
-        "switch_rates": median_ns(lambda: [table.switch_rates(batch) for batch in batches], 3) / len(batches),
+        "switch_rates": median_ns(lambda: [table.switch_rates(State(batch=batch)) for batch in batches], 3)
+        / len(batches),
         "load": median_ns(lambda: LookupTable.load(path), min(rounds, 11)),
     }
 

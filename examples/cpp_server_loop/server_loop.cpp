@@ -168,8 +168,9 @@ class Loop {
   /// Gives the terms of a choice at a data rate; an infinite time where it has none.
   [[nodiscard]] dsc_split::Terms terms_of(std::int32_t position, double rate_mb_s) const {
     dsc_split::State state;
+    state.batch = options_.batch;
     state.rate_mb_s = rate_mb_s;
-    const auto found = table_->terms(position, options_.batch, state);
+    const auto found = table_->terms(position, state);
     if (found) return *found;
     dsc_split::Terms none;
     none.latency_ms = dsc_split::infinity;

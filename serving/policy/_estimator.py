@@ -11,8 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from dsc_split._support.numbers import number, store_checked
 from dsc_split.serving.policy._decay import decay
-from dsc_split.serving.policy._numbers import checked, milliseconds, moment, number, whole
+from dsc_split.serving.policy._numbers import milliseconds, moment, whole
 
 __all__ = ["EstimatorParameters", "RateEstimate", "RateEstimator", "Sample"]
 
@@ -52,14 +53,14 @@ class EstimatorParameters:
         Raises:
             UsageError: A number is out of range.
         """
-        checked(self, "half_life_s", number, least=1e-3, most=1e9, unit="s")
-        checked(self, "min_bytes", whole)
-        checked(self, "min_transfer_ms", milliseconds)
-        checked(self, "idle_restart_s", number, unit="s")
-        checked(self, "initial_window_bytes", whole, least=1)
-        checked(self, "surprise_sigmas", number)
-        checked(self, "surprise_change", number)
-        checked(self, "stale_after_s", number, unit="s")
+        store_checked(self, "half_life_s", number, least=1e-3, most=1e9, unit="s")
+        store_checked(self, "min_bytes", whole)
+        store_checked(self, "min_transfer_ms", milliseconds)
+        store_checked(self, "idle_restart_s", number, unit="s")
+        store_checked(self, "initial_window_bytes", whole, least=1)
+        store_checked(self, "surprise_sigmas", number)
+        store_checked(self, "surprise_change", number)
+        store_checked(self, "stale_after_s", number, unit="s")
 
 
 @dataclass(frozen=True, kw_only=True)

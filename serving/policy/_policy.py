@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from dsc_split._support.numbers import number
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import Choice, LookupTable, Terms
+from dsc_split.lookup_table import Choice, LookupTable, State, Terms
 from dsc_split.serving.policy._decay import decay
 from dsc_split.serving.policy._estimator import RateEstimator, Sample
-from dsc_split.serving.policy._numbers import MAX_BYTES, MAX_MS, milliseconds, moment, number
+from dsc_split.serving.policy._numbers import MAX_BYTES, MAX_MS, milliseconds, moment
 from dsc_split.serving.policy._records import Decision, Observation, PolicyParameters, Reason
+from dsc_split.table._arguments import named_choices
 
 __all__ = ["SwitchPolicy"]
 
@@ -61,12 +63,10 @@ class SwitchPolicy:
         """
         if not isinstance(table, LookupTable):
             raise UsageError(f"{table!r} is no lookup table. Load it: LookupTable.load(...)")
-        if isinstance(allow, str):
-            raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
         self._table = table
         self._parameters = parameters or PolicyParameters()
         self._estimator = estimator or RateEstimator()
-        self._allow = None if allow is None else sorted({table.choice(name).id for name in allow})
+        self._allow = None if allow is None else sorted({table.choice(name).id for name in named_choices(allow)})
 
         self._now_s = 0.0
         self._present: int | None = None  # id of the choice that is kept; none while something else decides
@@ -171,7 +171,8 @@ class SwitchPolicy:
         now_s = max(self._now_s, observation.time_s)
         choice = self._choice(observation.choice)
         rtt_ms = self._rtt_ms if observation.rtt_ms is None else observation.rtt_ms
-        [terms] = self._table.ranking(observation.batch, math.inf, rtt_ms=rtt_ms, allow=[choice.id])
+        state = State(batch=observation.batch, rate_mb_s=math.inf, rtt_ms=rtt_ms, allow=[choice.id])
+        [terms] = self._table.ranking(state)
         if not choice.uses_server:
             self._now_s = now_s
             return
@@ -281,13 +282,15 @@ class SwitchPolicy:
     def _ranking(self, now_s: float, batch: int, rate_mb_s: float) -> tuple[Terms, ...]:
         load, queue_ms = self._server(now_s)
         return self._table.ranking(
-            batch,
-            rate_mb_s,
-            rtt_ms=self._rtt_ms,
-            server_load=load,
-            queue_ms=queue_ms,
-            allow=self._allow,
-            percentile=self._parameters.percentile,
+            State(
+                batch=batch,
+                rate_mb_s=rate_mb_s,
+                rtt_ms=self._rtt_ms,
+                server_load=load,
+                queue_ms=queue_ms,
+                allow=self._allow,
+                percentile=self._parameters.percentile,
+            )
         )
 
     def _choose(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dsc_split._support.numbers import number, store_checked
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice
-from dsc_split.serving.policy._numbers import checked, milliseconds, moment, number, whole
+from dsc_split.serving.policy._numbers import milliseconds, moment, whole
 
 __all__ = ["Decision", "Observation", "PolicyParameters", "Reason"]
 
@@ -59,23 +60,23 @@ class PolicyParameters:
         Raises:
             UsageError: A number is out of range.
         """
-        checked(self, "hysteresis", number, most=1.0)
-        checked(self, "switch_cost_ms", milliseconds)
-        checked(self, "dwell_requests", whole, most=2**30, unit="requests")
+        store_checked(self, "hysteresis", number, most=1.0)
+        store_checked(self, "switch_cost_ms", milliseconds)
+        store_checked(self, "dwell_requests", whole, most=2**30, unit="requests")
         for name in ("probe_bytes", "max_probe_bytes"):
-            checked(self, name, whole)
+            store_checked(self, name, whole)
         for name in ("probe_interval_s", "max_probe_interval_s"):
-            checked(self, name, number, unit="s")
-        checked(self, "probe_timeout_s", number, least=1e-3, most=1e9, unit="s")
-        checked(self, "deadline_factor", number, least=1.0, most=1e6)
+            store_checked(self, name, number, unit="s")
+        store_checked(self, "probe_timeout_s", number, least=1e-3, most=1e9, unit="s")
+        store_checked(self, "deadline_factor", number, least=1.0, most=1e6)
         if self.deadline_ms is not None:
-            checked(self, "deadline_ms", milliseconds, above_zero=True)
+            store_checked(self, "deadline_ms", milliseconds, above_zero=True)
         for name in ("retry_s", "max_retry_s"):
-            checked(self, name, number, most=1e9, unit="s")
-        checked(self, "server_weight", number, most=1.0)
-        checked(self, "server_half_life_s", number, least=1e-3, most=1e9, unit="s")
+            store_checked(self, name, number, most=1e9, unit="s")
+        store_checked(self, "server_weight", number, most=1.0)
+        store_checked(self, "server_half_life_s", number, least=1e-3, most=1e9, unit="s")
         if self.percentile is not None:
-            checked(self, "percentile", _percentile)
+            store_checked(self, "percentile", _percentile)
 
 
 def _percentile(what: str, value: float) -> int:
@@ -135,13 +136,13 @@ class Observation:
         Raises:
             UsageError: A number is out of range.
         """
-        checked(self, "time_s", moment)
-        checked(self, "batch", whole, least=1, most=2**20, unit="batch sizes")
+        store_checked(self, "time_s", moment)
+        store_checked(self, "batch", whole, least=1, most=2**20, unit="batch sizes")
         for name in ("latency_ms", "head_ms"):
-            checked(self, name, milliseconds)
+            store_checked(self, name, milliseconds)
         for name in ("rpc_ms", "server_ms", "queue_ms", "rtt_ms"):
             if getattr(self, name) is not None:
-                checked(self, name, milliseconds)
+                store_checked(self, name, milliseconds)
         if self.queue_ms is not None and not (self.server_ms is not None and self.queue_ms <= self.server_ms):
             raise UsageError(
                 f"queue_ms {self.queue_ms:g} is no part of server_ms {self.server_ms}; give both, or server_ms alone."

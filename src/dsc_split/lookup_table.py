@@ -10,7 +10,20 @@ This module needs the standard library alone.
 """
 
 from dsc_split.table._pick import Pick
+from dsc_split.table._state import State
 from dsc_split.table._table import LookupTable
-from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Side, Terms
+from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Side, TableContent, Terms
 
-__all__ = ["BatchTable", "Choice", "Link", "LookupTable", "Pick", "Row", "Segment", "Side", "Terms"]
+__all__ = [
+    "BatchTable",
+    "Choice",
+    "Link",
+    "LookupTable",
+    "Pick",
+    "Row",
+    "Segment",
+    "Side",
+    "State",
+    "TableContent",
+    "Terms",
+]

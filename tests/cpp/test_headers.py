@@ -12,7 +12,7 @@ from tests.support.cpp_compiler import INCLUDE, WARNINGS, build, has_fma, json_i
 from tests.support.paths import ROOT
 from tests.support.vectors import bits
 
-HEADERS = sorted(path.name for path in (INCLUDE / "dsc_split").glob("*.hpp"))
+HEADERS = sorted(str(path.relative_to(INCLUDE / "dsc_split")) for path in (INCLUDE / "dsc_split").rglob("*.hpp"))
 COMPILERS = ["g++", "clang++"]
 STANDARDS = ["c++17", "c++20"]
 BARE = ("-fno-exceptions", "-fno-rtti")
@@ -71,10 +71,11 @@ int main() {
     table.batches = {&batch, 1};
     table.link = link;
     dsc_split::State state;
+    state.batch = 1;
     state.rate_mb_s = rate_mb_s;
     state.server_load = load;
     state.queue_ms = queue_ms;
-    const auto pick = table.pick(1, state);
+    const auto pick = table.pick(state);
     const auto own = table.pick(1, rate_mb_s);
     dsc_split::State as_measured;
     as_measured.rate_mb_s = rate_mb_s;

@@ -21,7 +21,7 @@ from tests.support.cpp_onnxruntime import require_onnxruntime
 from tests.support.paths import EXAMPLES
 
 from dsc_split import Bundle, LookupTable
-from dsc_split.lookup_table import BatchTable, Choice, Link, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, Row, Side, State
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -97,7 +97,8 @@ def table_of(bundle: Bundle) -> LookupTable:
         ),
     )
     return replace(
-        table, batches=tuple(replace(item, segments=table.switch_rates(item.batch)) for item in table.batches)
+        table,
+        batches=tuple(replace(item, segments=table.switch_rates(State(batch=item.batch))) for item in table.batches),
     )
 
 
@@ -167,7 +168,7 @@ def test_choice_is_the_one_that_the_table_picks(head_tail: Run, whole_bundle: Pa
     table = Bundle.open(whole_bundle).table()
     picked = set()
 
-    for segment in table.switch_rates(2):
+    for segment in table.switch_rates(State(batch=2)):
         rate_mb_s = min(segment.below_rate_mb_s or 1e6, 1e6) * 0.999
         pick = table.pick(2, rate_mb_s)
         picked.add(pick.choice.name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, SetMemory
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 
 FULL, NONE = "full-offload", "no-offload"
 
@@ -80,7 +80,7 @@ def make_table(choices: list[Choice], times_ms: Mapping[int, Mapping[str, tuple[
 
 
 def with_segments(table: LookupTable) -> LookupTable:
-    items = [dataclasses.replace(item, segments=table.switch_rates(item.batch)) for item in table.batches]
+    items = [dataclasses.replace(item, segments=table.switch_rates(State(batch=item.batch))) for item in table.batches]
     return dataclasses.replace(table, batches=tuple(items))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.support.policy_events import GOLDEN_TABLE
 
-from dsc_split.lookup_table import LookupTable
+from dsc_split.lookup_table import LookupTable, State
 from dsc_split.serving import Decision, EstimatorParameters, Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
 # Batch 1 of the golden table: full offload 10 ms and 600 kB, a split 28 ms and 150 kB, the device alone 60 ms.
@@ -28,7 +28,9 @@ def answer(policy: SwitchPolicy, time_s: float, made: Decision, batch: int, rate
     """Let a request and its probe go well, at a rate, load and queue; gives the latency in ms."""
     load, queue_ms = server.pop("load", 1.0), server.pop("queue", 0.0)
     reports, noise = server.pop("reports", "nothing"), server.pop("noise", 1.0)
-    [terms] = policy.table.ranking(batch, rate_mb_s, server_load=load, queue_ms=queue_ms, allow=[made.choice.id])
+    [terms] = policy.table.ranking(
+        State(batch=batch, rate_mb_s=rate_mb_s, server_load=load, queue_ms=queue_ms, allow=[made.choice.id])
+    )
     uplink_ms = noise * terms.uplink_ms
     latency_ms: float = terms.latency_ms - terms.uplink_ms + uplink_ms
     if made.probe_bytes:

@@ -21,7 +21,7 @@ from tests.support.paths import DATA
 from tests.support.vectors import bits, number, random_table
 
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 from dsc_split.serving import Decision, EstimatorParameters, Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
 GOLDEN = DATA / "policy" / "golden.txt.gz"
@@ -271,7 +271,7 @@ def _consequences(numbers: random.Random, world: World, player: Player, time_s: 
     if numbers.random() < 0.02:
         position = numbers.choice([-1, 0, len(player.table.choices) - 1, len(player.table.choices)])
     [terms] = player.table.ranking(
-        batch, rate, server_load=world.load, queue_ms=world.queue_ms, allow=[decision.choice.id]
+        State(batch=batch, rate_mb_s=rate, server_load=world.load, queue_ms=world.queue_ms, allow=[decision.choice.id])
     )
     latency_ms = world.noisy(terms.latency_ms)
     if latency_ms > decision.timeout_ms or latency_ms > 1e8:

@@ -14,10 +14,10 @@ from tests.support.paths import GOLDEN
 
 from dsc_split.benchmarks.replay._device import PolicyUnderTest
 from dsc_split.benchmarks.replay._replay import Replay
-from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._scenario import Scenario, TimedState
 from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.benchmarks.report._replay_text import render_replay
-from dsc_split.lookup_table import Choice, LookupTable
+from dsc_split.lookup_table import Choice, LookupTable, State
 
 # At batch 1: full-offload 10 + 600/rate, features.4.0 28 + 150/rate, no-offload 60; batch 8 lacks no-offload.
 
@@ -27,8 +27,12 @@ def golden() -> LookupTable:
     return LookupTable.load(GOLDEN)
 
 
-def at_rates(*rates_mb_s: float, every_s: float = 1.0, **state: Any) -> Scenario:
-    return Scenario.of([State(time_s=i * every_s, rate_mb_s=rate, **state) for i, rate in enumerate(rates_mb_s)])
+def timed(time_s: float, rate_mb_s: float, *, batch: int = 1, **rest: Any) -> TimedState:
+    return TimedState(time_s=time_s, state=State(batch=batch, rate_mb_s=rate_mb_s, **rest))
+
+
+def at_rates(*rates_mb_s: float, every_s: float = 1.0, **rest: Any) -> Scenario:
+    return Scenario.of([timed(i * every_s, rate_mb_s, **rest) for i, rate_mb_s in enumerate(rates_mb_s)])
 
 
 def fading() -> Scenario:
@@ -39,9 +43,9 @@ def fading() -> Scenario:
         log_rate = 0.9 * log_rate + 0.5 * chance.gauss(0.0, 1.0)
         rate = 8.0 * math.exp(log_rate) if i % 50 else 0.0
         states.append(
-            State(
-                time_s=i * 0.5,
-                rate_mb_s=20.0 * 0.8**i if i < 40 else rate,
+            timed(
+                i * 0.5,
+                20.0 * 0.8**i if i < 40 else rate,
                 batch=chance.choice([1, 3, 4]),
                 rtt_ms=chance.uniform(1.0, 30.0),
                 server_load=chance.uniform(0.5, 4.0),

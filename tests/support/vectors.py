@@ -19,12 +19,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tests.support.paths import DATA
 
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Side, State
 from dsc_split.table._types import Row, Segment
 
 FOLDER = DATA / "vectors"
@@ -84,20 +83,22 @@ def number(text: str) -> float | None:
 
 def answer(table: LookupTable, question: Question) -> str:
     """Answer in Python."""
-    given: dict[str, Any] = {
-        "downlink_rate_mb_s": question.downlink_rate_mb_s,
-        "rtt_ms": question.rtt_ms,
-        "server_load": question.server_load,
-        "queue_ms": question.queue_ms,
-        "percentile": question.percentile,
-    }
     allow = None
     if question.allow is not None:
         allow = [choice.id for choice, allowed in zip(table.choices, question.allow, strict=True) if allowed]
-    batch, rate = question.batch, question.rate_mb_s
+    plain = State(batch=question.batch, rate_mb_s=question.rate_mb_s)
+    state = replace(
+        plain,
+        downlink_rate_mb_s=question.downlink_rate_mb_s,
+        rtt_ms=question.rtt_ms,
+        server_load=question.server_load,
+        queue_ms=question.queue_ms,
+        allow=allow,
+        percentile=question.percentile,
+    )
     words: list[object] = []
     try:
-        pick = table.pick(batch, rate, **given, allow=allow)
+        pick = table.pick(question.batch, question.rate_mb_s) if state == plain else table.pick(state)
         second = None if pick.runner_up is None else pick.runner_up.id
         second_ms = pick.times_ms[pick.lines.choices.index(pick.runner_up)] if pick.runner_up else math.inf
         words += [pick.choice.id, second, bits(pick.latency_ms), bits(second_ms), bits(pick.uncertainty_ms)]
@@ -105,11 +106,11 @@ def answer(table: LookupTable, question: Question) -> str:
     except UsageError:
         words.append("error")
     try:
-        words.append(bits(table.latency_ms(table.choices[question.position].id, batch, rate, **given)))
+        words.append(bits(table.latency_ms(table.choices[question.position].id, state)))
     except UsageError:
         words.append("error")
     try:
-        for segment in table.switch_rates(batch, **given, allow=allow):
+        for segment in table.switch_rates(state):
             words += [segment.choice, bits(math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s)]
     except UsageError:
         words.append("error")
@@ -153,7 +154,7 @@ def random_table(numbers: random.Random, *, most_choices: int = 8) -> LookupTabl
         ),
     )
     try:
-        batches = tuple(replace(item, segments=table.switch_rates(item.batch)) for item in table.batches)
+        batches = tuple(replace(item, segments=table.switch_rates(State(batch=item.batch))) for item in table.batches)
     except UsageError:  # times so large that every sum is infinite
         batches = ()
     return replace(table, batches=batches) if batches else random_table(numbers, most_choices=most_choices)

@@ -12,7 +12,7 @@ import pytest
 from tests.support.cpp_compiler import PROGRAMS, build, run
 from tests.support.vectors import Question, answer
 
-from dsc_split.lookup_table import LookupTable
+from dsc_split.lookup_table import LookupTable, State
 
 STATE: dict[str, Any] = {"downlink_rate_mb_s": 40.0, "server_load": 1.5, "queue_ms": 5.0}
 
@@ -31,7 +31,7 @@ def example(text: str) -> bytes:
 
 
 def test_the_example_has_the_bytes_and_times_that_were_computed_by_hand(text: str, example: bytes) -> None:
-    ranking = LookupTable.load(example).ranking(3, 10.0, **STATE)
+    ranking = LookupTable.load(example).ranking(State(batch=3, rate_mb_s=10.0, **STATE))
 
     assert [(terms.choice.name, terms.uplink_bytes, terms.downlink_bytes) for terms in ranking] == [
         ("layer2", 375_001, 12_000),
@@ -58,7 +58,9 @@ def test_the_example_has_the_answers_that_were_computed_by_hand(example: bytes) 
 def test_the_example_has_the_segments_that_its_rows_give(example: bytes) -> None:
     table = LookupTable.load(example)
 
-    assert [table.switch_rates(item.batch) for item in table.batches] == [item.segments for item in table.batches]
+    assert [table.switch_rates(State(batch=item.batch)) for item in table.batches] == [
+        item.segments for item in table.batches
+    ]
 
 
 def test_the_loader_in_cpp_answers_the_example_with_the_same_bits(example: bytes, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.support.vectors import bits, random_table
 
 from dsc_split._support.files import sha256_text
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import LookupTable
+from dsc_split.lookup_table import LookupTable, State
 from dsc_split.table._header import header_name, table_header
 
 HOSTILE_NAME = 'a"b\\c\n*/??/ ??= \t\x00\x07 // %s R"(é✂\u202e)" \\'
@@ -211,11 +211,11 @@ def test_header_compares_a_pick_at_every_switch_rate() -> None:
     text = table_header(table, "b4")
 
     for item in table.batches:
-        expected = [segment.choice for segment in table.switch_rates(item.batch)]
-        found = re.findall(rf"picks\(b4, {item.batch}, \{{[^,]*\}}, (\d+), ", text)
+        expected = [segment.choice for segment in table.switch_rates(State(batch=item.batch))]
+        found = re.findall(rf"picks\(b4, \{{{item.batch}, [^,]*\}}, (\d+), ", text)
         assert [int(choice) for choice in found] == expected
     assert "Percentile::p95" in text
-    assert "picks(b4, 7, " in text, "a batch size that was not measured"
+    assert "picks(b4, {7, " in text, "a batch size that was not measured"
 
 
 def test_same_table_gives_the_same_bytes_and_nothing_but_ascii() -> None:

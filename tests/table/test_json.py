@@ -16,7 +16,7 @@ from tests.support.paths import GOLDEN
 from tests.support.table_documents import HOSTILE_FOLDER, damaged_document, special_documents, truncated_documents
 
 from dsc_split.errors import TableError, UsageError
-from dsc_split.lookup_table import LookupTable
+from dsc_split.lookup_table import LookupTable, State
 
 
 def golden() -> LookupTable:
@@ -231,7 +231,7 @@ def answers_or_refuses(document: bytes) -> None:
                     assert pick.latency_ms == min(terms.latency_ms for terms in pick.ranking)
                     assert math.isfinite(pick.latency_ms)
         with contextlib.suppress(UsageError):
-            assert table.switch_rates(batch)[-1].below_rate_mb_s is None
+            assert table.switch_rates(State(batch=batch))[-1].below_rate_mb_s is None
 
 
 @given(st.randoms(use_true_random=False))

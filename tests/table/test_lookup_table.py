@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.support.paths import GOLDEN
 
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 
 
 def golden() -> LookupTable:
@@ -55,7 +55,7 @@ def table_of(rows: list[Row], *, link: Link | None = None, local: int | None = N
         choices=tuple(choices),
         batches=(BatchTable(batch=batch, rows=tuple(rows), segments=()),),
     )
-    first = replace(table.batches[0], segments=table.switch_rates(batch))
+    first = replace(table.batches[0], segments=table.switch_rates(State(batch=batch)))
     return replace(table, batches=(first,))
 
 
@@ -86,7 +86,8 @@ def test_golden_switch_rates_are_those_computed_by_hand() -> None:
     table = golden()
 
     rates = {
-        item.batch: [segment.below_rate_mb_s for segment in table.switch_rates(item.batch)] for item in table.batches
+        item.batch: [segment.below_rate_mb_s for segment in table.switch_rates(State(batch=item.batch))]
+        for item in table.batches
     }
 
     assert rates[1] == [pytest.approx(150 / 32), pytest.approx(450 / 18), None]
@@ -102,9 +103,9 @@ def test_the_paper_formulas_hold() -> None:
     split_ms = 20.0 + 1000 * input_mb * ratio / rate + 8.0
     full_ms = 1000 * input_mb / rate + 10.0
 
-    assert table.latency_ms("features.4.0", 1, rate) == pytest.approx(split_ms, rel=1e-15)
-    assert table.latency_ms("full-offload", 1, rate) == pytest.approx(full_ms, rel=1e-15)
-    assert table.latency_ms("no-offload", 1, rate) == 60.0
+    assert table.latency_ms("features.4.0", State(batch=1, rate_mb_s=rate)) == pytest.approx(split_ms, rel=1e-15)
+    assert table.latency_ms("full-offload", State(batch=1, rate_mb_s=rate)) == pytest.approx(full_ms, rel=1e-15)
+    assert table.latency_ms("no-offload", State(batch=1, rate_mb_s=rate)) == 60.0
     assert table.pick(1, rate).latency_ms == min(split_ms, full_ms, 60.0)
 
 
@@ -127,7 +128,10 @@ def test_t_is_evaluated_in_the_stated_order_to_the_last_bit() -> None:
 
         assert table.pick(1, rate).latency_ms == own
         assert (
-            table.latency_ms(3, 1, rate, rtt_ms=rtt, server_load=load, queue_ms=queue, downlink_rate_mb_s=5.5) == given
+            table.latency_ms(
+                3, State(batch=1, rate_mb_s=rate, rtt_ms=rtt, server_load=load, queue_ms=queue, downlink_rate_mb_s=5.5)
+            )
+            == given
         )
 
 
@@ -158,7 +162,7 @@ def test_at_rate_0_only_what_sends_nothing_can_answer() -> None:
 
     assert (pick.choice.name, pick.latency_ms, pick.runner_up, pick.tie) == ("no-offload", 60.0, None, False)
     assert pick.margin_ms == math.inf
-    assert table.latency_ms("full-offload", 1, 0) == math.inf
+    assert table.latency_ms("full-offload", State(batch=1, rate_mb_s=0)) == math.inf
     with pytest.raises(UsageError, match="nothing can be sent"):
         table.pick(1, 0.0, allow=["full-offload", "features.4.0"])
     with pytest.raises(UsageError, match="batch 8"):
@@ -175,10 +179,10 @@ def test_a_downlink_of_rate_0_counts_only_where_the_way_back_is_counted() -> Non
     counted = table_of([row(1, 1.0, 1.0, 1000, 50), row(2, 1.0, 1.0, 1000, 0)], link=Link(count_downlink=True))
 
     assert plain.pick(1, 1.0, downlink_rate_mb_s=0.0).latency_ms == 3.0
-    assert counted.latency_ms(1, 1, 1.0, downlink_rate_mb_s=0.0) == math.inf
-    assert counted.latency_ms(2, 1, 1.0, downlink_rate_mb_s=0.0) == 3.0
+    assert counted.latency_ms(1, State(batch=1, rate_mb_s=1.0, downlink_rate_mb_s=0.0)) == math.inf
+    assert counted.latency_ms(2, State(batch=1, rate_mb_s=1.0, downlink_rate_mb_s=0.0)) == 3.0
     with pytest.raises(UsageError, match="any data rate"):
-        counted.switch_rates(1, downlink_rate_mb_s=0.0, allow=[1])
+        counted.switch_rates(State(batch=1, downlink_rate_mb_s=0.0, allow=[1]))
 
 
 @pytest.mark.parametrize("rate", [math.nan, -1.0, -math.inf, "fast", None, 10**400], ids=str)
@@ -238,7 +242,7 @@ def test_allow_may_be_used_up_and_changed_later() -> None:
     assert [terms.choice.name for terms in pick.ranking] == ["no-offload"]
     assert [terms.choice.name for terms in kept.ranking] == ["no-offload"]
     with pytest.raises(UsageError, match="'allow' takes a collection of choices, by name or id; got 3"):
-        golden().pick(1, 8.0, allow=3)  # type: ignore[arg-type]  # what is tested
+        golden().pick(1, 8.0, allow=3)  # type: ignore[call-overload]  # what is tested
 
 
 @pytest.mark.parametrize("source", [None, 5, object()])
@@ -313,13 +317,15 @@ def test_the_95th_percentile_compares_the_sums_of_both_sides() -> None:
 
     pick = table.pick(1, rate, percentile=95)
 
-    assert table.latency_ms("full-offload", 1, rate, percentile=95) == 12.5 + 1000.0 * (0.6 / rate)
+    assert table.latency_ms("full-offload", State(batch=1, rate_mb_s=rate, percentile=95)) == 12.5 + 1000.0 * (
+        0.6 / rate
+    )
     split_ms = split.head_p95_ms + (split.tail_p95_ms + 1000.0 * (0.15 / rate))
-    assert table.latency_ms("features.4.0", 1, rate, percentile=95) == split_ms
+    assert table.latency_ms("features.4.0", State(batch=1, rate_mb_s=rate, percentile=95)) == split_ms
     assert (pick.choice.name, pick.latency_ms) == ("features.4.0", split_ms)
     assert table.pick(1, rate, percentile=50).latency_ms == table.pick(1, rate).latency_ms < split_ms
     assert pick.to_json()["percentile"] == 95
-    assert pick.segments == table.switch_rates(1, percentile=95) != table.switch_rates(1)
+    assert pick.segments == table.switch_rates(State(batch=1, percentile=95)) != table.switch_rates(State(batch=1))
 
 
 def test_a_choice_without_95th_percentiles_is_left_out_there() -> None:
@@ -426,7 +432,7 @@ def tables(draw: st.DrawFn) -> LookupTable:
 @settings(max_examples=150)
 @given(tables(), st.lists(rates, max_size=8))
 def test_the_switch_rates_are_the_lower_envelope_by_brute_force(table: LookupTable, some_rates: list[float]) -> None:
-    segments = table.switch_rates(1)
+    segments = table.switch_rates(State(batch=1))
     ends = [segment.below_rate_mb_s for segment in segments]
 
     assert ends[-1] is None
@@ -435,8 +441,8 @@ def test_the_switch_rates_are_the_lower_envelope_by_brute_force(table: LookupTab
     assert len({segment.choice for segment in segments}) == len(segments)
     for rate in [*some_rates, *inner, *(rate * 0.9 for rate in inner), *(rate * 1.1 for rate in inner)]:
         chosen = next(s.choice for s in segments if s.below_rate_mb_s is None or rate < s.below_rate_mb_s)
-        least = min(table.latency_ms(choice.id, 1, rate) for choice in table.choices)
-        assert table.latency_ms(chosen, 1, rate) == pytest.approx(least, rel=1e-12)
+        least = min(table.latency_ms(choice.id, State(batch=1, rate_mb_s=rate)) for choice in table.choices)
+        assert table.latency_ms(chosen, State(batch=1, rate_mb_s=rate)) == pytest.approx(least, rel=1e-12)
         assert table.pick(1, rate).latency_ms == least
     assert LookupTable.from_json(json.loads(json.dumps(table.to_json()))) == table
 
@@ -444,7 +450,7 @@ def test_the_switch_rates_are_the_lower_envelope_by_brute_force(table: LookupTab
 @settings(max_examples=150)
 @given(tables())
 def test_pick_changes_exactly_at_each_switch_rate(table: LookupTable) -> None:
-    segments = table.switch_rates(1)
+    segments = table.switch_rates(State(batch=1))
     for before, after in itertools.pairwise(segments):
         rate = before.below_rate_mb_s
         assert rate is not None
@@ -463,7 +469,7 @@ def test_lines_that_rounding_cannot_tell_apart_still_give_a_table_that_reads_bac
         table = table_of(rows, link=Link(count_downlink=numbers.random() < 0.5))
 
         assert LookupTable.from_json(json.loads(json.dumps(table.to_json(), allow_nan=False))) == table
-        for before, after in itertools.pairwise(table.switch_rates(1)):
+        for before, after in itertools.pairwise(table.switch_rates(State(batch=1))):
             rate = before.below_rate_mb_s
             assert rate is not None
             assert table.pick(1, rate).choice.id == after.choice
@@ -472,11 +478,11 @@ def test_lines_that_rounding_cannot_tell_apart_still_give_a_table_that_reads_bac
 
 def test_switch_rates_follow_the_question() -> None:
     table = golden()
-    plain = table.switch_rates(1)
+    plain = table.switch_rates(State(batch=1))
 
-    assert [item.choice for item in table.switch_rates(1, allow=["full-offload", "no-offload"])] == [2, 0]
-    assert table.switch_rates(1, allow=[2])[0].below_rate_mb_s is None
-    loaded = table.switch_rates(1, server_load=2.0)
+    assert [item.choice for item in table.switch_rates(State(batch=1, allow=["full-offload", "no-offload"]))] == [2, 0]
+    assert table.switch_rates(State(batch=1, allow=[2]))[0].below_rate_mb_s is None
+    loaded = table.switch_rates(State(batch=1, server_load=2.0))
     assert loaded[0].below_rate_mb_s == pytest.approx(150 / 24)
     assert loaded != plain
 

@@ -21,7 +21,8 @@
 #include <utility>
 #include <vector>
 
-#include "dsc_split/document.hpp"
+#include "dsc_split/detail/document.hpp"
+#include "dsc_split/load_error.hpp"
 #include "dsc_split/lookup_table.hpp"
 
 namespace dsc_split {

@@ -173,8 +173,9 @@ struct TableView {
     const std::size_t at = position_of(batch);
     if (at == batches.size || batches[at].batch != batch || !detail::is_rate(rate_mb_s)) {
       State state;
+      state.batch = batch;
       state.rate_mb_s = rate_mb_s;
-      return pick(batch, state);
+      return pick(state);
     }
     const Batch& measured = batches[at];
     std::size_t begun = 0;
@@ -194,15 +195,15 @@ struct TableView {
   /// Gives the fastest choice in one state: the least T, then the fewest bytes up, then the lowest id.
   ///
   /// Errors: bad_number, unknown_percentile, bad_batch, batch_too_large, nothing_allowed, nothing_can_answer.
-  [[nodiscard]] constexpr Result<Pick> pick(std::int64_t batch, const State& state) const noexcept {
-    const Question question(*this, batch, state);
+  [[nodiscard]] constexpr Result<Pick> pick(const State& state) const noexcept {
+    const Question question(*this, state);
     if (question.error != Errc::ok) return Error{question.error};
     return pick_of(best(question, question.now), question.at);
   }
 
   /// Says how much faster than the next choice the answer is, and how well that is known. Errors: as of `pick`.
-  [[nodiscard]] Result<Margin> margin(std::int64_t batch, const State& state) const noexcept {
-    const Question question(*this, batch, state);
+  [[nodiscard]] Result<Margin> margin(const State& state) const noexcept {
+    const Question question(*this, state);
     if (question.error != Errc::ok) return Error{question.error};
     const Found first = best(question, question.now);
     const Result<Pick> pick = pick_of(first, question.at);
@@ -221,18 +222,16 @@ struct TableView {
   /// Gives T of one choice, by position; infinite where it cannot be sent. The state's mask does not count.
   ///
   /// Errors: as of `pick`, and unknown_choice; nothing_allowed where the choice has no row at this batch size.
-  [[nodiscard]] constexpr Result<double> latency_ms(std::int32_t position, std::int64_t batch,
-                                                    const State& state) const noexcept {
-    const auto found = terms(position, batch, state);
+  [[nodiscard]] constexpr Result<double> latency_ms(std::int32_t position, const State& state) const noexcept {
+    const auto found = terms(position, state);
     if (!found) return found.error();
     return found->latency_ms;
   }
 
   /// Gives the terms of T of one choice, by position. Errors: as of `latency_ms`.
-  [[nodiscard]] constexpr Result<Terms> terms(std::int32_t position, std::int64_t batch,
-                                              const State& state) const noexcept {
+  [[nodiscard]] constexpr Result<Terms> terms(std::int32_t position, const State& state) const noexcept {
     if (position < 0 || index(position) >= choices.size) return Error{Errc::unknown_choice};
-    const Question question(*this, batch, state);
+    const Question question(*this, state);
     if (question.error != Errc::ok) return Error{question.error};
     const detail::Conditions& now = question.now;
     const std::size_t found = row_of(question.at, position);
@@ -263,10 +262,10 @@ struct TableView {
   /// A boundary is the very number at which `pick` gives the next choice while the number just below it still gives
   /// the one before. The state's own rate does not count. As many segments as the table has choices are enough.
   /// Errors: as of `pick`, and no_space.
-  [[nodiscard]] Result<std::size_t> switch_rates(std::int64_t batch, State state, Segment* segments,
+  [[nodiscard]] Result<std::size_t> switch_rates(State state, Segment* segments,
                                                  std::size_t capacity) const noexcept {
     state.rate_mb_s = infinity;
-    const Question question(*this, batch, state);
+    const Question question(*this, state);
     if (question.error != Errc::ok) return Error{question.error};
     const Found last = best(question, question.now);
     if (last.empty) return Error{Errc::nothing_allowed};
@@ -297,10 +296,10 @@ struct TableView {
 
   static constexpr bool has_p95(const Row& row) noexcept { return row.head_p95_ms >= 0.0 && row.tail_p95_ms >= 0.0; }
 
-  /// A batch size and a state that were looked through.
+  /// A state that was looked through.
   struct Question {
-    constexpr Question(const TableView& table, std::int64_t batch_asked, const State& state) noexcept
-        : batch(batch_asked),
+    constexpr Question(const TableView& table, const State& state) noexcept
+        : batch(state.batch),
           allow(state.allow),
           now{state.rate_mb_s,
               state.downlink_rate_mb_s ? *state.downlink_rate_mb_s

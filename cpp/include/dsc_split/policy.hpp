@@ -166,18 +166,18 @@ class SwitchPolicy {
     if (!detail::is_finite(time_s)) return Error{Errc::bad_number};
     const double now_s = std::max(now_s_, time_s);
     const std::optional<RateEstimate> estimate = estimator_.estimate(now_s);
-    const State state = state_at(now_s, estimate ? estimate->rate_mb_s : unknown_rate_mb_s_);
-    const auto pick = table_.pick(batch, state);
+    const State state = state_at(now_s, batch, estimate ? estimate->rate_mb_s : unknown_rate_mb_s_);
+    const auto pick = table_.pick(state);
     if (!pick) return pick.error();
     const Candidate best{pick->position, pick->latency_ms};
-    const Around around = look_around(batch, state);
+    const Around around = look_around(state);
 
     now_s_ = now_s;
     if (probe_sent_s_ && now_s - *probe_sent_s_ >= parameters_.probe_timeout_s) {
       fail_probe(*probe_sent_s_ + parameters_.probe_timeout_s, *probe_sent_s_);
     }
     if (down_ && parameters_.probe_bytes == 0 && now_s >= retry_at_s_) come_back();
-    const Chosen chosen = choose(best, around.local, batch, state, estimate.has_value());
+    const Chosen chosen = choose(best, around.local, state, estimate.has_value());
     const bool keep = chosen.reason == Reason::best || chosen.reason == Reason::hysteresis ||
                       chosen.reason == Reason::dwell;
     held_requests_ = keep && chosen.candidate.position == present_ ? held_requests_ + 1 : 1;
@@ -193,7 +193,7 @@ class SwitchPolicy {
     if (sends && !estimate) decision.predicted_ms = infinity;
     if (sends && around.local) decision.timeout_ms = timeout_ms(decision.predicted_ms, around.local->latency_ms);
     if (parameters_.probe_bytes > 0 && around.reachable) {
-      const auto terms = table_.terms(decision.position, batch, state);
+      const auto terms = table_.terms(decision.position, state);
       decision.probe_bytes = probe(terms ? terms->uplink_bytes : 0);
     }
     return decision;
@@ -214,9 +214,10 @@ class SwitchPolicy {
     const double now_s = std::max(now_s_, seen.time_s);
     const std::optional<double> rtt_ms = seen.rtt_ms ? seen.rtt_ms : rtt_ms_;
     State state;
+    state.batch = seen.batch;
     state.rate_mb_s = infinity;
     state.rtt_ms = rtt_ms;
-    const auto terms = table_.terms(seen.position, seen.batch, state);
+    const auto terms = table_.terms(seen.position, state);
     if (!terms) return terms.error().code;
     if (!table_.choices[static_cast<std::size_t>(seen.position)].uses_server()) {
       now_s_ = now_s;
@@ -348,9 +349,10 @@ class SwitchPolicy {
 
   // ---- deciding ----
 
-  State state_at(double now_s, double rate_mb_s) const noexcept {
+  State state_at(double now_s, std::int64_t batch, double rate_mb_s) const noexcept {
     const Server now = server(now_s);
     State state;
+    state.batch = batch;
     state.rate_mb_s = rate_mb_s;
     state.rtt_ms = rtt_ms_;
     state.server_load = now.load;
@@ -364,13 +366,13 @@ class SwitchPolicy {
     return !allow_ || (*allow_)[static_cast<std::size_t>(position)];
   }
 
-  Around look_around(std::int64_t batch, const State& state) const noexcept {
+  Around look_around(const State& state) const noexcept {
     Around around;
     for (std::size_t i = 0; i < table_.choices.size; ++i) {
       const auto position = static_cast<std::int32_t>(i);
       const bool sends = table_.choices[i].uses_server();
       if (!is_allowed(position) || (sends && around.reachable)) continue;
-      const auto time = table_.latency_ms(position, batch, state);
+      const auto time = table_.latency_ms(position, state);
       if (!time) continue;
       if (sends) {
         around.reachable = true;
@@ -381,18 +383,18 @@ class SwitchPolicy {
     return around;
   }
 
-  Chosen choose(const Candidate& best, const std::optional<Candidate>& local, std::int64_t batch, const State& state,
+  Chosen choose(const Candidate& best, const std::optional<Candidate>& local, const State& state,
                 bool known) const noexcept {
     if (down_ && local) return {*local, Reason::server_down};
     if (!known) return {local ? *local : best, Reason::unknown_rate};
     if (present_ < 0 || present_ == best.position || !is_allowed(present_)) return {best, Reason::best};
-    const auto time = table_.latency_ms(present_, batch, state);
+    const auto time = table_.latency_ms(present_, state);
     if (!time) return {best, Reason::best};
     const Candidate present{present_, *time};
     const double gain_below_ms =
         detail::rounded(present.latency_ms * (1.0 - parameters_.hysteresis)) - parameters_.switch_cost_ms;
     if (!(best.latency_ms < gain_below_ms)) return {present, Reason::hysteresis};
-    if (batch == batch_ && held_requests_ < parameters_.dwell_requests && present.latency_ms < infinity) {
+    if (state.batch == batch_ && held_requests_ < parameters_.dwell_requests && present.latency_ms < infinity) {
       return {present, Reason::dwell};
     }
     return {best, Reason::best};
@@ -469,9 +471,9 @@ class SwitchPolicy {
   double patience_ms(double now_s, const Observation& seen) const noexcept {
     const std::optional<RateEstimate> estimate = estimator_.estimate(now_s);
     if (!estimate || !is_allowed(seen.position)) return infinity;
-    const State state = state_at(now_s, estimate->rate_mb_s);
-    const std::optional<Candidate> local = look_around(seen.batch, state).local;
-    const auto time = table_.latency_ms(seen.position, seen.batch, state);
+    const State state = state_at(now_s, seen.batch, estimate->rate_mb_s);
+    const std::optional<Candidate> local = look_around(state).local;
+    const auto time = table_.latency_ms(seen.position, state);
     return local && time ? timeout_ms(*time, local->latency_ms) : infinity;
   }
 

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cassert>
+#include <type_traits>
 #include <utility>
+#include <variant>
 
 #define DSC_SPLIT_VERSION_MAJOR 0
 #define DSC_SPLIT_VERSION_MINOR 1
@@ -71,24 +73,76 @@ struct Error {
 /// Says in words what went wrong.
 [[nodiscard]] constexpr const char* to_string(Error error) noexcept { return to_string(error.code); }
 
-/// A value, or an error. Look at it as a condition before the value is taken.
-template <class T, class E = Error>
-class [[nodiscard]] Result {
+namespace detail {
+
+/// A value or an error of any types.
+template <class T, class E, bool = std::is_trivially_copyable_v<T>&& std::is_trivially_copyable_v<E>>
+class Either {
  public:
-  constexpr Result(T value) noexcept : value_(std::move(value)), ok_(true) {}
-  constexpr Result(E error) noexcept : error_(std::move(error)) {}
+  explicit Either(T value) noexcept : held_(std::in_place_index<0>, std::move(value)) {}
+  explicit Either(E error) noexcept : held_(std::in_place_index<1>, std::move(error)) {}
 
-  [[nodiscard]] constexpr explicit operator bool() const noexcept { return ok_; }
+  [[nodiscard]] bool has_value() const noexcept { return held_.index() == 0; }
+  [[nodiscard]] const T& value() const noexcept { return *std::get_if<0>(&held_); }
+  [[nodiscard]] T& value() noexcept { return *std::get_if<0>(&held_); }
+  [[nodiscard]] const E& error() const noexcept { return *std::get_if<1>(&held_); }
 
-  [[nodiscard]] constexpr const T& operator*() const& noexcept { return assert(ok_), value_; }
-  [[nodiscard]] constexpr T&& operator*() && noexcept { return assert(ok_), std::move(value_); }
-  [[nodiscard]] constexpr const T* operator->() const noexcept { return assert(ok_), &value_; }
+ private:
+  std::variant<T, E> held_;
+};
+
+/// A value or an error of types that are copied as bytes: it is copied so, too, and may be a constant.
+template <class T, class E>
+class Either<T, E, true> {
+ public:
+  constexpr explicit Either(T value) noexcept : value_(std::move(value)), has_value_(true) {}
+  constexpr explicit Either(E error) noexcept : error_(std::move(error)), has_value_(false) {}
+
+  [[nodiscard]] constexpr bool has_value() const noexcept { return has_value_; }
+  [[nodiscard]] constexpr const T& value() const noexcept { return value_; }
+  [[nodiscard]] constexpr T& value() noexcept { return value_; }
   [[nodiscard]] constexpr const E& error() const noexcept { return error_; }
 
  private:
-  T value_{};
-  E error_{};
-  bool ok_ = false;
+  union {
+    T value_;
+    E error_;
+  };
+  bool has_value_;
+};
+
+}  // namespace detail
+
+/// A value, or an error. Look at it as a condition before the value or the error is taken: to take what is not there is
+/// undefined (and an `assert`). Neither type needs a default constructor.
+template <class T, class E = Error>
+class [[nodiscard]] Result {
+  static_assert(!std::is_same_v<T, E>, "a value and an error of one type cannot be told apart");
+
+ public:
+  constexpr Result(T value) noexcept : held_(std::move(value)) {}
+  constexpr Result(E error) noexcept : held_(std::move(error)) {}
+
+  [[nodiscard]] constexpr bool has_value() const noexcept { return held_.has_value(); }
+  [[nodiscard]] constexpr explicit operator bool() const noexcept { return held_.has_value(); }
+
+  [[nodiscard]] constexpr const T& operator*() const& noexcept { return assert(has_value()), held_.value(); }
+  [[nodiscard]] constexpr T&& operator*() && noexcept { return assert(has_value()), std::move(held_.value()); }
+  [[nodiscard]] constexpr const T* operator->() const noexcept { return assert(has_value()), &held_.value(); }
+  [[nodiscard]] constexpr const E& error() const noexcept { return assert(!has_value()), held_.error(); }
+
+  /// Gives the value, or `fallback` where there is none.
+  template <class U>
+  [[nodiscard]] constexpr T value_or(U&& fallback) const& noexcept {
+    return has_value() ? held_.value() : static_cast<T>(std::forward<U>(fallback));
+  }
+  template <class U>
+  [[nodiscard]] constexpr T value_or(U&& fallback) && noexcept {
+    return has_value() ? std::move(held_.value()) : static_cast<T>(std::forward<U>(fallback));
+  }
+
+ private:
+  detail::Either<T, E> held_;
 };
 
 }  // namespace v0

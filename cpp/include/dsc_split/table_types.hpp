@@ -111,8 +111,9 @@ struct Batch {
 /// Choices that may be taken, by position in `TableView::choices`.
 using Mask = std::bitset<max_choices>;
 
-/// The question apart from the batch size.
+/// The question: what holds when a request starts.
 struct State {
+  std::int64_t batch = 0;                         ///< Batch size, from 1; it must be given.
   double rate_mb_s = 0.0;                         ///< Uplink in MB/s; 0: nothing can be sent; infinite: bytes are free.
   std::optional<double> downlink_rate_mb_s = {};  ///< Default: the link's, or else the uplink's.
   std::optional<double> rtt_ms = {};              ///< Default: the link's.

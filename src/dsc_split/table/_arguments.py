@@ -3,48 +3,69 @@
 from __future__ import annotations
 
 import math
-import operator
+from collections.abc import Iterable
 
 from dsc_split._support.checks import shown
+from dsc_split._support.numbers import as_int, number
 from dsc_split.errors import UsageError
 
-__all__ = ["batch_size", "finite_number", "is_p95", "number"]
+__all__ = ["batch_size", "data_rate", "finite_number", "is_p95", "named_choices"]
 
 
-def batch_size(batch: int) -> int:
-    """Take a batch size: a whole number from 1."""
-    try:
-        size = operator.index(batch)
-    except TypeError:
-        raise UsageError(f"batch {shown(batch)} is no batch size; a whole number from 1 was expected.") from None
-    if size < 1 or isinstance(batch, bool):
+def batch_size(batch: object) -> int:
+    """Return a batch size as a plain int: a whole number from 1.
+
+    Raises:
+        UsageError: It is none.
+    """
+    size = as_int(batch)
+    if size is None or size < 1:
         raise UsageError(f"batch {shown(batch)} is no batch size; a whole number from 1 was expected.")
     return size
 
 
-def number(what: str, unit: str, value: float) -> float:
-    """Take a number from 0; infinity is one."""
-    try:
-        taken = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{what} {shown(value)} is no number; {unit} from 0 were expected.") from None
-    if not taken >= 0.0:
-        raise UsageError(f"{what} {taken:g} is out of range; {unit} from 0 were expected.")
-    return taken
+def data_rate(name: str, value: object) -> float:
+    """Return a data rate in MB/s: a number from 0; infinity is one.
+
+    Raises:
+        UsageError: It is none.
+    """
+    return number(name, value, expected="MB/s from 0 were expected")
 
 
-def finite_number(what: str, unit: str, value: float) -> float:
-    """Take a finite number from 0."""
-    taken = number(what, unit, value)
+def finite_number(name: str, unit: str, value: object) -> float:
+    """Return a finite number from 0.
+
+    Raises:
+        UsageError: It is none.
+    """
+    taken = number(name, value, expected=f"{unit} from 0 were expected")
     if taken == math.inf:
         raise UsageError(
-            f"{what} is infinite; {unit} from 0 were expected. To leave the server out, allow 'no-offload' alone."
+            f"{name} is infinite; {unit} from 0 were expected. To leave the server out, allow 'no-offload' alone."
         )
     return taken
 
 
 def is_p95(percentile: float | None) -> bool:
-    """Say whether the 95th percentile is asked for, and not the median."""
+    """Return whether the 95th percentile is asked for, and not the median.
+
+    Raises:
+        UsageError: It is another percentile.
+    """
     if percentile not in (None, 50, 95):
         raise UsageError(f"percentile {percentile!r} is not in the table; 50, the median, or 95 was expected.")
     return percentile == 95
+
+
+def named_choices(allow: Iterable[str | int]) -> tuple[str | int, ...]:
+    """Return the names and ids of a mask in a form that nobody changes; they are not looked up.
+
+    Raises:
+        UsageError: It is one text, or no collection.
+    """
+    if isinstance(allow, str):
+        raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
+    if not isinstance(allow, Iterable):
+        raise UsageError(f"'allow' takes a collection of choices, by name or id; got {allow!r}.")
+    return tuple(allow)

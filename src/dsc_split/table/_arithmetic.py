@@ -13,9 +13,20 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment
+from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Terms
 
-__all__ = ["Lines", "best_index", "bytes_at", "evaluate", "make_lines", "neighbour", "slopes", "switch_rates"]
+__all__ = [
+    "Lines",
+    "best_index",
+    "bytes_at",
+    "evaluate",
+    "in_order",
+    "make_lines",
+    "neighbour",
+    "ranking",
+    "slopes",
+    "switch_rates",
+]
 
 _TINY_MB_S = 1e-290
 """Rates below this overflow."""
@@ -36,16 +47,29 @@ class Lines:
     MB (0 unless counted); whether it uses the server."""
     one_way: tuple[tuple[float, float, float], ...]
     """The first three of ``numbers``: all that counts where nothing comes back."""
-    variances_ms2: tuple[float, ...]
-    """Per choice: squared half-width of the confidence interval."""
-    counts_downlink: bool
-    """Whether any downlink MB are counted."""
+    link: Link
+    """Cost of the network; its round-trip time is not the one that counts here."""
+    rtt_ms: float
+    """Round-trip time in milliseconds."""
+    server_load: float
+    """Ratio of the tail's time now to its time when measured."""
+    queue_ms: float
+    """Wait in milliseconds before the tail starts."""
     downlink_rate_mb_s: float | None
     """A downlink rate that does not follow the uplink's."""
 
+    def variance_ms2(self, index: int) -> float:
+        """Return the squared half-width of the confidence interval of one choice's head plus tail, in ms^2."""
+        return self.rows[index].variance_ms2(self.server_load)
+
+
+def in_order(rows: Iterable[tuple[Choice, Row]]) -> tuple[tuple[Choice, Row], ...]:
+    """Sort choices with their rows as :class:`Lines` has them: by ascending uplink bytes, then id."""
+    return tuple(sorted(rows, key=lambda item: (item[1].uplink_bytes, item[0].id)))
+
 
 def make_lines(
-    rows: Iterable[tuple[Choice, Row]],
+    rows: Sequence[tuple[Choice, Row]],
     *,
     measured_batch: int,
     link: Link,
@@ -54,10 +78,9 @@ def make_lines(
     queue_ms: float,
     downlink_rate_mb_s: float | None,
 ) -> Lines:
-    """Prepare the lines of ``rows``; the sums are taken in the order of the format."""
-    ordered = sorted(rows, key=lambda item: (item[1].uplink_bytes, item[0].id))
+    """Prepare the lines of ``rows``, which are :func:`in_order`; the sums are taken in the order of the format."""
     numbers = []
-    for choice, row in ordered:
+    for choice, row in rows:
         if not choice.uses_server:
             numbers.append((row.head_ms, 0.0, 0.0, 0.0, False))
             continue
@@ -73,19 +96,21 @@ def make_lines(
         numbers.append((row.head_ms, fixed_ms, up_mb, down_mb, True))
     return Lines(
         measured_batch=measured_batch,
-        choices=tuple(choice for choice, _ in ordered),
-        rows=tuple(row for _, row in ordered),
+        choices=tuple([choice for choice, _ in rows]),
+        rows=tuple([row for _, row in rows]),
         numbers=tuple(numbers),
-        one_way=tuple(number[:3] for number in numbers),
-        variances_ms2=tuple(row.variance_ms2(server_load) for _, row in ordered),
-        counts_downlink=link.count_downlink,
+        one_way=tuple([number[:3] for number in numbers]),
+        link=link,
+        rtt_ms=rtt_ms,
+        server_load=server_load,
+        queue_ms=queue_ms,
         downlink_rate_mb_s=downlink_rate_mb_s,
     )
 
 
 def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
     """Give T in milliseconds of every choice at ``rate_mb_s``; infinite for what cannot be sent."""
-    if rate_mb_s > 0.0 and not lines.counts_downlink:
+    if rate_mb_s > 0.0 and not lines.link.count_downlink:
         return [head + (fixed + 1000.0 * (up / rate_mb_s)) for head, fixed, up in lines.one_way]
     downlink = lines.downlink_rate_mb_s
     if downlink is None:
@@ -105,6 +130,39 @@ def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
 def best_index(times_ms: list[float]) -> int:
     """Find the best choice; of equal ones the first, which has the smaller uplink or the lower id."""
     return times_ms.index(min(times_ms))
+
+
+def ranking(lines: Lines, rate_mb_s: float) -> tuple[Terms, ...]:
+    """List every choice with the terms of its T at ``rate_mb_s``, the fastest first."""
+    link = lines.link
+    downlink = rate_mb_s if lines.downlink_rate_mb_s is None else lines.downlink_rate_mb_s
+    terms = []
+    for choice, row, numbers, latency_ms in zip(
+        lines.choices, lines.rows, lines.numbers, evaluate(lines, rate_mb_s), strict=True
+    ):
+        _, _, up, down, uses_server = numbers
+        network_ms = lines.rtt_ms * link.round_trips + link.c0_ms + link.c1_ms_per_mb * (up + down)
+        terms.append(
+            Terms(
+                choice=choice,
+                head_ms=row.head_ms,
+                uplink_ms=_transfer_ms(up, rate_mb_s, uses_server),
+                network_ms=network_ms if uses_server else 0.0,
+                queue_ms=lines.queue_ms if uses_server else 0.0,
+                tail_ms=row.tail_ms * lines.server_load if uses_server else 0.0,
+                downlink_ms=_transfer_ms(down, downlink, uses_server and down > 0.0),
+                latency_ms=latency_ms,
+                uplink_bytes=row.uplink_bytes,
+                downlink_bytes=row.downlink_bytes,
+            )
+        )
+    return tuple(sorted(terms, key=lambda item: item.latency_ms))
+
+
+def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:
+    if not sends:
+        return 0.0
+    return 1000.0 * (size_mb / rate_mb_s) if rate_mb_s > 0.0 else math.inf
 
 
 def slopes(lines: Lines) -> list[float]:

@@ -7,16 +7,14 @@ import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.files import canonical_json
 from dsc_split.errors import UsageError
-from dsc_split.table._arithmetic import make_lines, neighbour
+from dsc_split.table._arithmetic import in_order, make_lines, neighbour
+from dsc_split.table._state import State
+from dsc_split.table._table import LookupTable
+from dsc_split.table._types import Row as TableRow
 from dsc_split.table._types import half_width
-
-if TYPE_CHECKING:
-    from dsc_split.table._table import LookupTable
-    from dsc_split.table._types import Row as TableRow
 
 __all__ = ["header_name", "table_header"]
 
@@ -38,7 +36,6 @@ constant that takes it more than 2^20 steps."""
 MOST_CERTAIN = 64
 """Where no rounding can change the choice is found at compile time for up to so many rows: it takes their square."""
 
-_LOADED = {"downlink_rate_mb_s": 3.7, "rtt_ms": 12.5, "server_load": 1.5, "queue_ms": 3.0}
 _CHECKS = """\
 constexpr bool in_order(const dsc_split::TableView& table) noexcept {
   for (std::size_t i = 1; i < table.choices.size; ++i) {
@@ -64,9 +61,9 @@ constexpr std::size_t row_count(const dsc_split::TableView& table) noexcept {
   return count;
 }
 
-constexpr bool picks(const dsc_split::TableView& table, std::int64_t batch, const dsc_split::State& state,
-                     std::int32_t id, double latency_ms) noexcept {
-  const auto pick = table.pick(batch, state);
+constexpr bool picks(const dsc_split::TableView& table, const dsc_split::State& state, std::int32_t id,
+                     double latency_ms) noexcept {
+  const auto pick = table.pick(state);
   return pick && pick->choice->id == id && pick->latency_ms == latency_ms;
 }
 """
@@ -133,7 +130,7 @@ def _refuse_overflow(table: LookupTable) -> None:
     choices = {choice.id: choice for choice in table.choices}
     for item in table.batches:
         lines = make_lines(
-            ((choices[row.choice], row) for row in item.rows),
+            in_order((choices[row.choice], row) for row in item.rows),
             measured_batch=item.batch,
             link=table.link,
             rtt_ms=table.link.rtt_ms,
@@ -243,38 +240,40 @@ def _assertions(table: LookupTable, variable: str, data: str) -> Iterator[str]:
     rows = sum(len(item.rows) for item in table.batches)
     yield f'static_assert({data}::in_order({variable}), "{variable} is out of order");'
     yield f'static_assert({data}::row_count({variable}) == {rows}, "{variable} has other rows");'
-    for batch, rate_mb_s, given in _states(table):
+    for state in _states(table):
         try:
-            pick = table.pick(batch, rate_mb_s, **given)
+            pick = table.pick(state)
         except UsageError:  # nothing that is finite, or no 95th percentiles: there is no pick to compare
             continue
         if math.inf in pick.times_ms:  # what overflows is no constant
             continue
         yield (
-            f"static_assert({data}::picks({variable}, {batch}, {_state(rate_mb_s, given)}, {pick.choice.id}, "
+            f"static_assert({data}::picks({variable}, {_state(state)}, {pick.choice.id}, "
             f'{_number(pick.latency_ms)}), "{variable} picks otherwise");'
         )
 
 
-def _states(table: LookupTable) -> Iterator[tuple[int, float, dict[str, Any]]]:
-    """List the states that the compiler compares: batch, data rate, and what else is given."""
+def _states(table: LookupTable) -> Iterator[State]:
+    """List the states in which the compiler compares."""
     rate_mb_s = 1.0
     for item in table.batches:
         try:
-            segments = table.switch_rates(item.batch)
+            segments = table.switch_rates(State(batch=item.batch))
         except UsageError:  # nothing is finite at any rate
             continue
         ends = [segment.below_rate_mb_s for segment in segments if segment.below_rate_mb_s is not None]
         rate_mb_s = ends[0] / 2.0 if ends else 1.0
         for rate in (rate_mb_s, *ends):
-            yield item.batch, rate, {}
+            yield State(batch=item.batch, rate_mb_s=rate)
     last = table.batches[-1].batch
     for batch in sorted({table.batches[0].batch, last}):
-        yield batch, rate_mb_s, _LOADED
-        yield batch, rate_mb_s, {"percentile": 95}
+        yield State(
+            batch=batch, rate_mb_s=rate_mb_s, downlink_rate_mb_s=3.7, rtt_ms=12.5, server_load=1.5, queue_ms=3.0
+        )
+        yield State(batch=batch, rate_mb_s=rate_mb_s, percentile=95)
     measured = {0, *(item.batch for item in table.batches)}
     if last - 1 not in measured and len(table.choices) * len(table.batches) <= MOST_CELLS:
-        yield last - 1, rate_mb_s, {}
+        yield State(batch=last - 1, rate_mb_s=rate_mb_s)
 
 
 # ---- C++ ---------------------------------------------------------------------------------------------------
@@ -300,18 +299,19 @@ def _boolean(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _state(rate_mb_s: float, given: dict[str, Any]) -> str:
-    if not given:
-        return f"{{{_number(rate_mb_s)}}}"
-    numbers = (
-        _number(rate_mb_s),
-        _optional(given.get("downlink_rate_mb_s")),
-        _optional(given.get("rtt_ms")),
-        _number(given.get("server_load", 1.0)),
-        _number(given.get("queue_ms", 0.0)),
-    )
-    percentile = "p95" if "percentile" in given else "median"
-    return f"{{{', '.join(numbers)}, nullptr, dsc_split::Percentile::{percentile}}}"
+def _state(state: State) -> str:
+    """Write a state without a mask; with batch size and rate alone where the rest is the default."""
+    texts = [str(state.batch), _number(state.rate_mb_s)]
+    if state != State(batch=state.batch, rate_mb_s=state.rate_mb_s):
+        texts += [
+            _optional(state.downlink_rate_mb_s),
+            _optional(state.rtt_ms),
+            _number(1.0 if state.server_load is None else state.server_load),
+            _number(0.0 if state.queue_ms is None else state.queue_ms),
+            "nullptr",
+            f"dsc_split::Percentile::{'median' if state.percentile is None else 'p95'}",
+        ]
+    return f"{{{', '.join(texts)}}}"
 
 
 def _view_of(text: str) -> str:

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from dsc_split._support.checks import shown
 from dsc_split.errors import TableError
@@ -21,10 +21,8 @@ from dsc_split.table._types import (
     Row,
     Segment,
     Side,
+    TableContent,
 )
-
-if TYPE_CHECKING:
-    from dsc_split.table._table import LookupTable
 
 __all__ = [
     "FORMAT",
@@ -57,10 +55,15 @@ _ROUNDING = 1e-9
 """Relative difference within which another writer's switch rates are taken as the same."""
 
 _KINDS = (FULL_OFFLOAD, SPLIT, NO_OFFLOAD)
+_Table = TypeVar("_Table", bound=TableContent)
 
 
-def read_table(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a table's fields, by the names of :class:`LookupTable`; segments are checked for form alone.
+def read_table(document: Mapping[str, Any], kind: type[_Table]) -> _Table:
+    """Read a table's content; segments are checked for form alone.
+
+    Args:
+        document: The form of ``table.json``.
+        kind: The class of the table to make.
 
     Raises:
         TableError: Something is missing, of the wrong type or out of range; the message names the place.
@@ -90,17 +93,17 @@ def read_table(document: Mapping[str, Any]) -> dict[str, Any]:
     emulated = _value(document, "", "emulated")
     if not (emulated is None or (isinstance(emulated, (str, Mapping)) and emulated)):
         _fail("emulated", emulated, "null, or what was emulated as a text or an object")
-    return {
-        "pair_id": _text(document, "", "pair_id"),
-        "precision": _text(document, "", "precision"),
-        "emulated": emulated,
-        "device": _read_side(document, "device"),
-        "server": _read_side(document, "server"),
-        "link": read_link(_object(document, "", "link"), "link."),
-        "choices": tuple(choices.values()),
-        "batches": batches,
-        "count": count,
-    }
+    return kind(
+        pair_id=_text(document, "", "pair_id"),
+        precision=_text(document, "", "precision"),
+        emulated=emulated,
+        device=_read_side(document, "device"),
+        server=_read_side(document, "server"),
+        link=read_link(_object(document, "", "link"), "link."),
+        choices=tuple(choices.values()),
+        batches=batches,
+        count=count,
+    )
 
 
 def read_link(document: Mapping[str, Any], where: str, *, defaults: Link | None = None) -> Link:
@@ -135,8 +138,8 @@ def read_link(document: Mapping[str, Any], where: str, *, defaults: Link | None 
     )
 
 
-def table_document(table: LookupTable) -> dict[str, Any]:
-    """Give the form of ``table.json``."""
+def table_document(table: TableContent) -> dict[str, object]:
+    """Return the form of ``table.json``."""
     return {
         "format": FORMAT,
         "version": VERSION,

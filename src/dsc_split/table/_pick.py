@@ -1,24 +1,22 @@
-"""The answer of a lookup table for one state."""
+"""The answer of a lookup table in one state."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from dsc_split.table._arithmetic import Lines
-    from dsc_split.table._table import LookupTable
-    from dsc_split.table._types import Choice, Segment, Terms
+from dsc_split._support.numbers import finite_or_none
+from dsc_split.table._arithmetic import Lines, ranking, switch_rates
+from dsc_split.table._state import State
+from dsc_split.table._types import Choice, Segment, TableContent, Terms
 
 __all__ = ["Pick"]
 
 
 @dataclass(frozen=True, init=False)
 class Pick:
-    """The answer of a table for one state, and how sure it is."""
+    """The answer of a table in one state, and how sure it is."""
 
     choice: Choice
     """The fastest choice."""
@@ -28,18 +26,23 @@ class Pick:
     """Batch size asked."""
     rate_mb_s: float
     """Uplink data rate asked, in MB/s."""
-    table: LookupTable = field(repr=False, compare=False)
-    """The table that answered."""
-    given: Mapping[str, Any] = field(repr=False, compare=False)
-    """What else was given with the question, by argument name."""
+    table: TableContent = field(repr=False, compare=False)
+    """The content of the table that answered."""
     lines: Lines = field(repr=False, compare=False)
     """The choices that were compared."""
     times_ms: list[float] = field(repr=False, compare=False)
     """T in milliseconds of each of them."""
+    _state: State | None = field(repr=False, compare=False)
+    """The state, where more was given than batch size and rate."""
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, **fields: object) -> None:
         # A third of the time of the frozen class's own, which sets field by field; picking is what must be fast.
         self.__dict__.update(fields)
+
+    @property
+    def state(self) -> State:
+        """The state that was asked about."""
+        return self._state or State(batch=self.batch, rate_mb_s=self.rate_mb_s)
 
     @property
     def measured_batch(self) -> int:
@@ -74,7 +77,7 @@ class Pick:
         if second is None:
             return 0.0
         best = self.lines.choices.index(self.choice)
-        return math.sqrt(self.lines.variances_ms2[best] + self.lines.variances_ms2[second])
+        return math.sqrt(self.lines.variance_ms2(best) + self.lines.variance_ms2(second))
 
     @property
     def margin_ratio(self) -> float:
@@ -102,12 +105,12 @@ class Pick:
     @property
     def ranking(self) -> tuple[Terms, ...]:
         """Every choice that was allowed, the fastest first."""
-        return self.table.ranking(self.batch, self.rate_mb_s, **self.given)
+        return ranking(self.lines, self.rate_mb_s)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         """The best choice over all data rates, all else as asked."""
-        return self.table.switch_rates(self.batch, **self.given)
+        return switch_rates(self.lines)
 
     @property
     def best_from_mb_s(self) -> float:
@@ -126,12 +129,8 @@ class Pick:
                 return segment.below_rate_mb_s
         return math.inf
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the answer with all it rests on as plain data; infinite numbers become ``None``."""
-
-        def finite(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
+    def to_json(self) -> dict[str, object]:
+        """Return the answer with all it rests on as plain data; infinite numbers become ``None``."""
         names = {choice.id: choice.name for choice in self.table.choices}
         return {
             "choice": self.choice.name,
@@ -139,15 +138,15 @@ class Pick:
             "kind": self.choice.kind,
             "latency_ms": self.latency_ms,
             "runner_up": None if self.runner_up is None else self.runner_up.name,
-            "margin_ms": finite(self.margin_ms),
-            "margin_ratio": finite(self.margin_ratio),
-            "uncertainty_ms": finite(self.uncertainty_ms),
+            "margin_ms": finite_or_none(self.margin_ms),
+            "margin_ratio": finite_or_none(self.margin_ratio),
+            "uncertainty_ms": finite_or_none(self.uncertainty_ms),
             "tie": self.tie,
             "timing_valid": self.timing_valid,
-            "percentile": int(self.given.get("percentile") or 50),
+            "percentile": int(self.state.percentile or 50),
             "batch": self.batch,
             "measured_batch": self.measured_batch,
-            "rate_mb_s": finite(self.rate_mb_s),
+            "rate_mb_s": finite_or_none(self.rate_mb_s),
             "emulated": self.table.emulated,
             "count": self.table.count,
             "choices": [terms.to_json() for terms in self.ranking],

@@ -25,16 +25,26 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 from dsc_split._support.checks import shown
 from dsc_split._support.files import read_json
 from dsc_split.errors import TableError, UsageError
 from dsc_split.table import _json as _table_json
-from dsc_split.table._arguments import batch_size, finite_number, is_p95, number
-from dsc_split.table._arithmetic import Lines, bytes_at, evaluate, make_lines, neighbour, switch_rates
+from dsc_split.table._arguments import batch_size, data_rate, finite_number, is_p95, named_choices
+from dsc_split.table._arithmetic import (
+    Lines,
+    bytes_at,
+    evaluate,
+    in_order,
+    make_lines,
+    neighbour,
+    ranking,
+    switch_rates,
+)
 from dsc_split.table._pick import Pick
-from dsc_split.table._types import BatchTable, Choice, Link, Row, Segment, Side, Terms
+from dsc_split.table._state import State
+from dsc_split.table._types import Choice, Row, Segment, TableContent, Terms
 
 __all__ = ["LookupTable"]
 
@@ -42,30 +52,12 @@ _Rows: TypeAlias = tuple[tuple[Choice, Row], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookupTable:
+class LookupTable(TableContent):
     """The terms of every choice at every measured batch size, on one device and one server.
 
     It does not change, and any number of threads may ask it.
     """
 
-    pair_id: str
-    """Identity of the pairs that were measured: ``sha256:...``."""
-    precision: str
-    """``fp32`` or ``fp16``."""
-    emulated: str | Mapping[str, Any] | None
-    """What was emulated, and how; ``None`` where every time was measured as it stands."""
-    device: Side
-    """What the heads were measured on."""
-    server: Side
-    """What the tails were measured on."""
-    link: Link
-    """Cost of the network, apart from the rate."""
-    choices: tuple[Choice, ...]
-    """By ascending id."""
-    batches: tuple[BatchTable, ...]
-    """By ascending batch size."""
-    count: str = "bytes"
-    """``bytes``, or ``elements`` where every element counts as one byte, as in the paper."""
     _plain: dict[int, Lines] = field(init=False, repr=False, compare=False, default_factory=dict)
     _rows: dict[int, tuple[tuple[Choice, Row], ...]] = field(
         init=False, repr=False, compare=False, default_factory=dict
@@ -100,17 +92,21 @@ class LookupTable:
             TableError: Something is missing, of the wrong type, out of range or contradictory; the message
                 names the place. Or the version is newer, or something unknown is required.
         """
-        table = cls(**_table_json.read_table(document))
+        table = _table_json.read_table(document, cls)
         for position in range(len(table.batches)):
             table._check_segments(position)
         return table
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the form of ``table.json``, version 1."""
+    def to_json(self) -> dict[str, object]:
+        """Return the form of ``table.json``, version 1."""
         return _table_json.table_document(self)
 
     # ---- asking --------------------------------------------------------------------------------------------
 
+    @overload
+    def pick(self, batch: State) -> Pick: ...
+
+    @overload
     def pick(
         self,
         batch: int,
@@ -122,53 +118,66 @@ class LookupTable:
         queue_ms: float | None = None,
         allow: Iterable[str | int] | None = None,
         percentile: float | None = None,
+    ) -> Pick: ...
+
+    def pick(
+        self,
+        batch: int | State,
+        rate_mb_s: float | None = None,
+        *,
+        downlink_rate_mb_s: float | None = None,
+        rtt_ms: float | None = None,
+        server_load: float | None = None,
+        queue_ms: float | None = None,
+        allow: Iterable[str | int] | None = None,
+        percentile: float | None = None,
     ) -> Pick:
-        """Give the fastest choice in one state.
+        """Return the fastest choice in one state: ``pick(State(batch=8, rate_mb_s=12.0))``, or ``pick(8, 12.0)``.
 
         Args:
-            batch: Batch size. One that was not measured takes the times of the next larger measured one, and
-                its own bytes.
-            rate_mb_s: Uplink data rate in MB/s (10^6 bytes); 0 where nothing can be sent, infinite where
-                bytes cost nothing.
-            downlink_rate_mb_s: Downlink rate in MB/s; default: the link's, or else the uplink's.
-            rtt_ms: Round-trip time in milliseconds; default: the link's.
-            server_load: Ratio of the tail's time now to its time when measured; default 1.
-            queue_ms: Wait in milliseconds before the tail starts; default 0.
-            allow: Names or ids of the choices that may be taken; default: all.
-            percentile: 50, the default: the medians of head and tail; 95: the 95th percentiles. Their sum is not
-                the 95th percentile of T but a bound: at least 90 % of the requests keep it, however head and
-                tail depend on each other. A choice whose 95th percentiles are not known is left out.
+            batch: A :class:`State`, and nothing else; or its batch size, and then its other fields.
+            rate_mb_s: As in :class:`State`, as all that follow.
+            downlink_rate_mb_s: In MB/s.
+            rtt_ms: In milliseconds.
+            server_load: A ratio.
+            queue_ms: In milliseconds.
+            allow: Names or ids; an iterator is used up.
+            percentile: 50 or 95.
 
         Raises:
             UsageError: A number is NaN, negative or out of range, the batch is larger than all measured ones,
-                a choice is unknown, or nothing that is allowed can answer.
+                a choice is unknown, nothing that is allowed can answer, or more is given beside a state.
         """
-        given: dict[str, Any] = _NOTHING_GIVEN
-        lines = None
-        if (
+        plain = (
             downlink_rate_mb_s is None
             and rtt_ms is None
             and server_load is None
             and queue_ms is None
             and allow is None
             and percentile is None
-        ):
-            if type(batch) is int:  # True and 1.0 would find the lines of 1
-                lines = self._plain.get(batch)
-        else:
-            allow = None if allow is None else self._ids(allow)
-            given = {
-                "downlink_rate_mb_s": downlink_rate_mb_s,
-                "rtt_ms": rtt_ms,
-                "server_load": server_load,
-                "queue_ms": queue_ms,
-                "allow": allow,
-                "percentile": percentile,
-            }
+        )
+        state = None
+        if isinstance(batch, State):
+            if not plain or rate_mb_s is not None:
+                raise UsageError("pick takes a State, or batch size, data rate and more; got both. Put all into one.")
+            state, plain = batch, batch.is_plain
+            batch, rate_mb_s = state.batch, state.rate_mb_s
+        # True and 1.0 would find the lines of 1.
+        batch = batch if type(batch) is int else batch_size(batch)
+        rate = rate_mb_s if type(rate_mb_s) is float and rate_mb_s >= 0.0 else data_rate("data rate", rate_mb_s)
+        lines = self._plain.get(batch) if plain else None
         if lines is None:
-            batch = batch_size(batch)
-            lines = self._lines(batch, **given)
-        rate = number("data rate", "MB/s", rate_mb_s)
+            state = state or State(
+                batch=batch,
+                rate_mb_s=rate,
+                downlink_rate_mb_s=downlink_rate_mb_s,
+                rtt_ms=rtt_ms,
+                server_load=server_load,
+                queue_ms=queue_ms,
+                allow=None if allow is None else named_choices(allow),
+                percentile=percentile,
+            )
+            lines = self._lines(state)
         times = evaluate(lines, rate)
         latency_ms = min(times)
         if latency_ms == math.inf:
@@ -182,119 +191,45 @@ class LookupTable:
             batch=batch,
             rate_mb_s=rate,
             table=self,
-            given=given,
             lines=lines,
             times_ms=times,
+            _state=state,
         )
 
-    def ranking(
-        self,
-        batch: int,
-        rate_mb_s: float,
-        *,
-        downlink_rate_mb_s: float | None = None,
-        rtt_ms: float | None = None,
-        server_load: float | None = None,
-        queue_ms: float | None = None,
-        allow: Iterable[str | int] | None = None,
-        percentile: float | None = None,
-    ) -> tuple[Terms, ...]:
+    def ranking(self, state: State) -> tuple[Terms, ...]:
         """List every allowed choice with the terms of its T, the fastest first.
 
-        Arguments and errors as in :meth:`pick`.
+        Raises:
+            UsageError: As in :meth:`pick`; but where nothing can answer, every T is infinite.
         """
-        lines = self._lines(
-            batch,
-            downlink_rate_mb_s=downlink_rate_mb_s,
-            rtt_ms=rtt_ms,
-            server_load=server_load,
-            queue_ms=queue_ms,
-            allow=allow,
-            percentile=percentile,
-        )
-        rate = number("data rate", "MB/s", rate_mb_s)
-        downlink = rate if lines.downlink_rate_mb_s is None else lines.downlink_rate_mb_s
-        load = 1.0 if server_load is None else float(server_load)
-        queue = 0.0 if queue_ms is None else float(queue_ms)
-        rtt = self.link.rtt_ms if rtt_ms is None else float(rtt_ms)
-        terms = []
-        for choice, row, numbers, latency_ms in zip(
-            lines.choices, lines.rows, lines.numbers, evaluate(lines, rate), strict=True
-        ):
-            _, _, up, down, uses_server = numbers
-            fixed_ms = rtt * self.link.round_trips + self.link.c0_ms + self.link.c1_ms_per_mb * (up + down)
-            terms.append(
-                Terms(
-                    choice=choice,
-                    head_ms=row.head_ms,
-                    uplink_ms=_transfer_ms(up, rate, uses_server),
-                    network_ms=fixed_ms if uses_server else 0.0,
-                    queue_ms=queue if uses_server else 0.0,
-                    tail_ms=row.tail_ms * load if uses_server else 0.0,
-                    downlink_ms=_transfer_ms(down, downlink, uses_server and down > 0.0),
-                    latency_ms=latency_ms,
-                    uplink_bytes=row.uplink_bytes,
-                    downlink_bytes=row.downlink_bytes,
-                )
-            )
-        return tuple(sorted(terms, key=lambda item: item.latency_ms))
+        lines = self._lines(state)
+        return ranking(lines, data_rate("data rate", state.rate_mb_s))
 
-    def latency_ms(
-        self,
-        choice: str | int,
-        batch: int,
-        rate_mb_s: float,
-        *,
-        downlink_rate_mb_s: float | None = None,
-        rtt_ms: float | None = None,
-        server_load: float | None = None,
-        queue_ms: float | None = None,
-        percentile: float | None = None,
-    ) -> float:
-        """Give T in milliseconds of one choice, by name or id; infinite where it cannot be sent.
+    def latency_ms(self, choice: str | int, state: State) -> float:
+        """Return T in milliseconds of one choice, by name or id; infinite where it cannot be sent.
 
-        Other arguments and errors as in :meth:`pick`.
+        The state's mask does not count.
+
+        Raises:
+            UsageError: As in :meth:`ranking`.
         """
-        lines = self._lines(
-            batch,
-            downlink_rate_mb_s=downlink_rate_mb_s,
-            rtt_ms=rtt_ms,
-            server_load=server_load,
-            queue_ms=queue_ms,
-            allow=[choice],
-            percentile=percentile,
-        )
-        return evaluate(lines, number("data rate", "MB/s", rate_mb_s))[0]
+        lines = self._lines(replace(state, allow=[choice]))
+        return evaluate(lines, data_rate("data rate", state.rate_mb_s))[0]
 
-    def switch_rates(
-        self,
-        batch: int,
-        *,
-        downlink_rate_mb_s: float | None = None,
-        rtt_ms: float | None = None,
-        server_load: float | None = None,
-        queue_ms: float | None = None,
-        allow: Iterable[str | int] | None = None,
-        percentile: float | None = None,
-    ) -> tuple[Segment, ...]:
-        """Give the best choice over all data rates: where it changes, to the last bit.
+    def switch_rates(self, state: State) -> tuple[Segment, ...]:
+        """List the best choice over all data rates: where it changes, to the last bit.
 
-        At a boundary :meth:`pick` gives the next segment's choice, at the number just below it this one's.
-        Arguments and errors as in :meth:`pick`.
+        At a boundary :meth:`pick` gives the next segment's choice, at the number just below it this one's. The
+        state's own rate does not count: ``table.switch_rates(State(batch=8))``.
+
+        Raises:
+            UsageError: As in :meth:`pick`.
         """
-        lines = self._lines(
-            batch,
-            downlink_rate_mb_s=downlink_rate_mb_s,
-            rtt_ms=rtt_ms,
-            server_load=server_load,
-            queue_ms=queue_ms,
-            allow=allow,
-            percentile=percentile,
-        )
+        lines = self._lines(state)
         segments = switch_rates(lines)
         if not segments:
             raise UsageError(
-                f"nothing that is allowed at batch {batch} ({_names(lines.choices)}) can answer at any data "
+                f"nothing that is allowed at batch {state.batch} ({_names(lines.choices)}) can answer at any data "
                 "rate. Allow 'no-offload', or give a downlink rate above 0."
             )
         return segments
@@ -316,26 +251,15 @@ class LookupTable:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    def _lines(
-        self,
-        batch: int,
-        *,
-        downlink_rate_mb_s: float | None = None,
-        rtt_ms: float | None = None,
-        server_load: float | None = None,
-        queue_ms: float | None = None,
-        allow: Iterable[str | int] | None = None,
-        percentile: float | None = None,
-    ) -> Lines:
-        """Prepare the lines of one state, and keep those of the plain one."""
-        batch = batch_size(batch)
-        plain = (downlink_rate_mb_s, rtt_ms, server_load, queue_ms, allow, percentile) == (None,) * 6
-        if plain and batch in self._plain:
+    def _lines(self, state: State) -> Lines:
+        """Prepare the lines of a state, whose rate does not count; those of the plain one are kept."""
+        batch = batch_size(state.batch)
+        if state.is_plain and batch in self._plain:
             return self._plain[batch]
         rows = self._rows_at(batch)
         measured_batch = self.batches[self._position(batch)].batch
-        if allow is not None:
-            allowed = self._ids(allow)
+        if state.allow is not None:
+            allowed = {self.choice(name).id for name in state.allow}
             there = rows
             rows = tuple(item for item in rows if item[0].id in allowed)
             if not rows:
@@ -343,36 +267,28 @@ class LookupTable:
                     f"none of the choices that are allowed has a row at batch {measured_batch}. "
                     f"Allow one of {_names(tuple(choice for choice, _ in there))}."
                 )
-        if is_p95(percentile):
+        if is_p95(state.percentile):
             rows = tuple((choice, at_p95) for choice, row in rows if (at_p95 := row.at_p95()) is not None)
             if not rows:
                 raise UsageError(
                     f"no choice that is allowed has 95th percentiles at batch {measured_batch}. "
                     "Ask for the medians, or measure again."
                 )
-        if downlink_rate_mb_s is None:
-            downlink_rate_mb_s = self.link.downlink_rate_mb_s
-        else:
-            downlink_rate_mb_s = number("downlink rate", "MB/s", downlink_rate_mb_s)
+        downlink, rtt, load, queue = state.downlink_rate_mb_s, state.rtt_ms, state.server_load, state.queue_ms
         lines = make_lines(
             rows,
             measured_batch=measured_batch,
             link=self.link,
-            rtt_ms=self.link.rtt_ms if rtt_ms is None else finite_number("round-trip time", "ms", rtt_ms),
-            server_load=1.0 if server_load is None else finite_number("server load", "times", server_load),
-            queue_ms=0.0 if queue_ms is None else finite_number("queue", "ms", queue_ms),
-            downlink_rate_mb_s=downlink_rate_mb_s,
+            downlink_rate_mb_s=self.link.downlink_rate_mb_s
+            if downlink is None
+            else data_rate("downlink rate", downlink),
+            rtt_ms=self.link.rtt_ms if rtt is None else finite_number("round-trip time", "ms", rtt),
+            server_load=1.0 if load is None else finite_number("server load", "times", load),
+            queue_ms=0.0 if queue is None else finite_number("queue", "ms", queue),
         )
-        if plain and len(self._plain) < _MOST_KEPT:
+        if state.is_plain and len(self._plain) < _MOST_KEPT:
             self._plain[batch] = lines
         return lines
-
-    def _ids(self, allow: Iterable[str | int]) -> frozenset[int]:
-        if isinstance(allow, str):
-            raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
-        if not isinstance(allow, Iterable):
-            raise UsageError(f"'allow' takes a collection of choices, by name or id; got {allow!r}.")
-        return frozenset(self.choice(name).id for name in allow)
 
     def _position(self, batch: int) -> int:
         """Find the batch table whose times are those of ``batch``."""
@@ -386,7 +302,7 @@ class LookupTable:
         return position
 
     def _rows_at(self, batch: int) -> _Rows:
-        """Give every choice that has a row there, with the times and the bytes of ``batch``."""
+        """Return every choice that has a row there, with the times and the bytes of ``batch``, in order."""
         if batch in self._rows:
             return self._rows[batch]
         position = self._position(batch)
@@ -405,14 +321,15 @@ class LookupTable:
                 downlink_bytes=bytes_at(batch, near=(near, row.downlink_bytes), other=down),
             )
             rows.append((choices[row.choice], at_batch))
+        ordered = in_order(rows)
         if len(self._rows) < _MOST_KEPT:
-            self._rows[batch] = tuple(rows)
-        return tuple(rows)
+            self._rows[batch] = ordered
+        return ordered
 
     def _check_segments(self, position: int) -> None:
         """Refuse segments that the rows contradict by more than rounding."""
         table = self.batches[position]
-        wrong = _table_json.segment_at_fault(table.segments, self._lines(table.batch))
+        wrong = _table_json.segment_at_fault(table.segments, self._lines(State(batch=table.batch)))
         if wrong is not None:
             segment, why = wrong
             raise TableError(f"batches[{position}].segments[{segment}] contradicts the rows: {why}.")
@@ -420,7 +337,6 @@ class LookupTable:
 
 PACKED_SUFFIX = ".dscb"
 """How the name of a packed bundle ends."""
-_NOTHING_GIVEN: dict[str, Any] = {}
 _MOST_KEPT = 8192
 """Batch sizes, measured or not, whose lines are kept."""
 
@@ -450,9 +366,3 @@ def _path_of(source: str | os.PathLike[str]) -> Path:
 
 def _names(choices: tuple[Choice, ...]) -> str:
     return ", ".join(repr(choice.name) for choice in choices)
-
-
-def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:
-    if not sends:
-        return 0.0
-    return 1000.0 * (size_mb / rate_mb_s) if rate_mb_s > 0.0 else math.inf

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from dsc_split._support.numbers import finite_or_none
 
 __all__ = [
     "FULL_OFFLOAD",
@@ -17,6 +18,7 @@ __all__ = [
     "Row",
     "Segment",
     "Side",
+    "TableContent",
     "Terms",
     "half_width",
 ]
@@ -148,6 +150,30 @@ class BatchTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableContent:
+    """All that ``table.json`` says."""
+
+    pair_id: str
+    """Identity of the pairs that were measured: ``sha256:...``."""
+    precision: str
+    """``fp32`` or ``fp16``."""
+    emulated: str | Mapping[str, Any] | None
+    """What was emulated, and how; ``None`` where every time was measured as it stands."""
+    device: Side
+    """What the heads were measured on."""
+    server: Side
+    """What the tails were measured on."""
+    link: Link
+    """Cost of the network, apart from the rate."""
+    choices: tuple[Choice, ...]
+    """By ascending id."""
+    batches: tuple[BatchTable, ...]
+    """By ascending batch size."""
+    count: str = "bytes"
+    """``bytes``, or ``elements`` where every element counts as one byte, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """The terms of T of one choice in one state; ``latency_ms`` is their sum."""
 
@@ -173,24 +199,18 @@ class Terms:
     """Bytes on the way back, at the batch asked, whether they are counted or not."""
 
     def to_json(self) -> dict[str, object]:
-        """Give plain data; infinite times become ``None``."""
-        times = {
-            key: value if math.isfinite(value) else None
-            for key, value in (
-                ("latency_ms", self.latency_ms),
-                ("head_ms", self.head_ms),
-                ("uplink_ms", self.uplink_ms),
-                ("network_ms", self.network_ms),
-                ("queue_ms", self.queue_ms),
-                ("tail_ms", self.tail_ms),
-                ("downlink_ms", self.downlink_ms),
-            )
-        }
+        """Return plain data; infinite times become ``None``."""
         return {
             "choice": self.choice.name,
             "id": self.choice.id,
             "kind": self.choice.kind,
-            **times,
+            "latency_ms": finite_or_none(self.latency_ms),
+            "head_ms": finite_or_none(self.head_ms),
+            "uplink_ms": finite_or_none(self.uplink_ms),
+            "network_ms": finite_or_none(self.network_ms),
+            "queue_ms": finite_or_none(self.queue_ms),
+            "tail_ms": finite_or_none(self.tail_ms),
+            "downlink_ms": finite_or_none(self.downlink_ms),
             "uplink_bytes": self.uplink_bytes,
             "downlink_bytes": self.downlink_bytes,
         }

@@ -11,7 +11,7 @@ from dsc_split.benchmarks.memory import _budget as _residency_budget
 from dsc_split.benchmarks.memory._budget import keep_within
 from dsc_split.benchmarks.memory._reports import MemoryReport
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import LookupTable
+from dsc_split.lookup_table import LookupTable, State
 
 
 def random_case(seed: int, splits: int) -> tuple[LookupTable, dict[str, MemoryReport], dict[str, int]]:
@@ -52,7 +52,7 @@ def brute_force(
     for item in table.batches:
         there = {table.choices[row.choice].name for row in item.rows}
         for rate in np.geomspace(0.05, 1000.0, 200):
-            times = {name: table.latency_ms(name, item.batch, float(rate)) for name in there}
+            times = {name: table.latency_ms(name, State(batch=item.batch, rate_mb_s=float(rate))) for name in there}
             for name in names:
                 losses[name].append(times[name] / min(times.values()) - 1 if name in there else math.inf)
 

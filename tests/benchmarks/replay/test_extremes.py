@@ -1,26 +1,25 @@
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from tests.support.replays import Scripted, at_rates, by_name, golden, text_of, under_test
+from tests.support.replays import Scripted, at_rates, by_name, golden, text_of, timed, under_test
 
 from dsc_split.benchmarks.replay._device import PolicyUnderTest
 from dsc_split.benchmarks.replay._replay import replay
-from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._scenario import Scenario
 from dsc_split.benchmarks.replay._statistics import excess, gain, mean
-from dsc_split.lookup_table import Link, LookupTable, Terms
+from dsc_split.lookup_table import Link, LookupTable, State, Terms
 from dsc_split.serving import Observation, PolicyParameters, SwitchPolicy
 
 
 def test_an_answer_that_takes_longer_than_anybody_waits_is_never_seen() -> None:
     states = [
-        State(time_s=0, rate_mb_s=1e-7),  # 1e9 ms and more
-        State(time_s=1, rate_mb_s=10, queue_ms=1e10),
-        State(time_s=2, rate_mb_s=10, rtt_ms=2e9),
-        State(time_s=3, rate_mb_s=1e-305),
-        State(time_s=4, rate_mb_s=40),
-        State(time_s=5, rate_mb_s=40),
+        timed(0, 1e-7),  # 1e9 ms and more
+        timed(1, 10, queue_ms=1e10),
+        timed(2, 10, rtt_ms=2e9),
+        timed(3, 1e-305),
+        timed(4, 40),
+        timed(5, 40),
     ]
     policy = Scripted(lambda *_: "features.4.0", timeout_ms=1e300)
     replay(golden(), Scenario.of(states), policy=under_test(policy))
@@ -112,9 +111,9 @@ def test_the_delayed_ideal_asks_the_table_once_while_nothing_new_is_known(monkey
     asked = []
     ranking = LookupTable.ranking
 
-    def counting(table: LookupTable, batch: int, rate_mb_s: float, **given: Any) -> tuple[Terms, ...]:
-        asked.append((batch, rate_mb_s))
-        return ranking(table, batch, rate_mb_s, **given)
+    def counting(table: LookupTable, state: State) -> tuple[Terms, ...]:
+        asked.append((state.batch, state.rate_mb_s))
+        return ranking(table, state)
 
     monkeypatch.setattr(LookupTable, "ranking", counting)
     policy = under_test(Scripted(lambda *_: "full-offload"))

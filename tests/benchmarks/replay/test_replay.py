@@ -4,12 +4,12 @@ import math
 from dataclasses import replace
 
 import pytest
-from tests.support.replays import Scripted, at_rates, by_name, fading, golden, text_of, under_test
+from tests.support.replays import Scripted, at_rates, by_name, fading, golden, text_of, timed, under_test
 
 from dsc_split._support.progress import Progress
 from dsc_split.benchmarks.replay._device import PROBE_LIMIT_MS
 from dsc_split.benchmarks.replay._replay import MAX_REQUESTS, plan_requests, replay
-from dsc_split.benchmarks.replay._scenario import Scenario, State
+from dsc_split.benchmarks.replay._scenario import Scenario
 from dsc_split.benchmarks.replay._statistics import Method, excess, gain, summarise_method
 from dsc_split.benchmarks.report._replay_text import replay_csv, replay_json
 from dsc_split.errors import DscError, UsageError
@@ -63,10 +63,10 @@ def test_every_number_is_the_tables_own() -> None:
     table, result = golden(), replay(golden(), fading())
 
     for i, request in enumerate(result.requests):
-        pick = table.pick(**request.state.question())
+        pick = table.pick(request.state)
         assert (result.ideal.choices[i], result.ideal.latencies_ms[i]) == (pick.choice, pick.latency_ms)
         for static in result.statics:
-            assert static.latencies_ms[i] == table.latency_ms(static.name, **request.state.question())
+            assert static.latencies_ms[i] == table.latency_ms(static.name, request.state)
 
 
 def test_a_static_choice_that_cannot_send_counts_as_saved_altogether() -> None:
@@ -80,7 +80,7 @@ def test_a_static_choice_that_cannot_send_counts_as_saved_altogether() -> None:
 
 
 def test_requests_that_a_static_choice_has_no_row_for_are_left_out_of_its_numbers() -> None:
-    states = [State(time_s=0, rate_mb_s=4, batch=1), State(time_s=1, rate_mb_s=4, batch=8)]
+    states = [timed(0, 4, batch=1), timed(1, 4, batch=8)]
     result = replay(golden(), Scenario.of(states))
     local = by_name(result)["no-offload"]
 
@@ -114,11 +114,11 @@ def test_a_mask_and_a_percentile_reach_the_table() -> None:
 
 def test_a_state_that_the_table_cannot_answer_is_named() -> None:
     with pytest.raises(UsageError, match="the state at 1 s: batch 9 is larger than every measured one"):
-        replay(golden(), Scenario.of([State(time_s=0, rate_mb_s=1), State(time_s=1, rate_mb_s=1, batch=9)]))
+        replay(golden(), Scenario.of([timed(0, 1), timed(1, 1, batch=9)]))
 
 
 def test_shares_are_of_time_and_switches_are_between_requests() -> None:
-    states = [State(time_s=0, rate_mb_s=1), State(time_s=1, rate_mb_s=10), State(time_s=4, rate_mb_s=1)]
+    states = [timed(0, 1), timed(1, 10), timed(4, 1)]
     result = replay(golden(), Scenario.of(states))
     summary = summarise_method(result.ideal, [item.lasts_s for item in result.requests], deadline_ms=50)
 
@@ -140,7 +140,7 @@ def test_percentiles_next_to_answers_that_never_come_are_no_nan() -> None:
 
 def test_a_policy_that_knows_the_state_is_as_good_as_the_ideal() -> None:
     scenario, table = fading(), golden()
-    known = {state.time_s: table.pick(**state.question()).choice.name for state in scenario.states}
+    known = {item.time_s: table.pick(item.state).choice.name for item in scenario.states}
     result = replay(table, scenario, policy=under_test(Scripted(lambda time_s, _: known[time_s])), noise=0.3)
     assert result.policy is not None
 
@@ -175,7 +175,7 @@ def test_a_decision_knows_what_ended_before_it_and_nothing_else() -> None:
 
 def test_an_answer_is_observed_with_its_parts() -> None:
     policy = Scripted(lambda *_: "features.4.0")
-    states = [State(time_s=i, rate_mb_s=10, server_load=2, queue_ms=3, rtt_ms=5) for i in range(2)]
+    states = [timed(i, 10, server_load=2, queue_ms=3, rtt_ms=5) for i in range(2)]
     replay(golden(), Scenario.of(states), policy=under_test(policy))
 
     # head 20, uplink 15, round trip 5, queue 3, tail 2 * 8

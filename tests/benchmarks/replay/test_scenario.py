@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.replays import timed
 
 from dsc_split.benchmarks.replay import _scenario
-from dsc_split.benchmarks.replay._scenario import PACKET_GOODPUT_BYTES, Scenario, State, read_scenario
+from dsc_split.benchmarks.replay._scenario import PACKET_GOODPUT_BYTES, Scenario, read_scenario
 from dsc_split.errors import DamagedError, DscError, UsageError
 
 
@@ -19,7 +20,7 @@ def written(folder: Path, text: str | bytes, name: str = "link.csv") -> Path:
 def test_a_csv_becomes_states_and_the_last_one_lasts_as_long_as_the_median(tmp_path: Path) -> None:
     scenario = read_scenario(written(tmp_path, "time_s,rate_mb_s\n0,1.5\n3,0\n5,inf\n9.5,2e1\n"))
 
-    assert [(state.time_s, state.rate_mb_s) for state in scenario.states] == [
+    assert [(item.time_s, item.state.rate_mb_s) for item in scenario.states] == [
         (0.0, 1.5),
         (3.0, 0.0),
         (5.0, math.inf),
@@ -38,10 +39,8 @@ def test_columns_come_in_any_order_and_an_empty_field_takes_the_default(tmp_path
     )
     first, second = read_scenario(written(tmp_path, text), batch=4).states
 
-    assert first == State(
-        time_s=0, rate_mb_s=1, batch=8, rtt_ms=20, queue_ms=3, server_load=2.5, downlink_rate_mb_s=math.inf
-    )
-    assert second == State(time_s=1, rate_mb_s=2, batch=4)
+    assert first == timed(0, 1, batch=8, rtt_ms=20, queue_ms=3, server_load=2.5, downlink_rate_mb_s=math.inf)
+    assert second == timed(1, 2, batch=4)
 
 
 def test_a_scenario_of_one_state_lasts_a_second(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_no_bytes_do_anything_but_make_a_scenario_or_an_error(
     times_s = [state.time_s for state in scenario.states]
     assert times_s == sorted(times_s)
     assert scenario.end_s > times_s[-1]
-    assert all(state.rate_mb_s >= 0.0 for state in scenario.states)
+    assert all(item.state.rate_mb_s >= 0.0 for item in scenario.states)
 
 
 def test_a_packet_trace_is_counted_in_bins_and_gaps_are_outages(tmp_path: Path) -> None:
@@ -130,12 +129,12 @@ def test_a_packet_trace_is_counted_in_bins_and_gaps_are_outages(tmp_path: Path) 
     trace = written(tmp_path, "0\n1\n500\n1000\n2001\n3000\n3400\n3500\n", "cell.up")
     scenario = read_scenario(trace, batch=2)
 
-    assert [(state.time_s, state.rate_mb_s) for state in scenario.states] == [
+    assert [(item.time_s, item.state.rate_mb_s) for item in scenario.states] == [
         (0.0, PACKET_GOODPUT_BYTES * 4 / 1e6),
         (1.0, 0.0),
         (2.0, PACKET_GOODPUT_BYTES * 2 / 1e6),
     ]
-    assert {(state.batch, state.downlink_rate_mb_s) for state in scenario.states} == {(2, None)}
+    assert {(item.state.batch, item.state.downlink_rate_mb_s) for item in scenario.states} == {(2, None)}
     assert scenario.end_s == 3.0
 
 
@@ -143,7 +142,7 @@ def test_a_trace_of_a_constant_rate_has_that_rate_at_any_bin(tmp_path: Path) -> 
     trace = written(tmp_path, "".join(f"{ms}\n" for ms in range(1, 4001)))
 
     for bin_s in (0.1, 0.25, 1.0, 4.0, 60.0):
-        rates = [state.rate_mb_s for state in read_scenario(trace, bin_s=bin_s).states]
+        rates = [item.state.rate_mb_s for item in read_scenario(trace, bin_s=bin_s).states]
         assert rates == pytest.approx([1.448] * len(rates))
         assert len(rates) == max(1, 4 / bin_s)
 
@@ -153,7 +152,7 @@ def test_a_shorter_downlink_trace_is_repeated(tmp_path: Path) -> None:
     down = written(tmp_path, "100\n200\n1000\n2000\n", "cell.down")
     states = read_scenario(up, downlink=down).states
 
-    assert [state.downlink_rate_mb_s for state in states] == [0.004344, 0.001448, 0.004344]
+    assert [item.state.downlink_rate_mb_s for item in states] == [0.004344, 0.001448, 0.004344]
 
 
 def test_a_downlink_trace_goes_with_a_packet_trace_alone(tmp_path: Path) -> None:
@@ -182,4 +181,4 @@ def test_states_that_are_made_by_hand_are_checked() -> None:
     with pytest.raises(UsageError, match="has no states"):
         Scenario.of([])
     with pytest.raises(UsageError, match="not by ascending time"):
-        Scenario.of([State(time_s=1, rate_mb_s=1), State(time_s=1, rate_mb_s=1)])
+        Scenario.of([timed(1, 1), timed(1, 1)])

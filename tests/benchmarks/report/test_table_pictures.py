@@ -19,7 +19,7 @@ from dsc_split.benchmarks.report._table_pictures import (
     draw_terms,
 )
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import Choice, LookupTable
+from dsc_split.lookup_table import Choice, LookupTable, State
 
 
 def golden() -> LookupTable:
@@ -151,7 +151,7 @@ def test_many_choices_are_drawn_with_full_and_no_offload_among_the_bars(tmp_path
             ),
         ),
     )
-    many = replace(many, batches=(replace(many.batches[0], segments=many.switch_rates(1)),))
+    many = replace(many, batches=(replace(many.batches[0], segments=many.switch_rates(State(batch=1))),))
     texts = svg_texts(draw_terms(many, tmp_path / "terms.svg", batch=1, rate_mb_s=4.0))
 
     assert "(14 of 32 choices)" in texts

@@ -14,7 +14,7 @@ import pytest
 
 from dsc_split.benchmarks import compare_tables
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 
 CHOICES = (
     Choice(id=0, kind="full-offload", name="full-offload"),
@@ -64,7 +64,9 @@ def table(
     )
     return dataclasses.replace(
         made,
-        batches=tuple(dataclasses.replace(item, segments=made.switch_rates(item.batch)) for item in made.batches),
+        batches=tuple(
+            dataclasses.replace(item, segments=made.switch_rates(State(batch=item.batch))) for item in made.batches
+        ),
     )
 
 

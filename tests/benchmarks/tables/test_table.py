@@ -11,7 +11,7 @@ from dsc_split.benchmarks import Cell, CellStore, Question, make_table, read_lin
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._manifest import encode_document
 from dsc_split.errors import TableError, UsageError
-from dsc_split.lookup_table import Link, LookupTable
+from dsc_split.lookup_table import Link, LookupTable, State
 
 DEVICE = "onnxruntime:cpu,threads=1,slowdown=6"
 SERVER = "onnxruntime:cpu"
@@ -149,7 +149,7 @@ def made(bundle: Bundle, cells: list[Cell], **options: Any) -> LookupTable:
 
 
 def sizes(table: LookupTable, batch: int) -> dict[str, tuple[int, int]]:
-    terms = table.ranking(batch, 1.0)
+    terms = table.ranking(State(batch=batch, rate_mb_s=1.0))
     return {item.choice.name: (item.uplink_bytes, item.downlink_bytes) for item in terms}
 
 
@@ -356,10 +356,10 @@ def test_paced_cells_are_taken_only_where_there_are_no_others(tmp_path: Path, ca
     ]
     plain = all_cells(bundle)
 
-    assert made(bundle, paced + plain).latency_ms("no-offload", 1, 1.0) == 60.0
+    assert made(bundle, paced + plain).latency_ms("no-offload", State(batch=1, rate_mb_s=1.0)) == 60.0
     device = [item for item in plain if item.target == SERVER] + paced
     with caplog.at_level(logging.WARNING):
-        assert made(bundle, device).latency_ms("no-offload", 1, 1.0) == 70.0
+        assert made(bundle, device).latency_ms("no-offload", State(batch=1, rate_mb_s=1.0)) == 70.0
     assert "period of 33 ms" in caplog.text
 
 
@@ -522,7 +522,7 @@ def test_a_missing_link_file_is_a_usage_error() -> None:
 
 def test_a_table_made_by_hand_is_still_checked_when_read(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path / "b")
-    document = made(bundle, all_cells(bundle)).to_json()
+    document: dict[str, Any] = made(bundle, all_cells(bundle)).to_json()
     document["batches"][0]["segments"] = [{"choice": 3, "below_rate_mb_s": None}]
 
     with pytest.raises(TableError, match="contradicts the rows"):

@@ -15,7 +15,7 @@ from dsc_split._support.files import write_json
 from dsc_split.bundle import Bundle
 from dsc_split.engines import build_engines, fit_here, get_backend, table_here
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side
+from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 from dsc_split.packing import Trust, pack_bundle
 
 SERVER = {"library": "s", "host": "cloud"}
@@ -49,7 +49,7 @@ def make_table(
         ),
         batches=(batch,),
     )
-    table = replace(table, batches=(replace(batch, segments=table.switch_rates(1)),))
+    table = replace(table, batches=(replace(batch, segments=table.switch_rates(State(batch=1))),))
     (bundle.path / "tables").mkdir(exist_ok=True)
     write_json(bundle.path / name, table.to_json())
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.policies import NO_PROBES, PROBE, QUICK, SPLIT, TABLE, answer, drive, names, policy_at
 
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable
+from dsc_split.lookup_table import BatchTable, State
 from dsc_split.serving import Decision, Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
 
@@ -417,7 +417,7 @@ def regret(parameters: PolicyParameters | None, *, seed: int) -> float:
         rate_mb_s = 10.0 * math.exp(log)
         made = policy.decide(i / 2, 1)
         answer(policy, i / 2, made, 1, rate_mb_s, noise=numbers.lognormvariate(0.0, 0.1))
-        taken_ms += TABLE.latency_ms(made.choice.id, 1, rate_mb_s)
+        taken_ms += TABLE.latency_ms(made.choice.id, State(batch=1, rate_mb_s=rate_mb_s))
         best_ms += TABLE.pick(1, rate_mb_s).latency_ms
     return taken_ms / best_ms - 1.0
 

@@ -14,7 +14,7 @@ from tests.support.policies import PROBE, QUICK, SPLIT, TABLE, answer, drive, na
 from tests.support.policy_events import sequence
 
 from dsc_split.errors import UsageError
-from dsc_split.lookup_table import BatchTable, Link, Row
+from dsc_split.lookup_table import BatchTable, Link, Row, State
 from dsc_split.serving import Observation, PolicyParameters, RateEstimator, SwitchPolicy
 
 
@@ -123,7 +123,7 @@ def test_of_a_call_the_fixed_costs_and_the_way_back_are_not_the_transfer() -> No
     def rate_seen(link: Link) -> float:
         table = dataclasses.replace(TABLE, link=link)
         policy = SwitchPolicy(table, estimator=RateEstimator(QUICK))
-        call_ms = table.latency_ms("full-offload", 1, 12.5)
+        call_ms = table.latency_ms("full-offload", State(batch=1, rate_mb_s=12.5))
         policy.observe(
             Observation(time_s=1.0, choice="full-offload", batch=1, latency_ms=call_ms, head_ms=0.0, rpc_ms=call_ms)
         )
