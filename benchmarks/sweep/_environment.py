@@ -15,7 +15,7 @@ LIBRARIES = ("dsc-split", "numpy", "onnxruntime", "onnxruntime-gpu", "psutil")
 
 
 def now() -> str:
-    """Give the time in ISO 8601, UTC."""
+    """Return the time in ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
@@ -30,16 +30,16 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def static_environment() -> dict[str, Any]:
+def static_environment() -> dict[str, object]:
     """Describe what does not change during a run."""
     return {"host": platform.node(), "system": platform.platform(), "versions": library_versions()}
 
 
-def live_state() -> dict[str, Any]:
+def live_state() -> dict[str, object]:
     """Read load, free memory, clock and temperature, as far as the system shows them."""
     import psutil
 
-    state: dict[str, Any] = {"time": now(), "available_memory_bytes": available_memory_bytes()}
+    state: dict[str, object] = {"time": now(), "available_memory_bytes": available_memory_bytes()}
     try:
         state["load_1min"] = psutil.getloadavg()[0]
         frequency = psutil.cpu_freq()

@@ -56,8 +56,8 @@ class BenchSettings:
                 raise UsageError(f"{name} is {value!r}; a finite number above 0 was expected.")
 
 
-def _describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, Any]:
-    """Give the settings as they are recorded with every cell."""
+def _describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, object]:
+    """Return the settings as they are recorded with every cell."""
     return {
         "precision_goal": settings.precision_goal,
         "time_limit_s": settings.time_limit_s,
@@ -81,7 +81,7 @@ def with_locked_clock(fingerprint: dict[str, Any], settings: BenchSettings) -> d
 
 
 def measured_side(backend: BackendLike, settings: BenchSettings) -> Side:
-    """Give the target of a back-end, and the run fingerprint that it is measured under."""
+    """Return the target of a back-end, and the run fingerprint that it is measured under."""
     fingerprint = with_locked_clock(backend.run_fingerprint(), settings)
     digest = fingerprint_digest(fingerprint)
     return Side(target=str(backend.target), fingerprint=digest, run_fingerprint=fingerprint)
@@ -186,14 +186,14 @@ def _compute_ms(rounds: Sequence[Round], slowdown: float) -> dict[str, Any] | No
     return {name: statistics[name] for name in ("n", "median", "p95", "ci")}
 
 
-def _environment(result: JobResult) -> dict[str, Any]:
+def _environment(result: JobResult) -> dict[str, object]:
     """Return what is known about the machine, the device and the engine, and their state before and after."""
     during = [item["device_state"] for item in result.rounds if "device_state" in item]
     states = [state for state in (dict(result.device_state), *during) if state]
     start, end = dict(result.start), dict(result.end)
     if states:
         start["gpu"], end["gpu"] = states[0], states[-1]
-    marks = find_marks(states, result.job.run_fingerprint.get(LOCKED))
+    marks = find_marks(states, cast("int | None", result.job.run_fingerprint.get(LOCKED)))
     return {**result.machine, "start": start, "end": end, "engine": dict(result.engine), "marks": marks}
 
 

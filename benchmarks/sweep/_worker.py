@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from dsc_split._support.memory import own_bytes
 from dsc_split.benchmarks.sweep._environment import now
@@ -15,17 +14,32 @@ from dsc_split.benchmarks.sweep.executors._executor import Round
 if TYPE_CHECKING:
     from dsc_split.engines import EngineLike, SideEngines
 
-__all__ = ["Bench", "Loaded"]
+__all__ = ["Bench", "Loaded", "WarmUpFacts"]
+
+
+class WarmUpFacts(TypedDict):
+    """How a warm-up went, and what the child process held after it."""
+
+    calls: int
+    """Calls that were made; none of them is a sample."""
+    busy_ms: float
+    """Milliseconds they took together."""
+    call_ms: float
+    """Mean of the last ones."""
+    stable: bool
+    """Whether the last ones agreed, before the time allowed was over."""
+    resident_bytes: int
+    """Memory of the child process, pages that it shares included."""
 
 
 class Loaded(TypedDict):
     """What is known of an engine that was loaded and is warm."""
 
-    warm_up: dict[str, Any]
-    """How the warm-up went: ``calls``, ``busy_ms``, ``call_ms``, ``stable``, and the child's ``resident_bytes``."""
-    engine: dict[str, Any]
+    warm_up: WarmUpFacts
+    """How the warm-up went."""
+    engine: dict[str, object]
     """What the engine says about itself."""
-    device_state: dict[str, Any]
+    device_state: dict[str, object]
     """State of the device; empty where the back-end does not tell."""
 
 
@@ -59,7 +73,13 @@ class Bench:
             warm = warm_up(call, warm_up_ms, jit=bool(facts.get("jit")))
         self._loaded[graph] = (engine, call)
         return {
-            "warm_up": {**asdict(warm), "resident_bytes": own_bytes()},
+            "warm_up": {
+                "calls": warm.calls,
+                "busy_ms": warm.busy_ms,
+                "call_ms": warm.call_ms,
+                "stable": warm.stable,
+                "resident_bytes": own_bytes(),
+            },
             "engine": dict(facts),
             "device_state": engines.backend.live_state(),
         }

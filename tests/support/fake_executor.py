@@ -6,7 +6,6 @@ import itertools
 import random
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 from dsc_split.benchmarks.sweep._environment import live_state, static_environment
 from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS_AT_LIMIT, is_precise
@@ -39,7 +38,7 @@ class FakeExecutor:
         answer: Callable[[Job], JobResult] | None = None,
         *,
         seed: int = 0,
-        device_state: Callable[[], dict[str, Any]] = dict,
+        device_state: Callable[[], dict[str, object]] = dict,
     ) -> None:
         self._answer = answer or self._make_up
         self._seed = seed
@@ -79,7 +78,7 @@ class FakeExecutor:
                 return make_result(job, "unstable", "time limit", rounds, self._device_state())
 
 
-def make_round(samples_ms: list[float], device_state: dict[str, Any], *, paced: bool) -> Round:
+def make_round(samples_ms: list[float], device_state: dict[str, object], *, paced: bool) -> Round:
     """Make a round; no two begin at the same time."""
     started = datetime.now(timezone.utc) + timedelta(milliseconds=next(STARTS))
     found: Round = {
@@ -94,7 +93,7 @@ def make_round(samples_ms: list[float], device_state: dict[str, Any], *, paced: 
 
 
 def make_result(
-    job: Job, status: str, reason: str, rounds: Sequence[Round] = (), device_state: dict[str, Any] | None = None
+    job: Job, status: str, reason: str, rounds: Sequence[Round] = (), device_state: dict[str, object] | None = None
 ) -> JobResult:
     """Make the result of a job on this machine."""
     warm = {"calls": 2, "busy_ms": 1.0, "call_ms": 0.5, "stable": True, "resident_bytes": 1, "engines_loaded": 1}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from dsc_split.benchmarks.cells._cells import Question
 
@@ -31,7 +31,7 @@ class Round(_Samples, total=False):
 
     compute_ms: list[float]
     """Milliseconds of each call between the engine's events on its device."""
-    device_state: dict[str, Any]
+    device_state: dict[str, object]
     """State of the device after the round."""
     additional: bool
     """Whether the cell was precise enough before it, and the engine was timed again beside others."""
@@ -51,7 +51,7 @@ class Job:
     """The side that asked for it first."""
     target: str
     """Canonical text of the target."""
-    run_fingerprint: Mapping[str, Any]
+    run_fingerprint: Mapping[str, object]
     """What the timing depends on."""
     question: Question
     """What the cell answers: digest of the graph, digest of the run fingerprint, batch size, period."""
@@ -89,19 +89,19 @@ class JobResult:
     """Why it ended: ``precision reached``, ``time limit``, or the error."""
     memory_limit_bytes: int
     """Memory that the engines could hold."""
-    machine: Mapping[str, Any]
+    machine: Mapping[str, object]
     """What does not change during a run: ``host``, ``system`` and ``versions``."""
-    end: Mapping[str, Any]
+    end: Mapping[str, object]
     """State of the machine when the job ended."""
-    start: Mapping[str, Any]
+    start: Mapping[str, object]
     """State of the machine when the engine was loaded; empty where none was."""
     rounds: tuple[Round, ...] = ()
     """All rounds, those of an earlier run first."""
-    warm_up: Mapping[str, Any]
+    warm_up: Mapping[str, object]
     """How the last warm-up went; empty where there was none."""
-    engine: Mapping[str, Any]
+    engine: Mapping[str, object]
     """What the engine says about itself."""
-    device_state: Mapping[str, Any]
+    device_state: Mapping[str, object]
     """State of the device after the last warm-up; empty where the back-end does not tell."""
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dsc_split._support.child import Child, ChildDied, ChildOptions
 from dsc_split._support.memory import default_memory_limit_bytes
@@ -77,13 +76,15 @@ class _Task:
     """Rounds so far, those of an earlier run first."""
     busy_s: float = 0.0
     """Seconds spent on its rounds in this run."""
-    warm_up: dict[str, Any] = field(default_factory=dict)
+    call_ms: float = 0.0
+    """Milliseconds that one call took at the end of its last warm-up."""
+    warm_up: dict[str, object] = field(default_factory=dict)
     """How its last warm-up went."""
-    start: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, object] = field(default_factory=dict)
     """State of the machine when it was loaded."""
-    device_state: dict[str, Any] = field(default_factory=dict)
+    device_state: dict[str, object] = field(default_factory=dict)
     """State of the device after its last warm-up; empty where the back-end does not tell."""
-    engine: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, object] = field(default_factory=dict)
     """What the engine says about itself."""
     next_check: int = MIN_ROUNDS
     """Rounds at which precision is judged next: looking less often is cheaper, and more honest."""
@@ -91,11 +92,6 @@ class _Task:
     """How often it failed in this run, for another reason than memory."""
     done: bool = False
     """Whether it has a result."""
-
-    @property
-    def call_ms(self) -> float:
-        """Milliseconds that one call took at the end of the warm-up."""
-        return max(float(self.warm_up["call_ms"]), 1e-6)
 
     def verdict(self) -> tuple[str, str] | None:
         """Return how it ended, as status and reason; ``None`` while it needs more rounds."""
@@ -125,7 +121,7 @@ class _Group:
     """
 
     def __init__(
-        self, job: Job, memory_limit_bytes: int, machine: Mapping[str, Any], announce: Callable[[Job], None]
+        self, job: Job, memory_limit_bytes: int, machine: Mapping[str, object], announce: Callable[[Job], None]
     ) -> None:
         self._bundle, self._target = job.bundle, job.target
         self._memory_limit_bytes = memory_limit_bytes
@@ -205,6 +201,7 @@ class _Group:
             self._capacity = len(loaded)
             return False
         task.device_state, task.engine = answer["device_state"], answer["engine"]
+        task.call_ms = max(answer["warm_up"]["call_ms"], 1e-6)
         task.warm_up = {**answer["warm_up"], "engines_loaded": len(loaded) + 1}
         return True
 
