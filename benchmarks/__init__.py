@@ -16,6 +16,7 @@ from dsc_split.benchmarks.replay._replay import Replay, replay
 from dsc_split.benchmarks.replay._scenario import Scenario, TimedState, read_scenario
 from dsc_split.benchmarks.sweep._sweep import BenchResult, bench_bundle
 from dsc_split.benchmarks.sweep._tasks import BenchSettings
+from dsc_split.benchmarks.sweep.executors._executor import Executor, Job, JobResult
 from dsc_split.benchmarks.tables._compare import Comparison, compare_tables
 from dsc_split.benchmarks.tables._table import make_table, read_link, save_table, write_table, write_tables
 
@@ -26,6 +27,9 @@ __all__ = [
     "CellStore",
     "Comparison",
     "EngineMemory",
+    "Executor",
+    "Job",
+    "JobResult",
     "Loss",
     "MemoryReport",
     "MergeResult",

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dsc_split._support.memory import says_out_of_memory
 from dsc_split.engines._fingerprint import machine
 from dsc_split.errors import BackendError, BackendUnavailable, DscError, OutOfMemoryError
 
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
     from dsc_split.engines._target import Target
 
 __all__ = ["Backend", "BackendLike", "BuildJob", "BuiltEngine", "Engine", "EngineLike", "TensorSpec"]
-
-OUT_OF_MEMORY_TEXTS = (
-    "bad_alloc",
-    "bad allocation",
-    "failed to allocate memory",
-    "bfcarena",
-    "out of memory",
-    "outofmemory",
-    "cannot allocate memory",
-    "memory allocation still failed",
-    "cudaerrormemoryallocation",
-    "status_alloc_failed",
-)
-"""Lower-case pieces of what native libraries say when memory ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +284,7 @@ class Backend(abc.ABC):
             raise
         except Exception as e:
             text = " ".join(str(e).split()) or type(e).__name__
-            if isinstance(e, MemoryError) or any(piece in text.lower() for piece in OUT_OF_MEMORY_TEXTS):
+            if isinstance(e, MemoryError) or says_out_of_memory(text):
                 raise OutOfMemoryError(f"{self.target} {what}: out of memory ({text}).") from e
             raise BackendError(f"{self.target} {what}: {self._explain(text)}") from e
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import signal
-import subprocess
-import sys
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dsc_split._support.child import Child, ChildOptions
+from dsc_split._support.memory import default_memory_limit_bytes
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.benchmarks.memory._reports import (
     MEASURED,
@@ -20,15 +18,15 @@ from dsc_split.benchmarks.memory._reports import (
     choice_name,
     save_memory,
 )
-from dsc_split.benchmarks.sweep._environment import available_memory_bytes
-from dsc_split.benchmarks.sweep._process import ERROR_KINDS, WorkerDied, WorkerOutOfMemoryError
+from dsc_split.benchmarks.memory._worker import Held, Residency
 from dsc_split.engines import SideEngines, Target, choose_batches
-from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
 from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.engines.side._sides import last_target
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
+    DscError,
+    EngineFileError,
     EngineMismatch,
     OutOfMemoryError,
     TableError,
@@ -43,8 +41,10 @@ __all__ = ["measure_memory"]
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.8
-"""Share of the free memory that engines may hold."""
+TIME_LIMIT_S = 3600.0
+"""Seconds that loading and running engines may take."""
+NOTHING: Held = {"resident_bytes": None, "gpu_bytes": None, "load_ms": None, "first_run_ms": None}
+"""What is known of an engine that could not be run."""
 
 
 def measure_memory(
@@ -150,27 +150,27 @@ class _Measuring:
 
     def _alone(self, name: str, graph: SideGraph, batch: int) -> EngineMemory:
         """Measure one engine, at the largest batch size at which memory does not end."""
-        reason = ""
+        answer, reason = NOTHING, ""
         try:
             answer, batch = self._halving(graph, batch)
-        except (BackendUnavailable, EngineMismatch):
+        except (BackendUnavailable, EngineFileError):
             raise
-        except BackendError as e:
-            answer, reason = {}, str(e)
+        except DscError as e:
+            reason = str(e)
         return EngineMemory(
             choice=name,
             graph=graph.path,
             graph_digest=self._bundle.graph_digest(graph.path),
             batch=batch,
-            resident_bytes=answer.get("resident_bytes"),
-            gpu_bytes=answer.get("gpu_bytes"),
-            load_ms=answer.get("load_ms"),
-            first_run_ms=answer.get("first_run_ms"),
+            resident_bytes=answer["resident_bytes"],
+            gpu_bytes=answer["gpu_bytes"],
+            load_ms=answer["load_ms"],
+            first_run_ms=answer["first_run_ms"],
             source=MEASURED,
             reason=reason,
         )
 
-    def _halving(self, graph: SideGraph, batch: int) -> tuple[dict[str, Any], int]:
+    def _halving(self, graph: SideGraph, batch: int) -> tuple[Held, int]:
         self._announce(graph.label)
         while True:
             try:
@@ -197,40 +197,16 @@ class _Measuring:
         self._progress(Progress(stage=f"memory {self._side}", label=label, done=self._done, total=self._total))
         self._done += 1
 
-    def _ask(self, engines: Sequence[tuple[str, int]]) -> dict[str, Any]:
-        """Have a fresh process hold engines, and give what it says.
+    def _ask(self, engines: Sequence[tuple[str, int]]) -> Held:
+        """Have a fresh process hold engines, and return what it says.
 
         Raises:
-            BackendError: It failed, or did not survive it: OutOfMemoryError, for want of memory.
+            DscError: It failed, or did not survive it: OutOfMemoryError, for want of memory.
         """
-        limit_bytes = int(MEMORY_SHARE * available_memory_bytes())
-        command = [sys.executable, "-m", "dsc_split.benchmarks.memory._worker"]
-        request = {
-            "do": "hold",
-            "side": self._side,
-            "engines": [{"graph": graph, "batch": batch} for graph, batch in engines],
-        }
-        done = subprocess.run(
-            [*command, str(self._bundle.path), self._target, str(limit_bytes)],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+        options = ChildOptions(
+            label="the process that held the engines",
+            memory_limit_bytes=default_memory_limit_bytes(),
+            time_limit_s=TIME_LIMIT_S,
         )
-        if done.returncode or not done.stdout.endswith("\n"):
-            raise _death(done)
-        answer: dict[str, Any] = json.loads(done.stdout)
-        if answer.pop("ok"):
-            return answer
-        raise ERROR_KINDS.get(answer["kind"], BackendError)(answer["reason"])
-
-
-def _death(done: subprocess.CompletedProcess[str]) -> WorkerDied:
-    """Say how a process ended: killed, and words of want of memory, count as want of memory."""
-    status = done.returncode
-    last = next((line.strip() for line in reversed(done.stderr.split("\n")) if line.strip()), "it said nothing")
-    how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    said = f"the process that held the engines {how} ({last[:300]})"
-    starved = status == -signal.SIGKILL or any(piece in last.lower() for piece in OUT_OF_MEMORY_TEXTS)
-    return WorkerOutOfMemoryError(f"{said}: out of memory.") if starved else WorkerDied(f"{said}.")
+        with Child(options, Residency, str(self._bundle.path), self._side, self._target) as child:
+            return child.ask(Residency.hold, engines)

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 
-from dsc_split.engines.gpu._state import unlock_clocks
-from dsc_split.errors import BackendError, BackendUnavailable, UsageError
+from dsc_split._support.child import Child, ChildOptions
+from dsc_split.engines.gpu._state import lock_clocks, unlock_clocks
 
-__all__ = ["locked_clocks"]
+__all__ = ["ClockGuard", "locked_clocks"]
 
 logger = logging.getLogger(__name__)
 
-GRACE_S = 20.0
-"""Seconds that unlocking may take."""
+OPTIONS = ChildOptions(
+    label="the process that locks the clock of the GPU", time_limit_s=60.0, grace_s=20.0, cleans_up=True
+)
+
+
+class ClockGuard:
+    """The program of the child process that locks the clock, and unlocks it when its parent ends, killed or not."""
+
+    def __init__(self) -> None:
+        self._locked = False
+
+    def lock(self, mhz: int) -> None:
+        """Lock the clock at so many MHz."""
+        lock_clocks(mhz)
+        self._locked = True
+
+    def close(self) -> None:
+        """Unlock it; an error ends the process with a status that is not 0."""
+        if self._locked:
+            unlock_clocks()
 
 
 @contextlib.contextmanager
@@ -38,40 +53,15 @@ def locked_clocks(mhz: int | None) -> Iterator[None]:
     if mhz is None:
         yield
         return
-    guard = subprocess.Popen(
-        [sys.executable, "-m", "dsc_split.benchmarks.sweep._clock_guard", str(mhz)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C and a closed terminal are not for it
-    )
+    guard = Child(OPTIONS, ClockGuard)
     try:
-        _confirm(guard)
-        logger.info("the SM clock is locked at %d MHz", mhz)
-        yield
+        with guard:
+            guard.ask(ClockGuard.lock, mhz)
+            logger.info("the SM clock is locked at %d MHz", mhz)
+            yield
     finally:
-        _end(guard)
-
-
-def _confirm(guard: subprocess.Popen[bytes]) -> None:
-    line = guard.stdout.readline() if guard.stdout is not None else b""
-    if not line.endswith(b"\n"):
-        raise BackendError("the process that locks the clock of the GPU ended without an answer.")
-    answer = json.loads(line)
-    if not answer["ok"]:
-        kinds = {"usage": UsageError, "unavailable": BackendUnavailable}
-        raise kinds.get(answer["kind"], BackendError)(answer["reason"])
-
-
-def _end(guard: subprocess.Popen[bytes]) -> None:
-    """Let the guard unlock and end; where it did not, unlock here."""
-    for pipe in (guard.stdin, guard.stdout):
-        if pipe is not None:
-            pipe.close()
-    try:
-        status = guard.wait(timeout=GRACE_S)
-    except subprocess.TimeoutExpired:
-        guard.kill()
-        status = guard.wait()
-    if status:
-        unlock_clocks()
-        logger.warning("the process that guards the locked clock ended with status %d; the clock is unlocked", status)
+        if guard.status:
+            unlock_clocks()
+            logger.warning(
+                "the process that guards the locked clock ended with status %d; the clock is unlocked", guard.status
+            )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-__all__ = ["available_memory_bytes", "library_versions", "live_state", "now", "static_environment"]
+from dsc_split._support.memory import available_memory_bytes
+
+__all__ = ["library_versions", "live_state", "now", "static_environment"]
 
 LIBRARIES = ("dsc-split", "numpy", "onnxruntime", "onnxruntime-gpu", "psutil")
 
 
 def now() -> str:
-    """Give the time in ISO 8601, UTC."""
+    """Return the time in ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
@@ -29,29 +30,16 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def static_environment() -> dict[str, Any]:
+def static_environment() -> dict[str, object]:
     """Describe what does not change during a run."""
     return {"host": platform.node(), "system": platform.platform(), "versions": library_versions()}
 
 
-def available_memory_bytes() -> int:
-    """Count the memory that can still be had, within the limit of the control group where there is one."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no control group, or one without a limit, which reads "max"
-        return available
-    return min(available, max(0, limit - used))
-
-
-def live_state() -> dict[str, Any]:
+def live_state() -> dict[str, object]:
     """Read load, free memory, clock and temperature, as far as the system shows them."""
     import psutil
 
-    state: dict[str, Any] = {"time": now(), "available_memory_bytes": available_memory_bytes()}
+    state: dict[str, object] = {"time": now(), "available_memory_bytes": available_memory_bytes()}
     try:
         state["load_1min"] = psutil.getloadavg()[0]
         frequency = psutil.cpu_freq()

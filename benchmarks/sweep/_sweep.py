@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
-from dsc_split.benchmarks.cells._cells import STATUSES, Cell, CellStore
+from dsc_split.benchmarks.cells._cells import MEASURED_STATUSES, STATUSES, Cell, CellStore, Question
 from dsc_split.benchmarks.sweep._clocks import locked_clocks
-from dsc_split.benchmarks.sweep._environment import available_memory_bytes, live_state, static_environment
-from dsc_split.benchmarks.sweep._interleave import Group
-from dsc_split.benchmarks.sweep._tasks import BenchSettings, Task, describe, make_tasks, measured_side
+from dsc_split.benchmarks.sweep._tasks import BenchSettings, make_cell, make_jobs, measured_side
+from dsc_split.benchmarks.sweep.executors._executor import Executor, Job, JobResult
+from dsc_split.benchmarks.sweep.executors._table import EXECUTORS
 from dsc_split.engines.side._batches import choose_batches
 from dsc_split.engines.side._fit import fit_here
 from dsc_split.engines.side._load import SideEngines
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["BenchResult", "bench_bundle"]
 
 logger = logging.getLogger(__name__)
-
-MEMORY_SHARE = 0.8
-"""Share of the free memory that engines may hold, where no limit is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +87,7 @@ def bench_bundle(
     settings: BenchSettings | None = None,
     stale: bool = False,
     fallback: bool = False,
+    executor: Executor | None = None,
     progress: ProgressListener = silent,
 ) -> BenchResult:
     """Time every engine of a bundle, host to host, and write one cell for each and each batch size.
@@ -108,6 +106,7 @@ def bench_bundle(
             machine of another kind, or under another driver, version or power mode. Targets and batch sizes are the
             table's where not given.
         fallback: Measure the ONNX pair on ONNX Runtime where a target's engines do not fit here.
+        executor: Runs the jobs; this machine, in child processes, where not given.
         progress: Called when a cell is done, and when another engine has its turn.
 
     Raises:
@@ -145,8 +144,9 @@ def bench_bundle(
         with locked_clocks(settings.lock_clocks_mhz):
             for side, item in engines.items():
                 record_target(bundle, side, item.backend)
-            tasks, reused = make_tasks(bundle, store, engines, chosen, settings)
-            cells = _Sweep(bundle, store, settings, tasks, reused, progress).run()
+            jobs, reused, earlier = make_jobs(bundle, store, engines, chosen, settings)
+            sweep = _Sweep(store, settings, executor or EXECUTORS["local"](), len(reused), earlier, progress)
+            cells = sweep.run(jobs)
     return BenchResult(
         measured=found,
         batches=chosen,
@@ -211,77 +211,56 @@ def _require_gpu(settings: BenchSettings, engines: Collection[SideEngines]) -> N
 
 
 class _Sweep:
-    """One run over all tasks."""
+    """One run over all jobs."""
 
     def __init__(
         self,
-        bundle: Bundle,
         store: CellStore,
         settings: BenchSettings,
-        tasks: Sequence[Task],
-        reused: Sequence[Cell],
+        executor: Executor,
+        reused: int,
+        earlier: Mapping[Question, Cell],
         progress: ProgressListener,
     ) -> None:
-        self._bundle = bundle
         self._store = store
         self._settings = settings
-        self._tasks = tasks
+        self._executor = executor
+        self._reused = reused
+        self._earlier = earlier
         self._progress = progress
-        self._reused = len(reused)
-        self._memory_limit_bytes = settings.memory_limit_bytes or int(MEMORY_SHARE * available_memory_bytes())
-        self._static = static_environment()
-        self._cells: dict[str, Cell] = {}
-        self._exhausted: dict[tuple[str, str], int] = {}
-        """Graph digest and fingerprint to the smallest batch at which memory ended."""
-        for cell in reused:
-            if cell.status == "out-of-memory":
-                self._note_exhausted(cell)
+        self._cells: dict[Question, Cell] = {}
+        self._total = reused
 
-    def run(self) -> list[Cell]:
-        """Measure all tasks, small batches first, and give their cells."""
-        if self._tasks:
-            logger.info("%d cells to measure, %d reused", len(self._tasks), self._reused)
-        groups: dict[tuple[str, int], list[Task]] = {}
-        for task in self._tasks:
-            groups.setdefault((task.question.fingerprint, task.question.batch), []).append(task)
-        for tasks in groups.values():
-            for task in tasks:
-                self._skip_if_exhausted(task)
-            group = Group(self._bundle.path, self._settings, self._memory_limit_bytes, self._finish, self._announce)
-            group.run(tasks)
-        if self._tasks:
-            self._announce(self._tasks[-1])
+    def run(self, jobs: Sequence[Job]) -> list[Cell]:
+        """Have all jobs run, and return their cells; each is written when its result comes in."""
+        if not jobs:
+            return []
+        logger.info("%d cells to measure, %d reused", len(jobs), self._reused)
+        self._total = self._reused + len(jobs)
+        with contextlib.closing(self._executor.run(jobs, self._announce)) as results:
+            for result in results:
+                self._finish(result)
+        left = [job.label for job in jobs if job.question not in self._cells]
+        if left:
+            raise BackendError(f"the executor gave no result for {', '.join(left)}. Run it again.")
+        self._announce(jobs[-1])
         return list(self._cells.values())
 
-    def _announce(self, task: Task) -> None:
-        label = f"{task.side}: {task.label}"
-        done, total = self._reused + len(self._cells), self._reused + len(self._tasks)
-        self._progress(Progress(stage="bench", label=label, done=done, total=total))
+    def _announce(self, job: Job) -> None:
+        done = self._reused + len(self._cells)
+        self._progress(Progress(stage="bench", label=f"{job.side}: {job.label}", done=done, total=self._total))
 
-    def _finish(self, task: Task, status: str, reason: str) -> None:
-        """Write a task's cell; again, if it was timed again beside others.
+    def _finish(self, result: JobResult) -> None:
+        """Write a result's cell; again, if the engine was timed again beside others.
 
         A cell of an earlier run that has times is not given up for an error: it could only not be continued.
         """
-        task.done = True
-        if status not in ("ok", "unstable") and task.earlier is not None and task.earlier.latency_ms:
-            logger.warning("%s: its cell stays as it was: %s: %s", task.label, status, reason)
-            self._cells[task.question.key] = task.earlier
+        question = result.job.question
+        earlier = self._earlier.get(question)
+        if result.status not in MEASURED_STATUSES and earlier is not None and earlier.latency_ms:
+            logger.warning("%s: its cell stays as it was: %s: %s", result.job.label, result.status, result.reason)
+            self._cells[question] = earlier
             return
-        environment = {**self._static, "end": live_state()}
-        settings = describe(self._settings, self._memory_limit_bytes)
-        cell = task.cell(status, reason, settings, environment)
+        cell = make_cell(result, self._settings)
         self._store.put(cell)
-        self._cells[cell.question.key] = cell
-        if status == "out-of-memory":
-            self._note_exhausted(cell)
-
-    def _note_exhausted(self, cell: Cell) -> None:
-        key = (cell.question.graph_digest, cell.question.fingerprint)
-        self._exhausted[key] = min(cell.batch, self._exhausted.get(key, cell.batch))
-
-    def _skip_if_exhausted(self, task: Task) -> None:
-        """Mark a task whose engine ran out of memory at a smaller batch: a larger one need not be tried."""
-        at = self._exhausted.get((task.question.graph_digest, task.question.fingerprint))
-        if at is not None and at <= task.question.batch:
-            self._finish(task, "out-of-memory", f"out of memory at batch {at} already; this one was not tried")
+        self._cells[question] = cell

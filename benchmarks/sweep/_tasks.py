@@ -1,34 +1,28 @@
-"""What a benchmark has to measure: settings, batch sizes, and one task per cell that is not there yet."""
+"""What a benchmark has to measure: settings, one job per cell that is not there yet, and the cell of its result."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from dsc_split._support.numbers import number
 from dsc_split.benchmarks.cells._caveats import find_marks
-from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
+from dsc_split.benchmarks.cells._cells import MEASURED_STATUSES, Cell, CellStore, Question
 from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
-from dsc_split.benchmarks.sweep._timer import TIMER
+from dsc_split.benchmarks.sweep._timer import ROUND_MS, TIMER, warm_up_limit_ms
+from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult, Round
 from dsc_split.engines._fingerprint import fingerprint_digest
-from dsc_split.engines.side._sides import SideGraph
+from dsc_split.engines._target import Target
 from dsc_split.lookup_table import Side
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
     from dsc_split.engines import BackendLike, SideEngines
 
-__all__ = ["ROUND_MS", "BenchSettings", "Task", "make_tasks", "measured_side"]
+__all__ = ["BenchSettings", "make_cell", "make_jobs", "measured_side"]
 
-ROUND_MS = 50.0
-"""A round has as many calls as fit into this time, and at least one."""
-MAX_CALLS = 200
-"""A round has at most this many calls: every one of them is stored."""
-MAX_PACED_ROUND_MS = 500.0
-"""A round of paced calls lasts about this long at most."""
-MAX_WARM_UP_MS = 2000.0
 LOCKED = "locked_sm_clock_mhz"
 """Key of the run fingerprint."""
 
@@ -61,131 +55,16 @@ class BenchSettings:
             if value is not None:
                 number(name, value, above=0.0, most=sys.float_info.max, expected="a finite number above 0 was expected")
 
-    @property
-    def warm_up_ms(self) -> float:
-        """Milliseconds that a warm-up may take, two calls excepted."""
-        return min(MAX_WARM_UP_MS, 250.0 * self.time_limit_s)
 
-
-@dataclass(kw_only=True)
-class Task:
-    """One cell that is being measured. It collects rounds, possibly on top of those of an earlier run."""
-
-    side: str
-    """The side that asked for it first."""
-    graph: SideGraph
-    """What the engine computes."""
-    target: str
-    """Canonical text of the target."""
-    slowdown: float
-    """Declared emulation; 1 where there is none."""
-    threads: int | None
-    """Threads that the target asks for."""
-    run_fingerprint: dict[str, Any]
-    """What the timing depends on."""
-    question: Question
-    """What the cell answers."""
-    earlier: Cell | None = None
-    """What an earlier run wrote; ``None`` where there is nothing, or it is to be measured anew."""
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-    """Rounds so far, those of an earlier run first."""
-    busy_s: float = 0.0
-    """Seconds spent on its rounds in this run."""
-    warm_up: dict[str, Any] = field(default_factory=dict)
-    """How its last warm-up went."""
-    start: dict[str, Any] = field(default_factory=dict)
-    """State of the machine when it was loaded."""
-    device_state: dict[str, Any] = field(default_factory=dict)
-    """State of the device after its last warm-up; empty where the back-end does not tell."""
-    engine: dict[str, Any] = field(default_factory=dict)
-    """What the engine says about itself."""
-    next_check: int = MIN_ROUNDS
-    """Rounds at which precision is judged next: looking less often is cheaper, and more honest."""
-    failures: int = 0
-    """How often it failed in this run, for another reason than memory."""
-    done: bool = False
-    """Whether its cell has been written."""
-
-    @property
-    def label(self) -> str:
-        """What is being measured, in words."""
-        return f"{self.graph.label}, batch {self.question.batch}"
-
-    def calls(self, settings: BenchSettings) -> int:
-        """Count the calls of its next round."""
-        call_ms = max(float(self.warm_up["call_ms"]), 1e-6)
-        count = max(1, min(MAX_CALLS, round(ROUND_MS / call_ms)))
-        if settings.period_ms is not None:
-            count = max(1, min(count, round(MAX_PACED_ROUND_MS / settings.period_ms)))
-        return count
-
-    def verdict(self, settings: BenchSettings) -> tuple[str, str] | None:
-        """Say how the cell ended, as status and reason; ``None`` while it needs more rounds."""
-        at_limit = self.busy_s >= settings.time_limit_s
-        if not at_limit and len(self.rounds) < self.next_check:
-            return None
-        self.next_check = len(self.rounds) + max(1, len(self.rounds) // 8)
-        samples_ms = [item["samples_ms"] for item in self.rounds]
-        if is_precise(samples_ms, settings.precision_goal, at_limit=at_limit):
-            return "ok", "precision reached"
-        if at_limit and len(samples_ms) >= MIN_ROUNDS_AT_LIMIT:
-            return "unstable", "time limit"
-        return None
-
-    def cell(self, status: str, reason: str, settings: dict[str, Any], environment: dict[str, Any]) -> Cell:
-        """Make the cell from what was collected."""
-        measured = status in ("ok", "unstable")
-        emulated = None
-        if self.slowdown > 1:
-            how = f"statistics multiplied by {self.slowdown:g}; raw samples are as measured"
-            emulated = {"slowdown": self.slowdown, "how": how}
-        latency_ms = None
-        if measured:
-            first = [sample for item in self.rounds for sample in item["first_after_pause_ms"]]
-            latency_ms = summarise([item["samples_ms"] for item in self.rounds], first, self.slowdown)
-        return Cell(
-            question=self.question,
-            graph=self.graph.path,
-            target=self.target,
-            run_fingerprint=self.run_fingerprint,
-            emulated=emulated,
-            status=status,
-            reason=reason,
-            latency_ms=latency_ms,
-            compute_ms=self._compute_ms() if measured else None,
-            rounds=tuple(self.rounds) if measured else (),
-            settings={**settings, "threads": self.threads, "warm_up": self.warm_up},
-            environment={**environment, **self._environment(environment)},
-        )
-
-    def _compute_ms(self) -> dict[str, Any] | None:
-        """Summarise what the engine computed between its events; ``None`` where it does not tell."""
-        rounds = [item["compute_ms"] for item in self.rounds if item.get("compute_ms")]
-        if len(rounds) < MIN_ROUNDS_AT_LIMIT:
-            return None
-        statistics = summarise(rounds, [], self.slowdown)
-        return {name: statistics[name] for name in ("n", "median", "p95", "ci")}
-
-    def _environment(self, environment: dict[str, Any]) -> dict[str, Any]:
-        """Give what is known about the device and the engine, with the state of the machine around it."""
-        during = [item["device_state"] for item in self.rounds if "device_state" in item]
-        states = [state for state in (self.device_state, *during) if state]
-        around = {"start": self.start, "end": environment["end"]}
-        if states:
-            around = {"start": {**self.start, "gpu": states[0]}, "end": {**environment["end"], "gpu": states[-1]}}
-        locked_mhz = self.run_fingerprint.get(LOCKED)
-        return {**around, "engine": self.engine, "marks": find_marks(states, locked_mhz)}
-
-
-def describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, Any]:
-    """Give the settings as they are recorded with every cell."""
+def _describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, object]:
+    """Return the settings as they are recorded with every cell."""
     return {
         "precision_goal": settings.precision_goal,
         "time_limit_s": settings.time_limit_s,
         "period_ms": settings.period_ms,
         "memory_limit_bytes": memory_limit_bytes,
         "lock_clocks_mhz": settings.lock_clocks_mhz,
-        "warm_up_limit_ms": settings.warm_up_ms,
+        "warm_up_limit_ms": warm_up_limit_ms(settings.time_limit_s),
         "round_ms": ROUND_MS,
         "min_rounds": MIN_ROUNDS,
         "timer": TIMER,
@@ -202,20 +81,20 @@ def with_locked_clock(fingerprint: dict[str, Any], settings: BenchSettings) -> d
 
 
 def measured_side(backend: BackendLike, settings: BenchSettings) -> Side:
-    """Give the target of a back-end, and the run fingerprint that it is measured under."""
+    """Return the target of a back-end, and the run fingerprint that it is measured under."""
     fingerprint = with_locked_clock(backend.run_fingerprint(), settings)
     digest = fingerprint_digest(fingerprint)
     return Side(target=str(backend.target), fingerprint=digest, run_fingerprint=fingerprint)
 
 
-def make_tasks(
+def make_jobs(
     bundle: Bundle,
     store: CellStore,
     engines: dict[str, SideEngines],
     batches: Sequence[int],
     settings: BenchSettings,
-) -> tuple[list[Task], list[Cell]]:
-    """List what is to be measured, and the cells that are there already and good enough.
+) -> tuple[list[Job], list[Cell], dict[Question, Cell]]:
+    """List what is to be measured, and the cells that are there already.
 
     Args:
         bundle: The bundle.
@@ -225,13 +104,14 @@ def make_tasks(
         settings: How to measure.
 
     Returns:
-        Tasks in the order in which they run, each question once; and the cells that are reused.
+        Jobs, small batches first and each question once; cells that are good enough; and cells that are to be
+        continued or measured again, by question.
     """
-    tasks: dict[Question, Task] = {}
+    jobs: dict[Question, Job] = {}
     reused: dict[Question, Cell] = {}
+    earlier: dict[Question, Cell] = {}
     for side, found in engines.items():
-        backend = found.backend
-        part = measured_side(backend, settings)
+        part = measured_side(found.backend, settings)
         for batch in batches:
             for graph in found.graphs:
                 question = Question(
@@ -240,28 +120,97 @@ def make_tasks(
                     batch=batch,
                     period_ms=settings.period_ms,
                 )
-                if question in tasks or question in reused:
+                if question in jobs or question in reused:
                     continue
                 cell = None if settings.again else store.get(question)
                 if cell is not None and _is_final(cell, settings):
                     reused[question] = cell
                     continue
-                tasks[question] = Task(
+                if cell is not None:
+                    earlier[question] = cell
+                jobs[question] = Job(
+                    bundle=bundle.path,
+                    graph=graph.path,
+                    graph_label=graph.label,
                     side=side,
-                    graph=graph,
                     target=part.target,
-                    slowdown=backend.target.slowdown,
-                    threads=backend.target.threads,
-                    run_fingerprint=dict(part.run_fingerprint or {}),
+                    run_fingerprint=part.run_fingerprint or {},
                     question=question,
-                    earlier=cell,
-                    rounds=list(cell.rounds) if cell is not None else [],
+                    precision_goal=settings.precision_goal,
+                    time_limit_s=settings.time_limit_s,
+                    memory_limit_bytes=settings.memory_limit_bytes,
+                    earlier_rounds=tuple(cast("Round", item) for item in cell.rounds) if cell is not None else (),
+                    out_of_memory_at=_out_of_memory_at(question, reused.values()),
                 )
-    return list(tasks.values()), list(reused.values())
+    return list(jobs.values()), list(reused.values()), earlier
+
+
+def make_cell(result: JobResult, settings: BenchSettings) -> Cell:
+    """Make the cell of a result."""
+    job, measured = result.job, result.status in MEASURED_STATUSES
+    target = Target.parse(job.target)
+    emulated = None
+    if target.slowdown > 1:
+        how = f"statistics multiplied by {target.slowdown:g}; raw samples are as measured"
+        emulated = {"slowdown": target.slowdown, "how": how}
+    latency_ms = None
+    if measured:
+        first = [sample for item in result.rounds for sample in item["first_after_pause_ms"]]
+        latency_ms = summarise([item["samples_ms"] for item in result.rounds], first, target.slowdown)
+    return Cell(
+        question=job.question,
+        graph=job.graph,
+        target=job.target,
+        run_fingerprint=dict(job.run_fingerprint),
+        emulated=emulated,
+        status=result.status,
+        reason=result.reason,
+        latency_ms=latency_ms,
+        compute_ms=_compute_ms(result.rounds, target.slowdown) if measured else None,
+        rounds=tuple(dict(item) for item in result.rounds) if measured else (),
+        settings={
+            **_describe(settings, result.memory_limit_bytes),
+            "threads": target.threads,
+            "warm_up": dict(result.warm_up),
+        },
+        environment=_environment(result),
+    )
+
+
+def _compute_ms(rounds: Sequence[Round], slowdown: float) -> dict[str, Any] | None:
+    """Summarise what the engine computed between its events; ``None`` where it does not tell."""
+    told = [item["compute_ms"] for item in rounds if item.get("compute_ms")]
+    if len(told) < MIN_ROUNDS_AT_LIMIT:
+        return None
+    statistics = summarise(told, [], slowdown)
+    return {name: statistics[name] for name in ("n", "median", "p95", "ci")}
+
+
+def _environment(result: JobResult) -> dict[str, object]:
+    """Return what is known about the machine, the device and the engine, and their state before and after."""
+    during = [item["device_state"] for item in result.rounds if "device_state" in item]
+    states = [state for state in (dict(result.device_state), *during) if state]
+    start, end = dict(result.start), dict(result.end)
+    if states:
+        start["gpu"], end["gpu"] = states[0], states[-1]
+    marks = find_marks(states, cast("int | None", result.job.run_fingerprint.get(LOCKED)))
+    return {**result.machine, "start": start, "end": end, "engine": dict(result.engine), "marks": marks}
+
+
+def _out_of_memory_at(question: Question, cells: Iterable[Cell]) -> int | None:
+    """Return the smallest batch size at which memory ended for the engine of a question; ``None`` if it did not."""
+    ends = [
+        cell.batch
+        for cell in cells
+        if cell.status == "out-of-memory"
+        and cell.question.graph_digest == question.graph_digest
+        and cell.question.fingerprint == question.fingerprint
+    ]
+    return min(ends, default=None)
 
 
 def _is_final(cell: Cell, settings: BenchSettings) -> bool:
-    """Tell whether a cell answers its question as well as is asked.
+    """Return whether a cell answers its question as well as is asked.
 
     Memory that ended is final, unless more of it is allowed now than then.
     """

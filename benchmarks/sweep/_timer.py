@@ -10,11 +10,28 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["TIMER", "WarmUp", "time_calls", "time_paced_calls", "warm_up"]
+__all__ = [
+    "ROUND_MS",
+    "TIMER",
+    "WarmUp",
+    "count_calls",
+    "time_calls",
+    "time_paced_calls",
+    "warm_up",
+    "warm_up_limit_ms",
+]
 
 TIMER = "time.perf_counter_ns around the bound call; garbage collection off"
 """What is recorded with every cell."""
 
+ROUND_MS = 50.0
+"""A round has as many calls as fit into this time, and at least one."""
+MAX_CALLS = 200
+"""A round has at most this many calls: every one of them is stored."""
+MAX_PACED_ROUND_MS = 500.0
+"""A round of paced calls lasts about this long at most."""
+MAX_WARM_UP_MS = 2000.0
+"""A warm-up takes this long at most, two calls excepted."""
 WINDOW_NS = 20_000_000
 """Calls of one warm-up window last at least this long together, or are one call."""
 AGREEMENT = 0.05
@@ -37,6 +54,24 @@ class WarmUp:
     """Mean of the last window."""
     stable: bool
     """Whether the last two windows agreed, before the time allowed was over."""
+
+
+def count_calls(call_ms: float, period_ms: float | None) -> int:
+    """Return how many calls a round has.
+
+    Args:
+        call_ms: Milliseconds that one call takes.
+        period_ms: Milliseconds between the starts of two calls; ``None`` where they follow at once.
+    """
+    count = max(1, min(MAX_CALLS, round(ROUND_MS / call_ms)))
+    if period_ms is not None:
+        count = max(1, min(count, round(MAX_PACED_ROUND_MS / period_ms)))
+    return count
+
+
+def warm_up_limit_ms(time_limit_s: float) -> float:
+    """Return the milliseconds that a warm-up may take, two calls excepted, for a cell's time limit in seconds."""
+    return min(MAX_WARM_UP_MS, 250.0 * time_limit_s)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_split._support.files import write_bytes
-from dsc_split.engines._base import OUT_OF_MEMORY_TEXTS
+from dsc_split._support.memory import says_out_of_memory
 from dsc_split.engines.tensorrt._library import TrtLogger
 from dsc_split.errors import (
     BackendError,
@@ -181,7 +181,7 @@ def failure(what: str, said: str | TrtLogger) -> BackendError:
         said: The library's own words, or its logger.
     """
     text = said if isinstance(said, str) else _said(said)
-    if any(piece in text.lower() for piece in OUT_OF_MEMORY_TEXTS):
+    if says_out_of_memory(text):
         return OutOfMemoryError(f"{what}: out of memory ({text})")
     return BackendError(f"{what}: {text}")
 

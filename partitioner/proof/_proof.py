@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dsc_split._support.memory import default_memory_limit_bytes
 from dsc_split.bundle import Split, TensorInfo
 from dsc_split.errors import OutOfMemoryError
 
@@ -163,11 +164,9 @@ def largest_batch(
     Raises:
         BackendError: The model does not run for another reason than memory.
     """
-    import psutil
-
     from dsc_split.partitioner.proof._reference import run_in_worker
 
-    memory_bytes = memory_bytes or int(psutil.virtual_memory().available * 0.8)
+    memory_bytes = memory_bytes or default_memory_limit_bytes()
     batch, reason = wanted, ""
     while True:
         try:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsc_split._support.child import Child, ChildOptions
+from dsc_split._support.memory import says_out_of_memory
 from dsc_split._support.optional import require
-from dsc_split._support.records import Record, read_record, to_document
+from dsc_split._support.records import read_record
 from dsc_split.bundle import TensorInfo
-from dsc_split.errors import BackendError, OutOfMemoryError
+from dsc_split.errors import BackendError, BackendUnavailable, DscError, OutOfMemoryError
 
 __all__ = ["open_session", "run_in_worker", "run_session"]
 
 logger = logging.getLogger(__name__)
 
-_OUT_OF_MEMORY = re.compile(
-    r"bad_?alloc|failed to allocate|out of memory|cannot allocate memory|Available memory of", re.I
-)
+TIME_LIMIT_S = 3600.0
+"""Seconds that one run of a model may take."""
 
 
 def open_session(model: Path | bytes, *, weights_folder: Path | None = None) -> Any:
@@ -79,22 +76,20 @@ def _as_ours(error: Exception, what: str) -> BackendError:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
     # Where in ONNX Runtime's own sources it was noticed helps nobody, and names a path of the build machine.
     text = re.sub(r"/\S+/onnxruntime/\S+\.(?:cc|h):\d+ ?", "", text)
-    if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(text):
+    if isinstance(error, MemoryError) or says_out_of_memory(text):
         return OutOfMemoryError(f"{what}: out of memory ({text[:200]})")
     return BackendError(f"{what}: {text[:600]}")
 
 
-class _Request(Record):
-    """What :func:`run_in_worker` asks of its process."""
+class TrialRun:
+    """The program of the child process that runs a model once."""
 
-    model: str
-    """The graph's file."""
-    inputs: tuple[TensorInfo, ...]
-    """Its inputs."""
-    batch: int
-    """Batch size."""
-    memory_bytes: int
-    """What the process may take."""
+    def run(self, model: str, inputs: Sequence[dict[str, Any]], batch: int) -> None:
+        """Run the model of a file on random inputs, which are described as in the manifest."""
+        from dsc_split.bundles._samples import make_inputs
+
+        feed = make_inputs([read_record(item, TensorInfo) for item in inputs], batch, 0, None)
+        run_session(open_session(Path(model)), feed, Path(model).name)
 
 
 def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_bytes: int) -> None:
@@ -108,45 +103,17 @@ def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_
 
     Raises:
         OutOfMemoryError: The process ran out of memory.
-        BackendError: It failed otherwise.
+        BackendUnavailable: ONNX Runtime is not installed.
+        BackendError: It failed otherwise, or took longer than an hour.
     """
-    request = _Request(model=str(model), inputs=tuple(inputs), batch=batch, memory_bytes=memory_bytes)
-    process = subprocess.run(
-        [sys.executable, "-m", "dsc_split.partitioner.proof._reference"],
-        input=json.dumps(to_document(request)).encode(),
-        capture_output=True,
-        check=False,
+    options = ChildOptions(
+        label="the process that runs the model", memory_limit_bytes=memory_bytes, time_limit_s=TIME_LIMIT_S
     )
-    if process.returncode == 0:
-        return
-    text = process.stderr.decode(errors="replace").strip().splitlines()
-    last = text[-1] if text else f"exit status {process.returncode}"
-    if process.returncode in (-signal.SIGKILL, _EXIT_OUT_OF_MEMORY) or _OUT_OF_MEMORY.search(last):
-        raise OutOfMemoryError(last if process.returncode == _EXIT_OUT_OF_MEMORY else "the process was killed")
-    raise BackendError(f"{model.name!r} does not run at batch {batch}: {last}")
-
-
-_EXIT_OUT_OF_MEMORY = 77
-
-
-def _worker() -> int:
-    import resource
-
-    from dsc_split.bundles._samples import make_inputs
-
-    request = read_record(json.loads(sys.stdin.read()), _Request)
-    resource.setrlimit(resource.RLIMIT_DATA, (request.memory_bytes, request.memory_bytes))
-    model = Path(request.model)
-    try:
-        run_session(open_session(model), make_inputs(request.inputs, request.batch, 0, None), model.name)
-    except (OutOfMemoryError, MemoryError) as e:
-        print(e, file=sys.stderr)
-        return _EXIT_OUT_OF_MEMORY
-    except BackendError as e:
-        print(str(e).replace("\n", " "), file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_worker())
+    with Child(options, TrialRun) as child:
+        try:
+            child.ask(TrialRun.run, str(model), [to_document(item) for item in inputs], batch)
+        except (OutOfMemoryError, BackendUnavailable):
+            raise
+        except DscError as e:
+            said = str(e).replace("\n", " ")
+            raise BackendError(f"{model.name!r} does not run at batch {batch}: {said}") from e

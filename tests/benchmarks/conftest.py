@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.fake_executor import FakeExecutor
 from tests.support.tiny_bundles import bundle, make_bundle, replace_graph
 
 from dsc_split.benchmarks import BenchSettings
+from dsc_split.benchmarks.sweep.executors._table import EXECUTORS
 
-__all__ = ["bundle", "gpu", "make_bundle", "quick", "replace_graph", "sabotage"]
+__all__ = ["bundle", "fake_executor", "gpu", "make_bundle", "quick", "replace_graph", "sabotage"]
 
 PRETENDED_GPU = """
 from dsc_split.engines._base import Engine
@@ -48,6 +51,14 @@ def quick() -> BenchSettings:
 
 
 @pytest.fixture
+def fake_executor(monkeypatch: pytest.MonkeyPatch) -> FakeExecutor:
+    """Let ``bench`` make times up where no executor is given."""
+    executor = FakeExecutor()
+    monkeypatch.setitem(EXECUTORS, "local", lambda: executor)
+    return executor
+
+
+@pytest.fixture
 def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Run code at the start of every Python process that is started from now on, thus of every worker."""
 
@@ -55,7 +66,7 @@ def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         folder = tmp_path / "sabotage"
         folder.mkdir(exist_ok=True)
         (folder / "sitecustomize.py").write_text(code)
-        monkeypatch.setenv("PYTHONPATH", str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
     return plant
 

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from msgspec.structs import replace
+from tests.support.fake_executor import FakeExecutor
 from tests.support.manifests import document_of, write_document
 from tests.support.tiny_bundles import tiny_bundle
 
@@ -23,7 +24,7 @@ from dsc_split.bundle import Bundle
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle, timed at batches 1 and 2, with the memory of both sides."""
     bundle = tiny_bundle(tmp_path_factory.mktemp("memory") / "bundle")
-    bench_bundle(bundle, batches=[1, 2], settings=BenchSettings(precision_goal=1e6, time_limit_s=0.1))
+    bench_bundle(bundle, batches=[1, 2], settings=BenchSettings(precision_goal=1e6), executor=FakeExecutor())
     write_table(bundle)
     for side in ("device", "server"):
         found = measure_memory(bundle, side)

@@ -25,8 +25,7 @@ import types
 from typing import IO, Any
 
 import dsc_split
-import dsc_split.benchmarks.sweep._process
-import dsc_split.benchmarks.sweep._worker
+import dsc_split._support.child
 from dsc_split.cli import main as program
 
 OTHERS = (
@@ -44,30 +43,37 @@ OTHERS = (
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
 
 
-class ForkedWorker:
-    """What ``subprocess.Popen`` gives, of a worker that need not start Python anew."""
+class ForkedChild:
+    """What ``subprocess.Popen`` gives, of a child that need not start Python anew."""
 
-    def __init__(self, command: list[str], *, stdin: int, stdout: int, stderr: IO[bytes]) -> None:
-        assert (stdin, stdout) == (subprocess.PIPE, subprocess.PIPE)
-        requests, answers = os.pipe(), os.pipe()
+    def __init__(
+        self,
+        command: list[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        pass_fds: list[int],
+        start_new_session: bool,
+    ) -> None:
+        assert (stdin, start_new_session) == (subprocess.PIPE, False)
+        here, there = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            for here, there in ((requests[0], 0), (answers[1], 1), (stderr.fileno(), 2)):
-                os.dup2(here, there)
-            for fd in (*requests, *answers):
-                os.close(fd)
-            sys.argv, sys.stdin = command[2:], os.fdopen(0)
-            dsc_split.benchmarks.sweep._worker.main()
-            os._exit(0)
-        os.close(requests[0])
-        os.close(answers[1])
-        self.stdin, self.stdout = os.fdopen(requests[1], "wb"), os.fdopen(answers[0], "rb")
+            for fd, standard in ((here, 0), (stdout.fileno(), 1), (stderr.fileno(), 2)):
+                os.dup2(fd, standard)
+            (answers,) = pass_fds
+            os.closerange(3, answers)
+            os.closerange(answers + 1, os.sysconf("SC_OPEN_MAX"))
+            dsc_split._support.child.serve(command[-1])
+        os.close(here)
+        self.stdin = os.fdopen(there, "wb")
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> int:
-        del timeout  # a worker that does not end hangs the test, which has a limit of its own
+        del timeout  # a child that does not end hangs the test, which has a limit of its own
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
@@ -160,8 +166,8 @@ def import_all() -> None:
 def main() -> None:
     """Serve until standard input ends."""
     import_all()
-    forking = types.SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-    vars(dsc_split.benchmarks.sweep._process)["subprocess"] = forking
+    forking = types.SimpleNamespace(Popen=ForkedChild, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    vars(dsc_split._support.child)["subprocess"] = forking
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         running = [Running(request) for request in json.loads(line)]

@@ -190,7 +190,8 @@ def engines_of(bundle: Bundle) -> dict[tuple[str, str, str], str]:
 # ---- what comes together -----------------------------------------------------------------------------------------
 
 
-def test_two_machines_that_were_timed_for_real_become_one_table_per_device_kind(
+@pytest.mark.usefixtures("fake_executor")
+def test_two_machines_that_were_timed_become_one_table_per_device_kind(
     bundle: Bundle, quick: BenchSettings, dsc: Callable[..., Any]
 ) -> None:
     kinds = {name: f"onnxruntime:cpu,threads=1,slowdown={slowdown}" for name, slowdown in (("slow", 9), ("fast", 3))}

@@ -14,9 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.support.children import children_with
+from tests.support.fake_executor import FakeExecutor
 
 from dsc_split.benchmarks import CellStore
 from dsc_split.benchmarks.cells._cells import Cell
+from dsc_split.benchmarks.sweep.executors._table import EXECUTORS
 from dsc_split.bundle import Bundle
 
 DEVICE, SERVER = "onnxruntime:cpu,threads=1,slowdown=6", "onnxruntime:cpu,threads=1"
@@ -44,12 +47,7 @@ def wait_for_cells(bundle: Bundle, count: int, process: subprocess.Popen[bytes])
 
 
 def workers_of(bundle: Bundle) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "dsc_split.benchmarks.sweep._worker" in (process.info["cmdline"] or [])
-        and str(bundle.path) in process.info["cmdline"]
-    ]
+    return children_with("Bench", str(bundle.path))
 
 
 def test_bench_measures_and_writes_the_table(bundle: Bundle, dsc: Callable[..., Any]) -> None:
@@ -65,6 +63,7 @@ def test_bench_measures_and_writes_the_table(bundle: Bundle, dsc: Callable[..., 
     assert table["emulated"]
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_bench_of_one_side_says_that_there_is_no_table_yet(bundle: Bundle, dsc: Callable[..., Any]) -> None:
     done = dsc("bench", bundle.path, "--side", "device", *OPTIONS)
 
@@ -185,7 +184,9 @@ def test_interrupted_the_worker_ends_and_finished_cells_stay(bundle: Bundle) -> 
 def test_full_disk_ends_it_with_a_clear_error_and_finished_cells_stay(bundle: Bundle, dsc: Callable[..., Any]) -> None:
     # The manifest is smaller than this limit on the size of a file, cells with their samples are larger.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))"
-    dsc("bench", bundle.path, "--side", "device", *OPTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXECUTORS, "local", FakeExecutor)
+        dsc("bench", bundle.path, "--side", "device", *OPTIONS)
     before = cell_files(bundle)
 
     process = start(bundle, before=limit)

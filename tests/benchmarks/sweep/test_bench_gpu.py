@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.support.fake_executor import FakeExecutor
 
 from dsc_split.benchmarks import BenchSettings, CellStore, bench_bundle
+from dsc_split.benchmarks.sweep.executors._table import EXECUTORS
 from dsc_split.bundle import Bundle
+from dsc_split.engines.gpu._state import gpu_state
 from dsc_split.errors import UsageError
 
 ONE = "onnxruntime:cpu,threads=1"
@@ -53,6 +56,13 @@ def test_cell_without_a_gpu_has_no_marks_no_state_and_no_compute_time(bundle: Bu
         assert "device_state" not in cell.rounds[0]
 
 
+@pytest.fixture
+def timed_on_it(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``bench`` make times up, with the state of the pretended GPU."""
+    monkeypatch.setitem(EXECUTORS, "local", lambda: FakeExecutor(device_state=gpu_state))
+
+
+@pytest.mark.usefixtures("timed_on_it")
 def test_throttled_gpu_marks_its_cells_and_says_so_once(bundle: Bundle, gpu: Any, dsc: Callable[..., Any]) -> None:
     gpu.change(reasons=0x40)
 
@@ -66,6 +76,7 @@ def test_throttled_gpu_marks_its_cells_and_says_so_once(bundle: Bundle, gpu: Any
     assert "not steady (throttled: hw_thermal_slowdown)" in " ".join(shown.stderr.split())
 
 
+@pytest.mark.usefixtures("timed_on_it")
 def test_throttled_gpu_of_one_side_is_said_where_there_is_no_table(
     bundle: Bundle, gpu: Any, dsc: Callable[..., Any]
 ) -> None:
@@ -76,6 +87,7 @@ def test_throttled_gpu_of_one_side_is_said_where_there_is_no_table(
     assert done.stderr.count("2 of 2 cells were timed while the GPU was not steady") == 1
 
 
+@pytest.mark.usefixtures("timed_on_it")
 def test_clock_is_locked_meanwhile_and_is_part_of_the_question(
     bundle: Bundle, gpu: Any, dsc: Callable[..., Any]
 ) -> None:

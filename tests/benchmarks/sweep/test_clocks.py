@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.support.children import children_with
 
 from dsc_split.benchmarks.sweep._clocks import locked_clocks
 from dsc_split.errors import BackendError, BackendUnavailable, UsageError
@@ -33,11 +34,8 @@ def wait_until(holds: Callable[[], object]) -> None:
 
 
 def guards() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "dsc_split.benchmarks.sweep._clock_guard" in process.cmdline()
-    ]
+    mine = psutil.Process().children(recursive=True)
+    return [process for process in children_with("ClockGuard") if process in mine]
 
 
 def test_nothing_is_started_where_nothing_is_to_be_locked(gpu: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tests.support.fake_executor import FakeExecutor
 from tests.support.tiny_bundles import tiny_bundle
 
 from dsc_split._support.files import sha256_file
@@ -21,6 +22,7 @@ from dsc_split.engines import Backend
 from dsc_split.errors import UsageError
 
 ONE = "onnxruntime:cpu,threads=1"
+pytestmark = pytest.mark.usefixtures("fake_executor")
 OPTIONS = ["--precision-goal", "1000", "--time-limit", "0.2"]
 
 
@@ -29,7 +31,8 @@ def timed_once(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle that was timed here, both sides, at batch 2."""
     bundle = tiny_bundle(tmp_path_factory.mktemp("timed") / "bundle")
     settings = BenchSettings(precision_goal=1e6, time_limit_s=0.2)
-    bench_bundle(bundle, device=f"{ONE},slowdown=6", server=ONE, batches=[2], settings=settings)
+    executor = FakeExecutor()
+    bench_bundle(bundle, device=f"{ONE},slowdown=6", server=ONE, batches=[2], settings=settings, executor=executor)
     write_tables(bundle)
     return bundle
 

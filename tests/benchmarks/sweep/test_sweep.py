@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 
 import pytest
 from onnx import helper
+from tests.support.fake_executor import FakeExecutor, make_result
 
 from dsc_split._support.progress import Progress
-from dsc_split.benchmarks import BenchSettings, CellStore, bench_bundle
+from dsc_split.benchmarks import BenchResult, BenchSettings, CellStore, bench_bundle
+from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult, no_announcement
 from dsc_split.bundle import Bundle
-from dsc_split.errors import BundleBusyError, UsageError
+from dsc_split.errors import BackendError, BackendUnavailable, BundleBusyError, UsageError
 
 ONE = "onnxruntime:cpu,threads=1"
 
@@ -27,6 +29,7 @@ onnxruntime.InferenceSession = Session
 """
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_every_engine_of_both_sides_gets_a_cell_at_every_batch(bundle: Bundle, quick: BenchSettings) -> None:
     steps: list[Progress] = []
 
@@ -56,6 +59,7 @@ def test_every_engine_of_both_sides_gets_a_cell_at_every_batch(bundle: Bundle, q
     assert Bundle.open(bundle.path).targets("server") == (ONE,)
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_statistics_carry_the_slowdown_and_raw_samples_do_not(bundle: Bundle, quick: BenchSettings) -> None:
     result = bench_bundle(bundle, sides=["device"], device=f"{ONE},slowdown=1000", batches=[1], settings=quick)
 
@@ -70,6 +74,7 @@ def test_statistics_carry_the_slowdown_and_raw_samples_do_not(bundle: Bundle, qu
         assert len(cell.rounds) >= 5
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_whole_model_is_measured_once_where_both_sides_are_the_same(bundle: Bundle, quick: BenchSettings) -> None:
     result = bench_bundle(bundle, device=ONE, server=ONE, batches=[1], settings=quick)
 
@@ -80,6 +85,7 @@ def test_whole_model_is_measured_once_where_both_sides_are_the_same(bundle: Bund
     ]
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_second_run_reuses_what_is_precise_enough_and_remembers_the_targets(
     bundle: Bundle, quick: BenchSettings
 ) -> None:
@@ -92,6 +98,7 @@ def test_second_run_reuses_what_is_precise_enough_and_remembers_the_targets(
     assert all(cell in second.cells for cell in first.cells)
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_looser_cell_is_continued_and_its_rounds_are_kept(bundle: Bundle, quick: BenchSettings) -> None:
     loose = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick)
     tight = dataclasses.replace(quick, precision_goal=1e-9)
@@ -105,6 +112,7 @@ def test_looser_cell_is_continued_and_its_rounds_are_kept(bundle: Bundle, quick:
         assert len(after.rounds) > len(before.rounds)
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_again_measures_anew(bundle: Bundle, quick: BenchSettings) -> None:
     first = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick)
     second = bench_bundle(bundle, sides=["device"], batches=[1], settings=dataclasses.replace(quick, again=True))
@@ -114,6 +122,7 @@ def test_again_measures_anew(bundle: Bundle, quick: BenchSettings) -> None:
     assert not starts & {item["started"] for cell in second.cells for item in cell.rounds}
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_damaged_cell_is_measured_again(bundle: Bundle, quick: BenchSettings) -> None:
     first = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick)
     CellStore(bundle).path(first.cells[0].question).write_text("{}")
@@ -124,6 +133,7 @@ def test_damaged_cell_is_measured_again(bundle: Bundle, quick: BenchSettings) ->
     assert len(list(CellStore(bundle).all())) == 2
 
 
+@pytest.mark.usefixtures("fake_executor")
 def test_paced_calls_are_another_question_with_the_first_after_a_pause_apart(
     bundle: Bundle, quick: BenchSettings
 ) -> None:
@@ -172,7 +182,8 @@ def test_crash_that_comes_again_costs_that_cell_and_is_tried_again_in_the_next_r
 def test_crash_of_a_cell_that_is_continued_does_not_cost_what_was_measured(
     bundle: Bundle, quick: BenchSettings, sabotage: Callable[[str], None]
 ) -> None:
-    first = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick)
+    executor = FakeExecutor()
+    first = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick, executor=executor)
     sabotage(CRASH_ONCE.format(mark="/nowhere/at/all", output="a", before="pass"))
 
     tight = dataclasses.replace(quick, precision_goal=1e-9)
@@ -203,6 +214,88 @@ def test_end_of_memory_at_a_large_batch_costs_that_cell_and_larger_ones_alone(
     assert all(cell.status == "ok" for cell in result.cells if cell.graph == "onnx/model.onnx")
     again = bench_bundle(bundle, sides=["device"], batches=[1, 32, 64], settings=settings)
     assert again.reused == 6
+
+
+def test_an_executor_is_asked_for_what_is_not_answered_and_each_result_is_written_when_it_comes(
+    bundle: Bundle, quick: BenchSettings
+) -> None:
+    executor = FakeExecutor()
+    written: list[int] = []
+
+    bench_bundle(
+        bundle,
+        device=ONE,
+        server=ONE,
+        batches=[1],
+        settings=quick,
+        executor=executor,
+        progress=lambda step: written.append(len(list(CellStore(bundle).all()))),
+    )
+    bench_bundle(bundle, batches=[1, 2], settings=quick, executor=executor)
+
+    assert written == [0, 1, 2, 3]
+    assert [(job.graph, job.batch) for job in executor.tried] == [
+        (graph, batch) for batch in (1, 2) for graph in ("onnx/model.onnx", "onnx/a.head.onnx", "onnx/a.tail.onnx")
+    ]
+
+
+def test_a_run_that_ends_early_keeps_what_was_finished_and_closes_the_executor(
+    bundle: Bundle, quick: BenchSettings
+) -> None:
+    def interrupt_second(step: Progress) -> None:
+        if step.done:
+            raise KeyboardInterrupt
+
+    executor = FakeExecutor()
+    with pytest.raises(KeyboardInterrupt):
+        bench_bundle(bundle, device=ONE, batches=[1], settings=quick, executor=executor, progress=interrupt_second)
+
+    assert executor.closed == 1
+    assert len(list(CellStore(bundle).all())) == 1
+    with Bundle.open(bundle.path).lock():
+        pass
+    assert bench_bundle(bundle, device=ONE, batches=[1], settings=quick, executor=FakeExecutor()).reused == 1
+
+
+def test_an_error_of_the_executor_reaches_the_caller(bundle: Bundle, quick: BenchSettings) -> None:
+    def unavailable(job: Job) -> JobResult:
+        raise BackendUnavailable(f"no GPU for {job.label}")
+
+    with pytest.raises(BackendUnavailable, match="no GPU for whole model, batch 1"):
+        bench_bundle(bundle, device=ONE, batches=[1], settings=quick, executor=FakeExecutor(unavailable))
+
+
+def test_an_executor_that_leaves_a_job_out_is_an_error(bundle: Bundle, quick: BenchSettings) -> None:
+    class Forgetful(FakeExecutor):
+        def run(
+            self, jobs: Sequence[Job], announce: Callable[[Job], None] = no_announcement
+        ) -> Generator[JobResult, None, None]:
+            return super().run(jobs[1:], announce)
+
+    with pytest.raises(BackendError, match="no result for whole model, batch 1"):
+        bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick, executor=Forgetful())
+    assert len(list(CellStore(bundle).all())) == 1
+
+
+def test_memory_that_ended_is_final_and_larger_batches_are_not_tried_in_a_later_run(
+    bundle: Bundle, quick: BenchSettings
+) -> None:
+    def starved(job: Job) -> JobResult:
+        return make_result(job, "out-of-memory", "bad_alloc")
+
+    def bench(batches: list[int], executor: FakeExecutor, limit_bytes: int | None = None) -> BenchResult:
+        settings = dataclasses.replace(quick, memory_limit_bytes=limit_bytes)
+        return bench_bundle(bundle, sides=["device"], batches=batches, settings=settings, executor=executor)
+
+    bench([4], FakeExecutor(starved))
+    executor = FakeExecutor()
+    result = bench([2, 4, 8], executor)
+
+    assert {job.batch for job in executor.tried} == {2}
+    assert {cell.batch: cell.status for cell in result.cells} == {2: "ok", 4: "out-of-memory", 8: "out-of-memory"}
+    assert result.reused == 2
+    more = bench([2, 4, 8], FakeExecutor(), limit_bytes=2**40)
+    assert (more.reused, more.counts["ok"]) == (2, 6)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_written(bundle: Bundle, quick: BenchSettings) -> None:

@@ -1,0 +1,267 @@
+"""This machine as executor: engines are timed in child processes, those of one target and batch together.
+
+All of a group are loaded in one child, and one round of each is timed in turn, so that drift hits all alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsc_split._support.child import Child, ChildDied, ChildOptions
+from dsc_split._support.memory import default_memory_limit_bytes
+from dsc_split.benchmarks.sweep._environment import live_state, static_environment
+from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise
+from dsc_split.benchmarks.sweep._timer import count_calls, warm_up_limit_ms
+from dsc_split.benchmarks.sweep._worker import Bench
+from dsc_split.benchmarks.sweep.executors._executor import (
+    Job,
+    JobResult,
+    MemoryEnds,
+    Round,
+    no_announcement,
+)
+from dsc_split.errors import BackendUnavailable, DscError, EngineFileError, OutOfMemoryError
+
+__all__ = ["LocalExecutor"]
+
+logger = logging.getLogger(__name__)
+
+TRIES = 2
+"""How often a cell is tried in one run before it counts as failed."""
+LOAD_LIMIT_S = 3600.0
+"""Seconds that loading an engine and warming it up may take, before its child process counts as hung."""
+CALL_LIMIT_S = 600.0
+"""Seconds that any other answer may take on top of a hundred times what is expected."""
+ENDS_THE_RUN = (BackendUnavailable, EngineFileError)
+"""Errors that mean more than that one cell failed."""
+
+
+class LocalExecutor:
+    """Runs jobs on this machine, one engine's calls at a time."""
+
+    def run(
+        self, jobs: Sequence[Job], announce: Callable[[Job], None] = no_announcement
+    ) -> Generator[JobResult, None, None]:
+        """Run all jobs; see ``Executor``."""
+        machine, free_bytes = static_environment(), default_memory_limit_bytes()
+        ends = MemoryEnds(jobs)
+        groups: dict[tuple[Path, str, int], list[Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.bundle, job.question.fingerprint, job.batch), []).append(job)
+        for members in groups.values():
+            group = _Group(members[0], members[0].memory_limit_bytes or free_bytes, machine, announce)
+            tasks = []
+            for job in members:
+                task, reason = _Task(job=job, rounds=list(job.earlier_rounds)), ends.reason(job)
+                if reason is None:
+                    tasks.append(task)
+                else:
+                    yield group.finish(task, "out-of-memory", reason)
+            for result in group.run(tasks):
+                ends.note(result)
+                yield result
+
+
+@dataclass(kw_only=True)
+class _Task:
+    """A job that is being run. It collects rounds, possibly on top of those of an earlier run."""
+
+    job: Job
+    """The job."""
+    rounds: list[Round]
+    """Rounds so far, those of an earlier run first."""
+    busy_s: float = 0.0
+    """Seconds spent on its rounds in this run."""
+    call_ms: float = 0.0
+    """Milliseconds that one call took at the end of its last warm-up."""
+    warm_up: dict[str, object] = field(default_factory=dict)
+    """How its last warm-up went."""
+    start: dict[str, object] = field(default_factory=dict)
+    """State of the machine when it was loaded."""
+    device_state: dict[str, object] = field(default_factory=dict)
+    """State of the device after its last warm-up; empty where the back-end does not tell."""
+    engine: dict[str, object] = field(default_factory=dict)
+    """What the engine says about itself."""
+    next_check: int = MIN_ROUNDS
+    """Rounds at which precision is judged next: looking less often is cheaper, and more honest."""
+    failures: int = 0
+    """How often it failed in this run, for another reason than memory."""
+    done: bool = False
+    """Whether it has a result."""
+
+    def verdict(self) -> tuple[str, str] | None:
+        """Return how it ended, as status and reason; ``None`` while it needs more rounds."""
+        at_limit = self.busy_s >= self.job.time_limit_s
+        if not at_limit and len(self.rounds) < self.next_check:
+            return None
+        self.next_check = len(self.rounds) + max(1, len(self.rounds) // 8)
+        samples_ms = [item["samples_ms"] for item in self.rounds]
+        if is_precise(samples_ms, self.job.precision_goal, at_limit=at_limit):
+            return "ok", "precision reached"
+        if at_limit and len(samples_ms) >= MIN_ROUNDS_AT_LIMIT:
+            return "unstable", "time limit"
+        return None
+
+
+class _Group:
+    """All jobs of one target at one batch size.
+
+    They run together as far as memory goes. Where it ends, the rest follow in further child processes, together with
+    one engine of the first, which is timed again beside them. A job that fails is tried once more, alone.
+
+    Args:
+        job: Any of them, for the bundle and the target.
+        memory_limit_bytes: What the engines of one child process may hold together.
+        machine: What is known of this machine.
+        announce: Called with a job when it is its turn.
+    """
+
+    def __init__(
+        self, job: Job, memory_limit_bytes: int, machine: Mapping[str, object], announce: Callable[[Job], None]
+    ) -> None:
+        self._bundle, self._target = job.bundle, job.target
+        self._memory_limit_bytes = memory_limit_bytes
+        self._machine = machine
+        self._announce = announce
+        self._common: _Task | None = None
+        self._capacity = 0
+
+    def run(self, tasks: Sequence[_Task]) -> Iterator[JobResult]:
+        """Run all; each has a result when this ends.
+
+        Raises:
+            BackendUnavailable: The back-end or its device is not there.
+            EngineFileError: An engine is damaged, or was built for something else.
+        """
+        self._common, self._capacity = None, len(tasks)
+        while waiting := [task for task in tasks if not task.done]:
+            fresh = [task for task in waiting if not task.failures]
+            members = fresh[: self._capacity] if fresh else waiting[:1]
+            common = self._common if fresh and self._capacity > 1 else None
+            if common is not None and common.done:
+                members = [common, *members[: self._capacity - 1]]
+            yield from self._run_together(members)
+
+    def finish(self, task: _Task, status: str, reason: str) -> JobResult:
+        """Make a task's result; another one, if it was timed again beside others."""
+        task.done = True
+        return JobResult(
+            job=task.job,
+            status=status,
+            reason=reason,
+            memory_limit_bytes=self._memory_limit_bytes,
+            machine=self._machine,
+            start=task.start,
+            end=live_state(),
+            rounds=tuple(task.rounds),
+            warm_up=task.warm_up,
+            engine=task.engine,
+            device_state=task.device_state,
+        )
+
+    def _run_together(self, members: list[_Task]) -> Iterator[JobResult]:
+        """Load what fits, and time it; what does not fit or fails is left for another time."""
+        options = ChildOptions(memory_limit_bytes=self._memory_limit_bytes, time_limit_s=CALL_LIMIT_S)
+        with Child(options, Bench, str(self._bundle), self._target) as worker:
+            loaded: list[_Task] = []
+            for task in members:
+                try:
+                    fits = self._load(worker, task, loaded)
+                except ENDS_THE_RUN:
+                    raise
+                except DscError as e:
+                    yield from self._blame(task, e, among=len(loaded) + 1)
+                    if isinstance(e, ChildDied):
+                        return
+                    if isinstance(e, OutOfMemoryError):
+                        break
+                    continue
+                if not fits:
+                    break
+                loaded.append(task)
+            if self._common is None and loaded and len(loaded) < len(members):
+                self._common = loaded[0]
+            yield from self._time(worker, loaded)
+
+    def _load(self, worker: Child[Bench], task: _Task, loaded: list[_Task]) -> bool:
+        """Load and warm up one engine; returns whether all that is loaded now fits into the memory allowed."""
+        job = task.job
+        self._announce(job)
+        task.start = live_state()
+        warm_up_ms = warm_up_limit_ms(job.time_limit_s)
+        answer = worker.ask_within(LOAD_LIMIT_S, Bench.load, job.graph, job.side, job.batch, warm_up_ms)
+        resident_bytes = answer["warm_up"]["resident_bytes"]
+        if loaded and resident_bytes > self._memory_limit_bytes:
+            logger.info("%s does not fit beside %d others: %d bytes", job.label, len(loaded), resident_bytes)
+            worker.ask(Bench.unload, job.graph)
+            self._capacity = len(loaded)
+            return False
+        task.device_state, task.engine = answer["device_state"], answer["engine"]
+        task.call_ms = max(answer["warm_up"]["call_ms"], 1e-6)
+        task.warm_up = {**answer["warm_up"], "engines_loaded": len(loaded) + 1}
+        return True
+
+    def _time(self, worker: Child[Bench], loaded: list[_Task]) -> Iterator[JobResult]:
+        """Run one round of each in turn until every one is done."""
+        again = {id(task): len(task.rounds) + MIN_ROUNDS for task in loaded if task.done}
+        active = list(loaded)
+        while active:
+            for task in list(active):
+                self._announce(task.job)
+                start = time.perf_counter()
+                try:
+                    self._round(worker, task, additional=id(task) in again)
+                except ENDS_THE_RUN:
+                    raise
+                except DscError as e:
+                    yield from self._blame(task, e, among=len(active))
+                    if isinstance(e, ChildDied):
+                        return
+                    active.remove(task)
+                    continue
+                verdict = task.verdict()
+                task.busy_s += time.perf_counter() - start
+                if id(task) in again:
+                    enough = len(task.rounds) >= again[id(task)]
+                    verdict = (verdict or ("unstable", "time limit")) if enough else None
+                if verdict is not None:
+                    yield self.finish(task, *verdict)
+                    active.remove(task)
+                    try:
+                        worker.ask(Bench.unload, task.job.graph)
+                    except ChildDied as e:
+                        logger.warning("%s: its cell is written, but the worker failed after it: %s", task.job.label, e)
+                        return
+
+    def _round(self, worker: Child[Bench], task: _Task, *, additional: bool) -> None:
+        job = task.job
+        period_ms = job.question.period_ms
+        count = count_calls(task.call_ms, period_ms)
+        limit_s = CALL_LIMIT_S + 0.1 * count * max(task.call_ms, period_ms or 0.0)
+        answer = worker.ask_within(limit_s, Bench.round, job.graph, job.side, count, period_ms)
+        if additional:
+            answer["additional"] = True
+        task.rounds.append(answer)
+
+    def _blame(self, task: _Task, error: DscError, *, among: int) -> Iterator[JobResult]:
+        """Decide what an error of ``task`` means, ``among`` so many loaded engines; yield its result, if it has one.
+
+        Memory that ends in a crowd is the crowd's fault: fewer are loaded next time. Else it is its own.
+        """
+        logger.info("%s: %s", task.job.label, error)
+        if task is self._common:
+            self._common = None
+        if isinstance(error, OutOfMemoryError) and among > 1:
+            self._capacity = among - 1
+            return
+        if task.done:  # it was timed again beside others; its result stands
+            return
+        task.failures += 1
+        if isinstance(error, OutOfMemoryError):
+            yield self.finish(task, "out-of-memory", str(error))
+        elif task.failures >= TRIES:
+            yield self.finish(task, "failed", str(error))
