@@ -13,7 +13,7 @@ import numpy as np
 from dsc_split._support.child import Child, ChildOptions
 from dsc_split._support.memory import says_out_of_memory
 from dsc_split._support.optional import require
-from dsc_split._support.records import read_record
+from dsc_split._support.records import read_record, to_document
 from dsc_split.bundle import TensorInfo
 from dsc_split.errors import BackendError, BackendUnavailable, DscError, OutOfMemoryError
 
