@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from dsc_split._support.checks import count, fail, fields, items, number, one_of, or_null, positive, some_object, text
+from msgspec import UNSET, Meta, UnsetType
+
 from dsc_split._support.files import body_digest, canonical_json, read_json, sha256_text, write_bytes
+from dsc_split._support.records import (
+    Count,
+    Facts,
+    NotNegative,
+    Positive,
+    Record,
+    Text,
+    read_record,
+    to_document,
+)
 from dsc_split.errors import DamagedError, DscError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
 
-__all__ = ["FORMAT", "PROTOCOL_VERSION", "STATUSES", "VERSION", "Cell", "CellStore", "Question"]
+__all__ = [
+    "FORMAT",
+    "MEASURED_STATUSES",
+    "PROTOCOL_VERSION",
+    "STATUSES",
+    "VERSION",
+    "Cell",
+    "CellEnvironment",
+    "CellFile",
+    "CellSettings",
+    "CellStore",
+    "FirstCalls",
+    "Question",
+    "Round",
+    "Statistics",
+]
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "cells"
 """Folder of the cells in a bundle."""
-FORMAT = "dsc-split/cell"
-VERSION = 1
+FORMAT: Literal["dsc-split/cell"] = "dsc-split/cell"
+VERSION: Literal[1] = 1
 PROTOCOL_VERSION = 1
 """Version of how it is measured; cells of another version answer another question."""
 MEASURED_STATUSES = ("ok", "unstable")
@@ -43,8 +70,8 @@ class Question:
     period_ms: float | None
     """Milliseconds between the starts of two calls; ``None`` where they follow at once."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the cell file's form."""
+    def to_json(self) -> dict[str, object]:
+        """Return the cell file's form."""
         period_ms = None if self.period_ms is None else float(self.period_ms)
         return {
             "graph_digest": self.graph_digest,
@@ -59,6 +86,178 @@ class Question:
         return sha256_text(FORMAT, canonical_json(self.to_json()))
 
 
+Milliseconds = Annotated[float, Meta(ge=0, le=1e12)]
+"""A longer time, 30 years, is no measurement."""
+
+
+class FirstCalls(Record):
+    """Statistics of the calls after a pause."""
+
+    n: Count
+    """How many there were."""
+    median: Milliseconds
+    """Their median."""
+    p95: Milliseconds
+    """Their 95th percentile."""
+
+
+class Statistics(Record):
+    """Statistics of a cell's calls, in milliseconds; those of compute time have the first four alone."""
+
+    n: Count | UnsetType = UNSET
+    """How many calls there were."""
+    median: Milliseconds
+    """Their median."""
+    p95: Milliseconds
+    """Their 95th percentile."""
+    ci: tuple[Milliseconds, Milliseconds]
+    """95 % confidence interval of the median."""
+    p90: Milliseconds | UnsetType = UNSET
+    """Their 90th percentile."""
+    p99: Milliseconds | UnsetType = UNSET
+    """Their 99th percentile."""
+    mean: Milliseconds | UnsetType = UNSET
+    """Their mean."""
+    std: Milliseconds | UnsetType = UNSET
+    """Their standard deviation."""
+    first_after_pause: FirstCalls | UnsetType | None = UNSET
+    """Statistics of the calls after a pause, which are not among the others; ``None`` where there was none."""
+
+    def __post_init__(self) -> None:
+        """Refuse an interval whose ends are exchanged."""
+        if self.ci[0] > self.ci[1]:
+            raise ValueError(f"ci is {list(self.ci)}; the lower end first was expected.")
+
+
+class Round(Record):
+    """Some calls in a row of one engine, as measured; not every engine tells all of it."""
+
+    started: Text
+    """When it began: ISO 8601, UTC."""
+    samples_ms: Annotated[tuple[Milliseconds, ...], Meta(min_length=1)]
+    """Milliseconds of each call."""
+    first_after_pause_ms: tuple[Milliseconds, ...]
+    """Milliseconds of the call after a pause, which is no sample; empty where calls follow at once."""
+    compute_ms: tuple[Milliseconds, ...] | UnsetType = UNSET
+    """Milliseconds of each call between the engine's events on its device."""
+    device_state: Facts | UnsetType = UNSET
+    """State of the device after the round."""
+    additional: bool | UnsetType = UNSET
+    """Whether the cell was precise enough before it, and the engine was timed again beside others."""
+
+
+class CellSettings(Record):
+    """How a cell was measured."""
+
+    memory_limit_bytes: Count
+    """Memory that the engines that were timed together could hold."""
+    precision_goal: float | UnsetType = UNSET
+    """Largest half-width of the 95 % confidence interval that was asked for, as a share of the median."""
+    time_limit_s: float | UnsetType = UNSET
+    """Seconds after which the cell was done in any case."""
+    period_ms: float | UnsetType | None = UNSET
+    """Milliseconds between the starts of two calls; ``None`` where they follow at once."""
+    lock_clocks_mhz: float | UnsetType | None = UNSET
+    """Clock in MHz at which the GPU's SMs were held; ``None`` where they were not."""
+    warm_up_limit_ms: float | UnsetType = UNSET
+    """Milliseconds that a warm-up could take, two calls excepted."""
+    round_ms: float | UnsetType = UNSET
+    """Milliseconds that a round aims at."""
+    min_rounds: int | UnsetType = UNSET
+    """Rounds that a cell needs before it may stop."""
+    timer: str | UnsetType = UNSET
+    """The clock."""
+    first_call_of_a_round: str | UnsetType = UNSET
+    """What becomes of it, in words."""
+    inputs: str | UnsetType = UNSET
+    """What the engine was called with, in words."""
+    threads: int | UnsetType | None = UNSET
+    """Threads that the target asks for; ``None`` leaves it to the library."""
+    warm_up: Facts | UnsetType = UNSET
+    """How the last warm-up went; empty where there was none."""
+
+
+class CellEnvironment(Record):
+    """Where and under what load a cell was measured."""
+
+    host: str | UnsetType = UNSET
+    """Name of the machine."""
+    system: str | UnsetType = UNSET
+    """Its operating system."""
+    versions: dict[str, str] | UnsetType = UNSET
+    """Versions of what took part."""
+    start: Facts | UnsetType = UNSET
+    """State of the machine, and of its GPU, when the engine was loaded."""
+    end: Facts | UnsetType = UNSET
+    """State of the machine, and of its GPU, when the cell was done."""
+    engine: Facts | UnsetType = UNSET
+    """What the engine says about itself."""
+    marks: tuple[Text, ...] | UnsetType = UNSET
+    """What was wrong with the device: ``throttled: sw_thermal_slowdown``."""
+
+
+class _Protocol(Record):
+    """How it is measured, as far as it is part of the question."""
+
+    version: Count = PROTOCOL_VERSION
+    """Version of how it is measured."""
+    period_ms: NotNegative | None
+    """Milliseconds between the starts of two calls; ``None`` where they follow at once."""
+
+
+class _AskedQuestion(Record):
+    """A question as a file has it."""
+
+    graph_digest: Text
+    """Digest of the graph with its weights."""
+    fingerprint: Text
+    """SHA-256 of the target's run fingerprint."""
+    batch: Positive
+    """Batch size."""
+    protocol: _Protocol
+    """How it is measured."""
+
+
+class CellFile(Record):
+    """A cell's file."""
+
+    format: Literal["dsc-split/cell"] = FORMAT
+    """What kind of document it is."""
+    version: Literal[1] = VERSION
+    """Version of the format."""
+    key: Text
+    """The file's name without its suffix: a digest of the question."""
+    question: _AskedQuestion
+    """What the cell answers."""
+    graph: Text
+    """Path of the graph, relative to the bundle."""
+    target: Text
+    """Canonical text of the target."""
+    run_fingerprint: Facts
+    """What the timing depends on."""
+    emulated: Facts | None
+    """What was emulated, and how; null where the times are the machine's own."""
+    status: Literal["ok", "unstable", "out-of-memory", "failed"]
+    """How it ended."""
+    reason: Text
+    """Why it ended."""
+    latency_ms: Statistics | None = None
+    """Statistics, host to host; null where nothing was measured."""
+    compute_ms: Statistics | None = None
+    """The same of the time on the device."""
+    rounds: tuple[Round, ...] = ()
+    """Raw samples."""
+    settings: CellSettings
+    """How it was measured."""
+    environment: CellEnvironment
+    """Where and under what load."""
+
+    def __post_init__(self) -> None:
+        """Refuse a cell that says that it was measured, and has no times."""
+        if self.status in MEASURED_STATUSES and (self.latency_ms is None or not self.rounds):
+            raise ValueError(f"latency_ms, rounds: the cell is {self.status!r} and has no times.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One measurement: one engine at one batch size."""
@@ -69,24 +268,23 @@ class Cell:
     """Path of the graph, relative to the bundle."""
     target: str
     """Canonical text of the target."""
-    run_fingerprint: dict[str, Any]
+    run_fingerprint: Facts
     """What the timing depends on."""
-    emulated: dict[str, Any] | None
+    emulated: Facts | None
     """``{"slowdown", "how"}``, or ``None`` where the times are this machine's own."""
     status: str
     """``ok``, ``unstable``, ``out-of-memory`` or ``failed``."""
     reason: str
     """Why it ended: ``precision reached``, ``time limit``, or the error."""
-    latency_ms: dict[str, Any] | None
+    latency_ms: Statistics | None
     """Statistics in milliseconds, host to host, slowdown included; ``None`` where nothing was measured."""
-    compute_ms: dict[str, Any] | None = None
+    compute_ms: Statistics | None = None
     """The same of the time between the engine's events on its device; ``None`` where it does not tell."""
-    rounds: tuple[dict[str, Any], ...]
-    """Raw samples by round, as measured: ``{"started", "samples_ms", "first_after_pause_ms"}``, and
-    ``compute_ms`` and ``device_state`` where the engine and its back-end tell."""
-    settings: dict[str, Any]
+    rounds: tuple[Round, ...]
+    """Raw samples by round, as measured."""
+    settings: CellSettings
     """How it was measured."""
-    environment: dict[str, Any]
+    environment: CellEnvironment
     """Where and under what load it was measured."""
 
     @property
@@ -97,41 +295,35 @@ class Cell:
     @property
     def measured_at(self) -> str:
         """When its last round began; in UTC, so that text compares as time does. Empty where nothing was measured."""
-        return str(self.rounds[-1]["started"]) if self.rounds else ""
+        return self.rounds[-1].started if self.rounds else ""
 
     @property
-    def marks(self) -> list[str]:
+    def marks(self) -> tuple[str, ...]:
         """What was wrong with the device meanwhile: ``throttled: sw_thermal_slowdown``; empty where all was well."""
-        return list(self.environment.get("marks", ()))
+        marks = self.environment.marks
+        return () if isinstance(marks, UnsetType) else marks
 
     @property
-    def samples_ms(self) -> list[list[float]]:
+    def samples_ms(self) -> list[tuple[float, ...]]:
         """Raw samples by round, in milliseconds."""
-        return [item["samples_ms"] for item in self.rounds]
+        return [item.samples_ms for item in self.rounds]
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the file's form, with the digest of its own body."""
+    def to_json(self) -> dict[str, object]:
+        """Return the file's form, with the digest of its own body."""
+        own = ("graph", "target", "run_fingerprint", "emulated", "status", "reason")
+        parts = ("latency_ms", "compute_ms", "rounds", "settings", "environment")
         body = {
             "format": FORMAT,
             "version": VERSION,
             "key": self.question.key,
             "question": self.question.to_json(),
-            "graph": self.graph,
-            "target": self.target,
-            "run_fingerprint": self.run_fingerprint,
-            "emulated": self.emulated,
-            "status": self.status,
-            "reason": self.reason,
-            "latency_ms": self.latency_ms,
-            "compute_ms": self.compute_ms,
-            "rounds": list(self.rounds),
-            "settings": self.settings,
-            "environment": self.environment,
+            **{name: getattr(self, name) for name in own},
+            **{name: to_document(getattr(self, name)) for name in parts},
         }
         return {**body, "body_sha256": body_digest(body)}
 
     def encode(self) -> bytes:
-        """Give the bytes of the file."""
+        """Return the bytes of the file."""
         return canonical_json(self.to_json()) + b"\n"
 
     @classmethod
@@ -163,96 +355,22 @@ class Cell:
         if stated != body_digest(document):
             raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short.")
         try:
-            _CELL(document, "")
-            if document["status"] in MEASURED_STATUSES:
-                _MEASUREMENT(document, "")
+            file = read_record(document, CellFile)
         except DamagedError as e:
             raise DamagedError(f"{what}: {e}") from e
-        asked = document["question"]
+        asked = file.question
         question = Question(
-            graph_digest=asked["graph_digest"],
-            fingerprint=asked["fingerprint"],
-            batch=asked["batch"],
-            period_ms=asked["protocol"]["period_ms"],
+            graph_digest=asked.graph_digest,
+            fingerprint=asked.fingerprint,
+            batch=asked.batch,
+            period_ms=asked.protocol.period_ms,
         )
-        if question.to_json() != asked or not question.key == document["key"] == key:
+        if question.to_json() != document["question"] or not question.key == file.key == key:
             raise DamagedError(f"{what} answers another question than its name says.")
-        measured = document["status"] in MEASURED_STATUSES
-        return cls(
-            question=question,
-            latency_ms=document["latency_ms"] if measured else None,
-            compute_ms=document.get("compute_ms") if measured else None,
-            rounds=tuple(document["rounds"]) if measured else (),
-            **{name: document[name] for name in _PLAIN_FIELDS},
-        )
+        return cls(question=question, **{name: getattr(file, name) for name in _FIELDS if name != "question"})
 
 
-_PLAIN_FIELDS = (
-    "graph",
-    "target",
-    "run_fingerprint",
-    "emulated",
-    "status",
-    "reason",
-    "settings",
-    "environment",
-)
-
-MAX_MS = 1e12
-"""A longer time, 30 years, is no measurement."""
-
-
-def _milliseconds(value: Any, where: str) -> None:
-    number(value, where)
-    if value > MAX_MS:
-        fail(value, where, f"at most {MAX_MS:g} ms")
-
-
-def _interval(value: Any, where: str) -> None:
-    items(_milliseconds, at_least=2, at_most=2)(value, where)
-    if value[0] > value[1]:
-        fail(value, where, "the lower end first")
-
-
-_CELL = fields(
-    {
-        "key": text,
-        "question": fields(
-            {
-                "graph_digest": text,
-                "fingerprint": text,
-                "batch": positive,
-                "protocol": fields({"period_ms": or_null(number)}),
-            }
-        ),
-        "graph": text,
-        "target": text,
-        "run_fingerprint": some_object,
-        "emulated": or_null(some_object),
-        "status": one_of(*STATUSES),
-        "reason": text,
-        "settings": fields({"memory_limit_bytes": count}),
-        "environment": fields({}, {"marks": items(text), "engine": some_object}),
-    }
-)
-_STATISTICS = fields({"median": _milliseconds, "p95": _milliseconds, "ci": _interval})
-_MEASUREMENT = fields(
-    {
-        "latency_ms": _STATISTICS,
-        "rounds": items(
-            fields(
-                {
-                    "started": text,
-                    "samples_ms": items(_milliseconds, at_least=1),
-                    "first_after_pause_ms": items(_milliseconds),
-                },
-                {"compute_ms": items(_milliseconds), "device_state": some_object},
-            ),
-            at_least=1,
-        ),
-    },
-    {"compute_ms": or_null(_STATISTICS)},
-)
+_FIELDS = tuple(field.name for field in dataclasses.fields(Cell))
 
 
 class CellStore:

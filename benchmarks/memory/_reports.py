@@ -47,8 +47,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "dsc-split/memory"
-VERSION = 1
+FORMAT: Literal["dsc-split/memory"] = "dsc-split/memory"
+VERSION: Literal[1] = 1
 FOLDER = "memory"
 """Folder in the bundle."""
 MEASURED: Literal["measured"] = "measured"
@@ -114,6 +114,10 @@ class SetMemory(Record):
 class MemoryReport(Record, dict=True):
     """What the engines of one side take on one target."""
 
+    format: Literal["dsc-split/memory"] = FORMAT
+    """What kind of document it is."""
+    version: Literal[1] = VERSION
+    """Version of the format."""
     pair_id: Text
     """Identity of the pairs."""
     side: Annotated[str, Meta(pattern="^(device|server)$")]
@@ -180,7 +184,7 @@ class MemoryReport(Record, dict=True):
 
     def to_json(self) -> dict[str, object]:
         """Return the file's form, with the digest of its own body."""
-        body = {"format": FORMAT, "version": VERSION, "shared_bytes": self.shared_bytes, **to_document(self)}
+        body = {"shared_bytes": self.shared_bytes, **to_document(self)}
         return {**body, "body_sha256": body_digest(body)}
 
     @classmethod

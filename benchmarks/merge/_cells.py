@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from msgspec import UnsetType
 
 from dsc_split._support.files import canonical_json
 from dsc_split.benchmarks.cells._cells import CellStore
@@ -76,8 +78,8 @@ def _outdoes(other: Cell, cell: Cell) -> bool:
 
 def _order(cell: Cell) -> tuple[int, int, str, bytes]:
     """Order answers of which one continues the other."""
-    end: Any = cell.environment.get("end", {})
-    when = str(end.get("time", "")) if isinstance(end, Mapping) else ""
+    end = cell.environment.end
+    when = "" if isinstance(end, UnsetType) else str(end.get("time", ""))
     return len(cell.rounds), _RANK.get(cell.status, 2), when, canonical_json(cell.to_json())
 
 
@@ -88,4 +90,4 @@ def _age(number: int, cell: Cell) -> tuple[str, bytes]:
 def _described(cell: Cell) -> str:
     if cell.latency_ms is None:
         return cell.status
-    return f"{cell.latency_ms['median']:.4g} ms of {cell.measured_at}"
+    return f"{cell.latency_ms.median:.4g} ms of {cell.measured_at}"

@@ -5,9 +5,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-__all__ = ["MIN_ROUNDS", "MIN_ROUNDS_AT_LIMIT", "interval_ms", "is_precise", "percentile", "summarise"]
+from msgspec.structs import replace
+
+from dsc_split.benchmarks.cells._cells import FirstCalls, Statistics
+
+__all__ = [
+    "MIN_ROUNDS",
+    "MIN_ROUNDS_AT_LIMIT",
+    "interval_ms",
+    "is_precise",
+    "percentile",
+    "summarise",
+    "summarise_compute",
+]
 
 MIN_ROUNDS = 5
 """Rounds that a cell needs before it may stop."""
@@ -58,7 +69,7 @@ def is_precise(rounds: Sequence[Sequence[float]], goal: float, *, at_limit: bool
     return half_width <= goal * median
 
 
-def summarise(rounds: Sequence[Sequence[float]], first_after_pause: Sequence[float], slowdown: float) -> dict[str, Any]:
+def summarise(rounds: Sequence[Sequence[float]], first_after_pause: Sequence[float], slowdown: float) -> Statistics:
     """Summarise a cell.
 
     Args:
@@ -66,23 +77,35 @@ def summarise(rounds: Sequence[Sequence[float]], first_after_pause: Sequence[flo
         first_after_pause: Milliseconds of the calls after a pause, which are not in ``rounds``.
         slowdown: Every time is multiplied by it; the raw samples stay as they are.
     """
-    median, half_width = interval_ms(rounds)
+    short = summarise_compute(rounds, slowdown)
     ordered = sorted(sample for samples in rounds for sample in samples)
     first = sorted(first_after_pause)
-    return {
-        "n": len(ordered),
-        "median": median * slowdown,
-        "p90": percentile(ordered, 0.90) * slowdown,
-        "p95": percentile(ordered, 0.95) * slowdown,
-        "p99": percentile(ordered, 0.99) * slowdown,
-        "mean": statistics.fmean(ordered) * slowdown,
-        "std": (statistics.stdev(ordered) if len(ordered) > 1 else 0.0) * slowdown,
-        "ci": [max(0.0, median - half_width) * slowdown, (median + half_width) * slowdown],
-        "first_after_pause": {
-            "n": len(first),
-            "median": statistics.median(first) * slowdown,
-            "p95": percentile(first, 0.95) * slowdown,
-        }
+    return replace(
+        short,
+        p90=percentile(ordered, 0.90) * slowdown,
+        p99=percentile(ordered, 0.99) * slowdown,
+        mean=statistics.fmean(ordered) * slowdown,
+        std=(statistics.stdev(ordered) if len(ordered) > 1 else 0.0) * slowdown,
+        first_after_pause=FirstCalls(
+            n=len(first),
+            median=statistics.median(first) * slowdown,
+            p95=percentile(first, 0.95) * slowdown,
+        )
         if first
         else None,
-    }
+    )
+
+
+def summarise_compute(rounds: Sequence[Sequence[float]], slowdown: float) -> Statistics:
+    """Summarise times in short: how many, median, 95th percentile and confidence interval.
+
+    Arguments as in :func:`summarise`.
+    """
+    median, half_width = interval_ms(rounds)
+    ordered = sorted(sample for samples in rounds for sample in samples)
+    return Statistics(
+        n=len(ordered),
+        median=median * slowdown,
+        p95=percentile(ordered, 0.95) * slowdown,
+        ci=(max(0.0, median - half_width) * slowdown, (median + half_width) * slowdown),
+    )

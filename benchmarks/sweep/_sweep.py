@@ -7,9 +7,10 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
+from dsc_split._support.records import to_document
 from dsc_split.benchmarks.cells._cells import MEASURED_STATUSES, STATUSES, Cell, CellStore, Question
 from dsc_split.benchmarks.sweep._clocks import locked_clocks
 from dsc_split.benchmarks.sweep._tasks import BenchSettings, make_cell, make_jobs, measured_side
@@ -62,18 +63,18 @@ class BenchResult:
     @property
     def loosest_interval(self) -> float:
         """Largest half-width of a 95 % confidence interval, as a share of its median."""
-        measured = [cell.latency_ms for cell in self.cells if cell.latency_ms and cell.latency_ms["median"]]
-        return max((latency["ci"][1] / latency["median"] - 1 for latency in measured), default=0.0)
+        measured = [cell.latency_ms for cell in self.cells if cell.latency_ms and cell.latency_ms.median]
+        return max((latency.ci[1] / latency.median - 1 for latency in measured), default=0.0)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the result without raw samples."""
+    def to_json(self) -> dict[str, object]:
+        """Return the result without raw samples."""
         named = ("graph", "target", "batch", "status", "reason", "latency_ms", "compute_ms", "emulated", "marks")
         return {
             "targets": self.targets,
             "batches": list(self.batches),
             "counts": self.counts,
             "reused": self.reused,
-            "cells": [{name: getattr(cell, name) for name in named} for cell in self.cells],
+            "cells": [{name: to_document(getattr(cell, name)) for name in named} for cell in self.cells],
         }
 
 

@@ -5,14 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+
+from msgspec import UnsetType
 
 from dsc_split._support.numbers import number
+from dsc_split._support.records import read_record
 from dsc_split.benchmarks.cells._caveats import find_marks
-from dsc_split.benchmarks.cells._cells import MEASURED_STATUSES, Cell, CellStore, Question
-from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise, summarise
+from dsc_split.benchmarks.cells._cells import (
+    MEASURED_STATUSES,
+    Cell,
+    CellEnvironment,
+    CellSettings,
+    CellStore,
+    Question,
+    Round,
+    Statistics,
+)
+from dsc_split.benchmarks.sweep._statistics import (
+    MIN_ROUNDS,
+    MIN_ROUNDS_AT_LIMIT,
+    is_precise,
+    summarise,
+    summarise_compute,
+)
 from dsc_split.benchmarks.sweep._timer import ROUND_MS, TIMER, warm_up_limit_ms
-from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult, Round
+from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult
 from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.engines._target import Target
 from dsc_split.lookup_table import Side
@@ -54,23 +72,6 @@ class BenchSettings:
             value = getattr(self, name)
             if value is not None:
                 number(name, value, above=0.0, most=sys.float_info.max, expected="a finite number above 0 was expected")
-
-
-def _describe(settings: BenchSettings, memory_limit_bytes: int) -> dict[str, object]:
-    """Return the settings as they are recorded with every cell."""
-    return {
-        "precision_goal": settings.precision_goal,
-        "time_limit_s": settings.time_limit_s,
-        "period_ms": settings.period_ms,
-        "memory_limit_bytes": memory_limit_bytes,
-        "lock_clocks_mhz": settings.lock_clocks_mhz,
-        "warm_up_limit_ms": warm_up_limit_ms(settings.time_limit_s),
-        "round_ms": ROUND_MS,
-        "min_rounds": MIN_ROUNDS,
-        "timer": TIMER,
-        "first_call_of_a_round": "not a sample: it finds the traces of another engine",
-        "inputs": "golden samples, repeated up to the batch size",
-    }
 
 
 def with_locked_clock(fingerprint: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def make_jobs(
                     precision_goal=settings.precision_goal,
                     time_limit_s=settings.time_limit_s,
                     memory_limit_bytes=settings.memory_limit_bytes,
-                    earlier_rounds=tuple(cast("Round", item) for item in cell.rounds) if cell is not None else (),
+                    earlier_rounds=cell.rounds if cell is not None else (),
                     out_of_memory_at=_out_of_memory_at(question, reused.values()),
                 )
     return list(jobs.values()), list(reused.values()), earlier
@@ -155,8 +156,8 @@ def make_cell(result: JobResult, settings: BenchSettings) -> Cell:
         emulated = {"slowdown": target.slowdown, "how": how}
     latency_ms = None
     if measured:
-        first = [sample for item in result.rounds for sample in item["first_after_pause_ms"]]
-        latency_ms = summarise([item["samples_ms"] for item in result.rounds], first, target.slowdown)
+        first = [sample for item in result.rounds for sample in item.first_after_pause_ms]
+        latency_ms = summarise([item.samples_ms for item in result.rounds], first, target.slowdown)
     return Cell(
         question=job.question,
         graph=job.graph,
@@ -167,34 +168,43 @@ def make_cell(result: JobResult, settings: BenchSettings) -> Cell:
         reason=result.reason,
         latency_ms=latency_ms,
         compute_ms=_compute_ms(result.rounds, target.slowdown) if measured else None,
-        rounds=tuple(dict(item) for item in result.rounds) if measured else (),
-        settings={
-            **_describe(settings, result.memory_limit_bytes),
-            "threads": target.threads,
-            "warm_up": dict(result.warm_up),
-        },
+        rounds=result.rounds if measured else (),
+        settings=CellSettings(
+            precision_goal=settings.precision_goal,
+            time_limit_s=settings.time_limit_s,
+            period_ms=settings.period_ms,
+            memory_limit_bytes=result.memory_limit_bytes,
+            lock_clocks_mhz=settings.lock_clocks_mhz,
+            warm_up_limit_ms=warm_up_limit_ms(settings.time_limit_s),
+            round_ms=ROUND_MS,
+            min_rounds=MIN_ROUNDS,
+            timer=TIMER,
+            first_call_of_a_round="not a sample: it finds the traces of another engine",
+            inputs="golden samples, repeated up to the batch size",
+            threads=target.threads,
+            warm_up=dict(result.warm_up),
+        ),
         environment=_environment(result),
     )
 
 
-def _compute_ms(rounds: Sequence[Round], slowdown: float) -> dict[str, Any] | None:
+def _compute_ms(rounds: Sequence[Round], slowdown: float) -> Statistics | None:
     """Summarise what the engine computed between its events; ``None`` where it does not tell."""
-    told = [item["compute_ms"] for item in rounds if item.get("compute_ms")]
-    if len(told) < MIN_ROUNDS_AT_LIMIT:
-        return None
-    statistics = summarise(told, [], slowdown)
-    return {name: statistics[name] for name in ("n", "median", "p95", "ci")}
+    told = [item.compute_ms for item in rounds if not isinstance(item.compute_ms, UnsetType) and item.compute_ms]
+    return summarise_compute(told, slowdown) if len(told) >= MIN_ROUNDS_AT_LIMIT else None
 
 
-def _environment(result: JobResult) -> dict[str, object]:
+def _environment(result: JobResult) -> CellEnvironment:
     """Return what is known about the machine, the device and the engine, and their state before and after."""
-    during = [item["device_state"] for item in result.rounds if "device_state" in item]
+    during = [item.device_state for item in result.rounds if not isinstance(item.device_state, UnsetType)]
     states = [state for state in (dict(result.device_state), *during) if state]
     start, end = dict(result.start), dict(result.end)
     if states:
         start["gpu"], end["gpu"] = states[0], states[-1]
-    marks = find_marks(states, cast("int | None", result.job.run_fingerprint.get(LOCKED)))
-    return {**result.machine, "start": start, "end": end, "engine": dict(result.engine), "marks": marks}
+    locked_mhz = result.job.run_fingerprint.get(LOCKED)
+    marks = find_marks(states, locked_mhz if isinstance(locked_mhz, int) else None)
+    around = {"start": start, "end": end, "engine": dict(result.engine), "marks": marks}
+    return read_record({**result.machine, **around}, CellEnvironment)
 
 
 def _out_of_memory_at(question: Question, cells: Iterable[Cell]) -> int | None:
@@ -216,5 +226,5 @@ def _is_final(cell: Cell, settings: BenchSettings) -> bool:
     """
     if cell.status == "out-of-memory":
         allowed_bytes = settings.memory_limit_bytes
-        return allowed_bytes is None or allowed_bytes <= cell.settings["memory_limit_bytes"]
+        return allowed_bytes is None or allowed_bytes <= cell.settings.memory_limit_bytes
     return cell.status == "ok" and is_precise(cell.samples_ms, settings.precision_goal, at_limit=True)

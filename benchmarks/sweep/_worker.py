@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from msgspec import UNSET
 
 from dsc_split._support.memory import own_bytes
+from dsc_split._support.records import to_document
+from dsc_split.benchmarks.cells._cells import Round
 from dsc_split.benchmarks.sweep._environment import now
 from dsc_split.benchmarks.sweep._timer import time_calls, time_paced_calls, warm_up
-from dsc_split.benchmarks.sweep.executors._executor import Round
 
 if TYPE_CHECKING:
     from dsc_split.engines import EngineLike, SideEngines
@@ -84,8 +87,11 @@ class Bench:
             "device_state": engines.backend.live_state(),
         }
 
-    def round(self, graph: str, side: str, count: int, period_ms: float | None) -> Round:
-        """Time some calls in a row; the first one, which finds another engine's traces, is not among them."""
+    def round(self, graph: str, side: str, count: int, period_ms: float | None) -> dict[str, Any]:
+        """Time some calls in a row and return the document of a ``Round``.
+
+        The first call, which finds the traces of another engine, is not among them.
+        """
         engine, call = self._loaded[graph]
         started = now()
         compute_ms: list[float] = []
@@ -96,17 +102,15 @@ class Bench:
                 first, *rest = time_calls(call, count + 1, after=after)
             else:
                 first, *rest = time_paced_calls(call, count + 1, period_ms, after=after)
-        answer: Round = {
-            "started": started,
-            "samples_ms": [sample / 1e6 for sample in rest],
-            "first_after_pause_ms": [] if period_ms is None else [first / 1e6],
-        }
-        if measure is not None:
-            answer["compute_ms"] = compute_ms[1:]
         state = self._engines(side).backend.live_state()
-        if state:
-            answer["device_state"] = state
-        return answer
+        measured = Round(
+            started=started,
+            samples_ms=tuple(sample / 1e6 for sample in rest),
+            first_after_pause_ms=() if period_ms is None else (first / 1e6,),
+            compute_ms=UNSET if measure is None else tuple(compute_ms[1:]),
+            device_state=state or UNSET,
+        )
+        return to_document(measured)
 
     def unload(self, graph: str) -> None:
         """Free an engine."""

@@ -58,12 +58,11 @@ class Time:
         """Read a cell's statistics."""
         if cell.latency_ms is None:
             return cls(status=cell.status)
-        low, high = cell.latency_ms["ci"]
         return cls(
             status=cell.status,
-            median_ms=float(cell.latency_ms["median"]),
-            interval_ms=(float(low), float(high)),
-            p95_ms=float(cell.latency_ms["p95"]),
+            median_ms=cell.latency_ms.median,
+            interval_ms=cell.latency_ms.ci,
+            p95_ms=cell.latency_ms.p95,
         )
 
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dsc_split._support.records import to_document
 from dsc_split.benchmarks import BenchSettings, bench_bundle, make_table
 from dsc_split.bundle import Bundle
 from dsc_split.engines.gpu._state import gpu_facts, gpu_state
@@ -33,14 +34,14 @@ def test_bench_times_both_sides_and_its_cells_describe_gpu_and_engine(
         assert latency_ms is not None
         if target.startswith("tensorrt"):
             assert compute_ms is not None
-            assert cell.environment["engine"]["cuda_graph"] is True
+            assert to_document(cell.environment)["engine"]["cuda_graph"] is True
         if compute_ms is not None:
-            assert 0 < compute_ms["median"] <= latency_ms["median"]
-        assert cell.settings["warm_up"]["calls"] >= 2
+            assert 0 < compute_ms.median <= latency_ms.median
+        assert to_document(cell.settings)["warm_up"]["calls"] >= 2
         assert cell.run_fingerprint["gpu"] == gpu_facts()
         for when in ("start", "end"):
-            assert cell.environment[when]["gpu"].keys() & {"sm_clock_mhz", "unreadable"}
-        assert isinstance(cell.marks, list)
+            assert to_document(cell.environment)[when]["gpu"].keys() & {"sm_clock_mhz", "unreadable"}
+        assert isinstance(cell.marks, tuple)
     table = make_table(bundle, result.cells, device=result.targets["device"], server=result.targets["server"])
     assert [item.batch for item in table.batches] == [1, 8]
 

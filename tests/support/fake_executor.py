@@ -7,10 +7,13 @@ import random
 from collections.abc import Callable, Generator, Sequence
 from datetime import datetime, timedelta, timezone
 
+from msgspec import UNSET
+
+from dsc_split.benchmarks.cells._cells import Round
 from dsc_split.benchmarks.sweep._environment import live_state, static_environment
 from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS_AT_LIMIT, is_precise
 from dsc_split.benchmarks.sweep._timer import count_calls
-from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult, MemoryEnds, Round, no_announcement
+from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult, MemoryEnds, no_announcement
 
 __all__ = ["FakeExecutor", "make_result"]
 
@@ -72,7 +75,7 @@ class FakeExecutor:
             rounds.append(make_round(samples_ms, self._device_state(), paced=job.question.period_ms is not None))
             busy_s += sum(samples_ms) / 1e3
             at_limit = busy_s >= job.time_limit_s
-            if is_precise([item["samples_ms"] for item in rounds], job.precision_goal, at_limit=at_limit):
+            if is_precise([item.samples_ms for item in rounds], job.precision_goal, at_limit=at_limit):
                 return make_result(job, "ok", "precision reached", rounds, self._device_state())
             if at_limit and len(rounds) >= MIN_ROUNDS_AT_LIMIT:
                 return make_result(job, "unstable", "time limit", rounds, self._device_state())
@@ -81,15 +84,13 @@ class FakeExecutor:
 def make_round(samples_ms: list[float], device_state: dict[str, object], *, paced: bool) -> Round:
     """Make a round; no two begin at the same time."""
     started = datetime.now(timezone.utc) + timedelta(milliseconds=next(STARTS))
-    found: Round = {
-        "started": started.isoformat(timespec="milliseconds"),
-        "samples_ms": samples_ms,
-        "first_after_pause_ms": [2 * samples_ms[0]] if paced else [],
-    }
-    if device_state:
-        found["compute_ms"] = [0.25] * len(samples_ms)
-        found["device_state"] = device_state
-    return found
+    return Round(
+        started=started.isoformat(timespec="milliseconds"),
+        samples_ms=tuple(samples_ms),
+        first_after_pause_ms=(2 * samples_ms[0],) if paced else (),
+        compute_ms=(0.25,) * len(samples_ms) if device_state else UNSET,
+        device_state=device_state or UNSET,
+    )
 
 
 def make_result(

@@ -16,8 +16,11 @@ from msgspec import inspect
 from tests.support.paths import ROOT
 
 from dsc_split._support.records import Record, Sha256, json_schema
+from dsc_split.benchmarks.cells._cells import CellFile
+from dsc_split.benchmarks.memory._reports import MemoryReport
 from dsc_split.bundles._manifest import DIGEST
 from dsc_split.bundles._records import Manifest
+from dsc_split.engines._engine_file import EngineHeader
 
 FOLDER = ROOT / "src/dsc_split/schemas"
 
@@ -34,7 +37,12 @@ class Schema(NamedTuple):
         return FOLDER / self.file
 
 
-SCHEMAS = (Schema("manifest-2.schema.json", Manifest, "dsc-split bundle manifest, version 2"),)
+SCHEMAS = (
+    Schema("manifest-2.schema.json", Manifest, "dsc-split bundle manifest, version 2"),
+    Schema("cell-1.schema.json", CellFile, "dsc-split cell, version 1"),
+    Schema("memory-1.schema.json", MemoryReport, "dsc-split memory report, version 1"),
+    Schema("engine-1.schema.json", EngineHeader, "header of a dsc-split engine file, version 1"),
+)
 
 
 def text_of(schema: Schema) -> str:

@@ -8,33 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
-from dsc_split.benchmarks.cells._cells import Question
+from dsc_split.benchmarks.cells._cells import Question, Round
 
-__all__ = ["Executor", "Job", "JobResult", "MemoryEnds", "Round", "no_announcement"]
-
-
-class _Samples(TypedDict):
-    """What every round has."""
-
-    started: str
-    """When it began: ISO 8601, UTC."""
-    samples_ms: list[float]
-    """Milliseconds of each call, as measured."""
-    first_after_pause_ms: list[float]
-    """Milliseconds of the call after a pause, which is no sample; empty where calls follow at once."""
-
-
-class Round(_Samples, total=False):
-    """Some calls in a row of one engine, as a cell holds them; not every engine tells all of it."""
-
-    compute_ms: list[float]
-    """Milliseconds of each call between the engine's events on its device."""
-    device_state: dict[str, object]
-    """State of the device after the round."""
-    additional: bool
-    """Whether the cell was precise enough before it, and the engine was timed again beside others."""
+__all__ = ["Executor", "Job", "JobResult", "MemoryEnds", "no_announcement"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
 from dsc_split._support.child import Child, ChildDied, ChildOptions
 from dsc_split._support.memory import default_memory_limit_bytes
+from dsc_split._support.records import read_record
+from dsc_split.benchmarks.cells._cells import Round
 from dsc_split.benchmarks.sweep._environment import live_state, static_environment
 from dsc_split.benchmarks.sweep._statistics import MIN_ROUNDS, MIN_ROUNDS_AT_LIMIT, is_precise
 from dsc_split.benchmarks.sweep._timer import count_calls, warm_up_limit_ms
@@ -21,7 +26,6 @@ from dsc_split.benchmarks.sweep.executors._executor import (
     Job,
     JobResult,
     MemoryEnds,
-    Round,
     no_announcement,
 )
 from dsc_split.errors import BackendUnavailable, DscError, EngineFileError, OutOfMemoryError
@@ -99,7 +103,7 @@ class _Task:
         if not at_limit and len(self.rounds) < self.next_check:
             return None
         self.next_check = len(self.rounds) + max(1, len(self.rounds) // 8)
-        samples_ms = [item["samples_ms"] for item in self.rounds]
+        samples_ms = [item.samples_ms for item in self.rounds]
         if is_precise(samples_ms, self.job.precision_goal, at_limit=at_limit):
             return "ok", "precision reached"
         if at_limit and len(samples_ms) >= MIN_ROUNDS_AT_LIMIT:
@@ -243,9 +247,7 @@ class _Group:
         count = count_calls(task.call_ms, period_ms)
         limit_s = CALL_LIMIT_S + 0.1 * count * max(task.call_ms, period_ms or 0.0)
         answer = worker.ask_within(limit_s, Bench.round, job.graph, job.side, count, period_ms)
-        if additional:
-            answer["additional"] = True
-        task.rounds.append(answer)
+        task.rounds.append(replace(read_record(answer, Round), additional=True if additional else UNSET))
 
     def _blame(self, task: _Task, error: DscError, *, among: int) -> Iterator[JobResult]:
         """Decide what an error of ``task`` means, ``among`` so many loaded engines; yield its result, if it has one.

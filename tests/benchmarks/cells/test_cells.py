@@ -10,6 +10,7 @@ import pytest
 
 from dsc_split._support.files import canonical_json, sha256_text
 from dsc_split.benchmarks import Cell, CellStore, Question
+from dsc_split.benchmarks.cells._cells import CellEnvironment, CellSettings, Round, Statistics
 from dsc_split.bundle import Bundle
 from dsc_split.errors import DscError
 
@@ -25,10 +26,10 @@ def make_cell(question: Question = QUESTION, status: str = "ok") -> Cell:
         emulated=None,
         status=status,
         reason="precision reached",
-        latency_ms={"n": 1, "median": 0.1, "p95": 0.1, "ci": [0.1, 0.1]},
-        rounds=({"started": "now", "samples_ms": [0.1], "first_after_pause_ms": []},),
-        settings={"memory_limit_bytes": 1},
-        environment={},
+        latency_ms=Statistics(n=1, median=0.1, p95=0.1, ci=(0.1, 0.1)),
+        rounds=(Round(started="now", samples_ms=(0.1,), first_after_pause_ms=()),),
+        settings=CellSettings(memory_limit_bytes=1),
+        environment=CellEnvironment(),
     )
 
 
@@ -61,13 +62,13 @@ def test_a_cell_that_was_written_before_there_were_marks_is_read(store: CellStor
 
     (cell,) = store.all()
 
-    assert (cell.compute_ms, cell.marks) == (None, [])
+    assert (cell.compute_ms, cell.marks) == (None, ())
 
 
 def test_a_cell_keeps_its_marks_and_its_compute_time(store: CellStore) -> None:
-    marks = ["throttled: sw_power_cap"]
-    compute_ms = {"n": 1, "median": 0.05, "p95": 0.05, "ci": [0.05, 0.05]}
-    cell = dataclasses.replace(make_cell(), compute_ms=compute_ms, environment={"marks": marks, "engine": {}})
+    marks = ("throttled: sw_power_cap",)
+    compute_ms = Statistics(n=1, median=0.05, p95=0.05, ci=(0.05, 0.05))
+    cell = dataclasses.replace(make_cell(), compute_ms=compute_ms, environment=CellEnvironment(marks=marks, engine={}))
     store.put(cell)
 
     assert list(store.all()) == [cell]
@@ -148,8 +149,9 @@ def test_a_damaged_cell_is_warned_about_and_ignored(
 def test_a_cell_whose_digest_is_right_and_whose_values_are_not_is_ignored(
     store: CellStore, caplog: pytest.LogCaptureFixture, place: tuple[str | int, ...], value: Any
 ) -> None:
-    body = {name: entry for name, entry in make_cell().to_json().items() if name != "body_sha256"}
-    inner: Any = body
+    body = json.loads(make_cell().encode())
+    del body["body_sha256"]
+    inner = body
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value

@@ -19,6 +19,7 @@ from tests.support.manifests import edited, targets_of
 
 from dsc_split._support.files import body_digest, canonical_json, sha256_file
 from dsc_split.benchmarks import BenchSettings, Cell, CellStore, Question, bench_bundle, merge_bundles, write_tables
+from dsc_split.benchmarks.cells._cells import CellEnvironment, CellSettings, Round, Statistics
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._records import (
     SIDES,
@@ -58,7 +59,12 @@ def twin(bundle: Bundle, name: str) -> Bundle:
 
 
 def cell(bundle: Bundle, graph: str, batch: int = 1, *, host: str = "box", target: str = ORT, **changes: Any) -> Cell:
-    run_fingerprint = {"library": "onnxruntime", "architecture": "cpu", "host": host, "power_mode": "MAXN"}
+    run_fingerprint: dict[str, object] = {
+        "library": "onnxruntime",
+        "architecture": "cpu",
+        "host": host,
+        "power_mode": "MAXN",
+    }
     median_ms = changes.pop("median_ms", 1.0)
     day = changes.pop("day", 1)
     rounds = changes.pop("rounds", 5)
@@ -76,17 +82,17 @@ def cell(bundle: Bundle, graph: str, batch: int = 1, *, host: str = "box", targe
             emulated=None,
             status="ok",
             reason="as told",
-            latency_ms={"median": median_ms, "p95": median_ms, "ci": [median_ms * 0.99, median_ms * 1.01]},
+            latency_ms=Statistics(median=median_ms, p95=median_ms, ci=(median_ms * 0.99, median_ms * 1.01)),
             rounds=tuple(
-                {
-                    "started": f"2026-01-{day:02d}T00:00:{i:02d}.000+00:00",
-                    "samples_ms": [median_ms],
-                    "first_after_pause_ms": [],
-                }
+                Round(
+                    started=f"2026-01-{day:02d}T00:00:{i:02d}.000+00:00",
+                    samples_ms=(median_ms,),
+                    first_after_pause_ms=(),
+                )
                 for i in range(rounds)
             ),
-            settings={"memory_limit_bytes": 1},
-            environment={},
+            settings=CellSettings(memory_limit_bytes=1),
+            environment=CellEnvironment(),
         ),
         **changes,
     )
@@ -470,7 +476,7 @@ def test_prefer_says_whose_are_right(bundle: Bundle, prefer: str, median_ms: flo
     result = merge_bundles(bundle, [other.path], prefer=prefer)
 
     merged = Bundle.open(bundle.path)
-    assert {cell.latency_ms["median"] for cell in CellStore(merged).all() if cell.latency_ms} == {median_ms}
+    assert {cell.latency_ms.median for cell in CellStore(merged).all() if cell.latency_ms} == {median_ms}
     (entry,) = merged.manifest.targets.device
     assert {merged.read(engine.path)[: len(start)] for engine in entry.built} == {start}
     assert len(result.removed) == (0 if start == b"ours" else 2)

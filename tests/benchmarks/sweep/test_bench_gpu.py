@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 from tests.support.fake_executor import FakeExecutor
 
+from dsc_split._support.records import to_document
 from dsc_split.benchmarks import BenchSettings, CellStore, bench_bundle
+from dsc_split.benchmarks.cells._cells import Statistics
 from dsc_split.benchmarks.sweep.executors._table import EXECUTORS
 from dsc_split.bundle import Bundle
 from dsc_split.engines.gpu._state import gpu_state
@@ -25,17 +28,18 @@ def test_cell_holds_the_state_of_the_gpu_the_engine_and_the_compute_time(
     bench_bundle(bundle, sides=["device"], device=f"{ONE},slowdown=2", batches=[1], settings=quick)
 
     for cell in CellStore(bundle).all():
+        environment = to_document(cell.environment)
         for when in ("start", "end"):
-            assert cell.environment[when]["gpu"]["sm_clock_mhz"] == 1500
-            assert cell.environment[when]["time"]
-        assert cell.environment["engine"] == {"io": "pinned", "cuda_graph": True}
-        assert cell.run_fingerprint["gpu"]["uuid"] == "GPU-1"
-        assert cell.marks == []
+            assert environment[when]["gpu"]["sm_clock_mhz"] == 1500
+            assert environment[when]["time"]
+        assert cell.environment.engine == {"io": "pinned", "cuda_graph": True}
+        assert to_document(cell.run_fingerprint)["gpu"]["uuid"] == "GPU-1"
+        assert cell.marks == ()
         for part in cell.rounds:
-            assert part["device_state"]["gpu"] == "Pretended"
-            assert part["compute_ms"] == [0.25] * len(part["samples_ms"])
-        samples = sum(len(part["samples_ms"]) for part in cell.rounds)
-        assert cell.compute_ms == {"n": samples, "median": 0.5, "p95": 0.5, "ci": [0.5, 0.5]}
+            assert to_document(part)["device_state"]["gpu"] == "Pretended"
+            assert part.compute_ms == (0.25,) * len(part.samples_ms)
+        samples = sum(len(part.samples_ms) for part in cell.rounds)
+        assert cell.compute_ms == Statistics(n=samples, median=0.5, p95=0.5, ci=(0.5, 0.5))
 
 
 def test_paced_calls_have_compute_times_too(bundle: Bundle, gpu: Any) -> None:
@@ -43,17 +47,19 @@ def test_paced_calls_have_compute_times_too(bundle: Bundle, gpu: Any) -> None:
 
     result = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=settings)
 
-    assert all(len(part["compute_ms"]) == len(part["samples_ms"]) for cell in result.cells for part in cell.rounds)
+    parts = [to_document(part) for cell in result.cells for part in cell.rounds]
+    assert all(len(part["compute_ms"]) == len(part["samples_ms"]) for part in parts)
 
 
 def test_cell_without_a_gpu_has_no_marks_no_state_and_no_compute_time(bundle: Bundle, quick: BenchSettings) -> None:
     result = bench_bundle(bundle, sides=["device"], device=ONE, batches=[1], settings=quick)
 
     for cell in result.cells:
-        assert "gpu" not in cell.environment["start"]
-        assert "gpu" not in cell.environment["end"]
-        assert (cell.environment["engine"], cell.marks, cell.compute_ms) == ({}, [], None)
-        assert "device_state" not in cell.rounds[0]
+        environment = to_document(cell.environment)
+        assert "gpu" not in environment["start"]
+        assert "gpu" not in environment["end"]
+        assert (cell.environment.engine, cell.marks, cell.compute_ms) == ({}, (), None)
+        assert cell.rounds[0].device_state is UNSET
 
 
 @pytest.fixture
@@ -101,9 +107,9 @@ def test_clock_is_locked_meanwhile_and_is_part_of_the_question(
     locked = [cell for cell in CellStore(bundle).all() if "locked_sm_clock_mhz" in cell.run_fingerprint]
     assert len(locked) == 2
     for cell in locked:
-        assert cell.run_fingerprint["locked_sm_clock_mhz"] == cell.settings["lock_clocks_mhz"] == 300
-        assert cell.environment["end"]["gpu"]["sm_clock_mhz"] == 300
-        assert cell.marks == []
+        assert cell.run_fingerprint["locked_sm_clock_mhz"] == cell.settings.lock_clocks_mhz == 300
+        assert to_document(cell.environment)["end"]["gpu"]["sm_clock_mhz"] == 300
+        assert cell.marks == ()
 
 
 def test_clock_that_may_not_be_locked_ends_the_command_before_anything_is_measured(

@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
+from dsc_split.benchmarks.cells._cells import FirstCalls
 from dsc_split.benchmarks.sweep._statistics import interval_ms, is_precise, percentile, summarise, t_quantile
 
 
@@ -48,14 +49,14 @@ def test_slowdown_multiplies_every_time() -> None:
 
     plain, slow = summarise(rounds, [2.0], 1.0), summarise(rounds, [2.0], 6.0)
 
-    assert plain["n"] == slow["n"] == 6
+    assert plain.n == slow.n == 6
     for name in ("median", "p90", "p95", "p99", "mean", "std"):
-        assert slow[name] == pytest.approx(6 * plain[name])
-    assert slow["ci"] == pytest.approx([6 * end for end in plain["ci"]])
-    assert slow["first_after_pause"] == {"n": 1, "median": 12.0, "p95": 12.0}
-    assert plain["mean"] == pytest.approx(statistics.fmean([1.0, 1.2, 1.1, 1.3, 0.9, 1.0]))
-    assert plain["ci"][0] <= plain["median"] <= plain["ci"][1]
+        assert getattr(slow, name) == pytest.approx(6 * getattr(plain, name))
+    assert slow.ci == pytest.approx([6 * end for end in plain.ci])
+    assert slow.first_after_pause == FirstCalls(n=1, median=12.0, p95=12.0)
+    assert plain.mean == pytest.approx(statistics.fmean([1.0, 1.2, 1.1, 1.3, 0.9, 1.0]))
+    assert plain.ci[0] <= plain.median <= plain.ci[1]
 
 
 def test_without_paced_calls_there_is_no_first_after_pause() -> None:
-    assert summarise([[1.0], [1.0]], [], 1.0)["first_after_pause"] is None
+    assert summarise([[1.0], [1.0]], [], 1.0).first_after_pause is None

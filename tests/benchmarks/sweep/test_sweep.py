@@ -8,6 +8,7 @@ from onnx import helper
 from tests.support.fake_executor import FakeExecutor, make_result
 
 from dsc_split._support.progress import Progress
+from dsc_split._support.records import to_document
 from dsc_split.benchmarks import BenchResult, BenchSettings, CellStore, bench_bundle
 from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult, no_announcement
 from dsc_split.bundle import Bundle
@@ -68,9 +69,9 @@ def test_statistics_carry_the_slowdown_and_raw_samples_do_not(bundle: Bundle, qu
         assert cell.emulated is not None
         assert cell.emulated["slowdown"] == 1000
         samples_ms = sorted(sample for samples in cell.samples_ms for sample in samples)
-        assert cell.latency_ms["n"] == len(samples_ms)
-        assert cell.latency_ms["p99"] <= 1000 * samples_ms[-1]
-        assert cell.latency_ms["median"] >= 1000 * samples_ms[0]
+        assert cell.latency_ms.n == len(samples_ms)
+        assert to_document(cell.latency_ms)["p99"] <= 1000 * samples_ms[-1]
+        assert cell.latency_ms.median >= 1000 * samples_ms[0]
         assert len(cell.rounds) >= 5
 
 
@@ -118,8 +119,8 @@ def test_again_measures_anew(bundle: Bundle, quick: BenchSettings) -> None:
     second = bench_bundle(bundle, sides=["device"], batches=[1], settings=dataclasses.replace(quick, again=True))
 
     assert second.reused == 0
-    starts = {item["started"] for cell in first.cells for item in cell.rounds}
-    assert not starts & {item["started"] for cell in second.cells for item in cell.rounds}
+    starts = {item.started for cell in first.cells for item in cell.rounds}
+    assert not starts & {item.started for cell in second.cells for item in cell.rounds}
 
 
 @pytest.mark.usefixtures("fake_executor")
@@ -145,7 +146,7 @@ def test_paced_calls_are_another_question_with_the_first_after_a_pause_apart(
     assert len(list(CellStore(bundle).all())) == 4
     for cell in result.cells:
         assert cell.latency_ms is not None
-        assert cell.latency_ms["first_after_pause"]["n"] == len(cell.rounds)
+        assert to_document(cell.latency_ms)["first_after_pause"]["n"] == len(cell.rounds)
 
 
 def test_crash_of_the_runtime_costs_nothing_when_it_does_not_come_again(

@@ -8,6 +8,7 @@ import pytest
 from tests.support.manifests import edited, targets_of
 
 from dsc_split.benchmarks import Cell, CellStore, Question, make_table, read_link, write_table, write_tables
+from dsc_split.benchmarks.cells._cells import CellEnvironment, CellSettings, Round, Statistics
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._manifest import encode_document
 from dsc_split.errors import TableError, UsageError
@@ -83,17 +84,17 @@ def cell(
     period_ms: float | None = None,
     day: int = 1,
 ) -> Cell:
-    statistics = {
-        "n": 10,
-        "median": median_ms,
-        "p90": median_ms * 1.1,
-        "p95": median_ms * 1.2,
-        "p99": median_ms * 1.3,
-        "mean": median_ms,
-        "std": 0.1,
-        "ci": [median_ms - 0.5, median_ms + 0.5],
-        "first_after_pause": None,
-    }
+    statistics = Statistics(
+        n=10,
+        median=median_ms,
+        p90=median_ms * 1.1,
+        p95=median_ms * 1.2,
+        p99=median_ms * 1.3,
+        mean=median_ms,
+        std=0.1,
+        ci=(median_ms - 0.5, median_ms + 0.5),
+        first_after_pause=None,
+    )
     slow = "slowdown" in target
     return Cell(
         question=Question(
@@ -110,10 +111,10 @@ def cell(
         reason="as told",
         latency_ms=statistics if status in ("ok", "unstable") else None,
         rounds=(
-            {"started": f"2026-01-{day:02d}T00:00:00.000+00:00", "samples_ms": [median_ms], "first_after_pause_ms": []},
+            Round(started=f"2026-01-{day:02d}T00:00:00.000+00:00", samples_ms=(median_ms,), first_after_pause_ms=()),
         ),
-        settings={"memory_limit_bytes": 1},
-        environment={},
+        settings=CellSettings(memory_limit_bytes=1),
+        environment=CellEnvironment(),
     )
 
 

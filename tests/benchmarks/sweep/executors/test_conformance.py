@@ -73,7 +73,7 @@ def test_rounds_of_an_earlier_run_are_kept_and_continued_and_paced_calls_have_th
     assert (result.status, result.reason) == ("unstable", "time limit")
     assert result.rounds[: len(first.rounds)] == first.rounds
     assert len(result.rounds) > len(first.rounds)
-    assert all(len(item["first_after_pause_ms"]) == 1 for item in result.rounds)
+    assert all(len(item.first_after_pause_ms) == 1 for item in result.rounds)
 
 
 def test_engine_that_ran_out_of_memory_at_a_smaller_batch_is_not_tried(executor: Executor, bundle: Bundle) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from dsc_split._support.child import ChildDied, ChildOptions, ChildOutOfMemoryError
 from dsc_split.benchmarks import Question
+from dsc_split.benchmarks.cells._cells import Round
 from dsc_split.benchmarks.sweep._worker import Bench
 from dsc_split.benchmarks.sweep.executors import _local
 from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult
@@ -136,7 +137,7 @@ def test_groups_that_do_not_fit_together_have_one_engine_in_common(machine: Mach
     assert machine.workers == [["a", "b"], ["a", "c"], ["a", "d"], ["a", "e"]]
     assert {name: len(found) for name, found in results.items()} == {"a": 4, **dict.fromkeys("bcde", 1)}
     assert all(result.status == "ok" for found in results.values() for result in found)
-    additional = [bool(item.get("additional")) for item in results["a"][-1].rounds]
+    additional = [item.additional is True for item in results["a"][-1].rounds]
     assert additional == [False] * 5 + [True] * 15
 
 
@@ -235,11 +236,11 @@ def test_engine_that_ran_out_of_memory_is_not_tried_at_a_larger_batch(machine: M
 
 
 def test_rounds_of_an_earlier_run_are_continued(machine: Machine) -> None:
-    earlier: Any = tuple({"started": "then", "samples_ms": [60.0], "first_after_pause_ms": []} for _ in range(4))
+    earlier = (Round(started="then", samples_ms=(60.0,), first_after_pause_ms=()),) * 4
 
     (result,) = run(make_jobs("a", earlier_rounds=earlier))["a"]
 
-    assert [item["started"] for item in result.rounds] == ["then"] * 4 + ["now"]
+    assert [item.started for item in result.rounds] == ["then"] * 4 + ["now"]
 
 
 def test_run_that_is_closed_ends_its_worker(machine: Machine) -> None:
