@@ -53,11 +53,12 @@ class LocalExecutor:
         """Run all jobs; see ``Executor``."""
         machine, free_bytes = static_environment(), default_memory_limit_bytes()
         ends = MemoryEnds(jobs)
-        groups: dict[tuple[Path, str, int], list[Job]] = {}
+        groups: dict[tuple[Path, str, int, int], list[Job]] = {}
         for job in jobs:
-            groups.setdefault((job.bundle, job.question.fingerprint, job.batch), []).append(job)
-        for members in groups.values():
-            group = _Group(members[0], members[0].memory_limit_bytes or free_bytes, machine, announce)
+            limit_bytes = job.memory_limit_bytes or free_bytes
+            groups.setdefault((job.bundle, job.question.fingerprint, job.batch, limit_bytes), []).append(job)
+        for (*_, limit_bytes), members in groups.items():
+            group = _Group(members[0], limit_bytes, machine, announce)
             tasks = []
             for job in members:
                 task, reason = _Task(job=job, rounds=list(job.earlier_rounds)), ends.reason(job)

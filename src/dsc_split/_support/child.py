@@ -29,7 +29,6 @@ import json
 import logging
 import os
 import queue
-import resource
 import select
 import signal
 import subprocess
@@ -63,6 +62,8 @@ PARENT_GONE = 3
 """Exit status of a child whose requests ended."""
 LOG_BYTES = 4000
 """So many bytes at the end of what a child printed are searched for its last line."""
+KILL_S = 10.0
+"""Seconds that a child may take to be gone once it was killed."""
 PR_SET_PDEATHSIG = 1
 """Of Linux: ask for a signal when the parent dies."""
 
@@ -224,8 +225,7 @@ class Child(Generic[Program]):
         try:
             self._process.wait(timeout=self._options.grace_s)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
         self._close_files()
 
     def _exchange(self, request: bytes, time_limit_s: float | None) -> bytes:
@@ -261,12 +261,19 @@ class Child(Generic[Program]):
         poll.register(fd, event)
         if poll.poll(None if deadline is None else max(0.0, 1e3 * (deadline - time.monotonic()))):
             return
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         text = f"{self._options.label} did not answer within {time_limit_s:g} s and was killed."
         logger.info("%s", text)
         self._death = ChildTimeoutError(text)
         raise self._death
+
+    def _kill(self) -> None:
+        """Kill the child; a driver that hangs may hold it even so, and is not waited for."""
+        self._process.kill()
+        try:
+            self._process.wait(timeout=KILL_S)
+        except subprocess.TimeoutExpired:
+            logger.warning("%s %d cannot be killed: the system holds it", self._options.label, self.pid)
 
     def _explain_death(self) -> ChildDied:
         """Return how the child ended: killed, and words of want of memory, count as want of memory."""
@@ -354,6 +361,8 @@ def _die_with(parent: int) -> None:
 
 def _limit_memory(size_bytes: int | None) -> None:
     """Let this process hold so much memory of its own, and write no core files."""
+    import resource
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if size_bytes is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
