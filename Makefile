@@ -45,11 +45,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
-
-test: lint
-	$(BIN)/python -m pytest -n 2
+# mypy runs beside the tests, for it has one process and they seldom keep two cores busy; it prints after them.
+check: MARKS := -m "not slow and not gpu"
+check test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@printed=$$(mktemp) && { $(BIN)/mypy >"$$printed" 2>&1 & mypy=$$!; \
+	$(BIN)/python -m pytest -n 2 $(MARKS); tests=$$?; \
+	wait $$mypy; types=$$?; cat "$$printed"; rm -f "$$printed"; exit $$((tests | types)); }
 
 # Needs clang++ with libFuzzer; without it, it says so and ends well.
 fuzz: setup

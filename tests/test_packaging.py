@@ -193,3 +193,23 @@ def test_interrupted_set_up_is_done_again(root: Path, tmp_path: Path) -> None:
     assert (first != 0, second, third) == (True, 0, 0)
     installs = [line for line in (tmp_path / "calls").read_text().splitlines() if "install" in line]
     assert len(installs) == 2
+
+
+@pytest.mark.parametrize("goal", ["check", "test"])
+@pytest.mark.parametrize("failing", ["none", "ruff check", "ruff format", "mypy", "python -m pytest"])
+def test_check_and_test_fail_when_any_part_fails(root: Path, tmp_path: Path, goal: str, failing: str) -> None:
+    (tmp_path / "Makefile").write_bytes((root / "Makefile").read_bytes())
+    (tmp_path / "pyproject.toml").write_text("")
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "ruff", "mypy"):
+        script = f'#!/bin/sh\necho "{name} $*"\ncase "{name} $*" in "{failing}"*) exit 3;; esac\n'
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+
+    done = subprocess.run(["make", goal], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode != 0) == (failing != "none")
+    if not failing.startswith("ruff"):  # which ends it at once
+        marks = " -m not slow and not gpu" if goal == "check" else ""
+        assert done.stdout.endswith(f"python -m pytest -n 2{marks}\nmypy \n")

@@ -137,21 +137,24 @@ def test_the_schema_and_the_reader_take_the_same_manifests(
 ) -> None:
     assert schema.is_valid(manifest)
     assert taken(manifest)
+    changed = copy.deepcopy(manifest)
     refused = 0
     for place in places(manifest):
         if place == ("version",):  # the reader takes older ones, too
             continue
         if place[:2] == ("targets", "server") or any(isinstance(step, int) and step > 0 for step in place):
             continue  # of the same form as what stands before it
+        inner: Any = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        before = inner[place[-1]]
         for value in VALUES:
-            changed = copy.deepcopy(manifest)
-            inner: Any = changed
-            for key in place[:-1]:
-                inner = inner[key]
             inner[place[-1]] = value
+            read = taken(changed)
 
-            assert schema.is_valid(changed) == taken(changed), (place, value)
-            refused += not taken(changed)
+            assert schema.is_valid(changed) == read, (place, value)
+            refused += not read
+        inner[place[-1]] = before
 
     assert refused > 1000
 

@@ -66,29 +66,31 @@ def cmake(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return run([program, *map(str, arguments)])
 
 
-def configure(folder: Path, way: Way, *definitions: str, before: str = "", source: str = CORE) -> str:
-    """Write and configure a project in ``folder``; gives what CMake complained about.
+def configure(folder: Path, way: Way, *definitions: str, before: str = "", source: str | None = CORE) -> str:
+    """Write and configure a project in ``folder``; return what CMake complained about.
 
     Args:
         folder: Where it is written.
         way: How it gets the targets.
         definitions: More for the command line.
         before: Lines of CMakeLists.txt that stand before those of ``way``.
-        source: The program.
+        source: The program; ``None`` for a project that builds nothing and so looks for no compiler, which is most of
+            the time that CMake takes.
     """
-    (folder / "main.cpp").write_text(source, encoding="utf-8")
-    (folder / "b4.hpp").write_text(table_header(LookupTable.load(GOLDEN), "b4"), encoding="ascii")
-    target = "load" if source == LOADING else "dsc_split"
+    languages, program = "NONE", ""
+    if source is not None:
+        (folder / "main.cpp").write_text(source, encoding="utf-8")
+        (folder / "b4.hpp").write_text(table_header(LookupTable.load(GOLDEN), "b4"), encoding="ascii")
+        target = "load" if source == LOADING else "dsc_split"
+        program = f"add_executable(program main.cpp)\ntarget_link_libraries(program PRIVATE dsc_split::{target})\n"
+        languages, definitions = "CXX", (f"-DCMAKE_CXX_COMPILER={require('g++')}", *definitions)
     (folder / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.16)\n"
-        "project(consumer LANGUAGES CXX)\n"
-        f"{NOTHING_OF_THE_SYSTEM}{before}\n{way.lines}\n"
-        "add_executable(program main.cpp)\n"
-        f"target_link_libraries(program PRIVATE dsc_split::{target})\n",
+        f"project(consumer LANGUAGES {languages})\n"
+        f"{NOTHING_OF_THE_SYSTEM}{before}\n{way.lines}\n{program}",
         encoding="utf-8",
     )
-    compiler = f"-DCMAKE_CXX_COMPILER={require('g++')}"
-    done = cmake("-S", folder, "-B", folder / "build", compiler, way.definition, *definitions)
+    done = cmake("-S", folder, "-B", folder / "build", way.definition, *definitions)
     assert (done.returncode != 0) == ("CMake Error" in done.stderr), done.stderr
     return " ".join(done.stderr.split())
 
@@ -224,7 +226,7 @@ def test_loader_takes_an_installed_json_package(way: Way, tmp_path: Path) -> Non
 def test_what_is_not_there_is_refused_by_name(installed: Way, tmp_path: Path, wanted: str, says: str) -> None:
     asking = Way(lines=found(wanted), definition=installed.definition)
 
-    assert says in configure(tmp_path, asking)
+    assert says in configure(tmp_path, asking, source=None)
 
 
 @pytest.mark.slow
@@ -243,7 +245,7 @@ def test_version_that_fits_is_found(installed: Way, tmp_path: Path, wanted: str)
         lines=f"{found(wanted)}\nmessage(WARNING dsc_split=${{dsc_split_VERSION}}.)", definition=installed.definition
     )
 
-    assert f"dsc_split={__version__}." in configure(tmp_path, asking)
+    assert f"dsc_split={__version__}." in configure(tmp_path, asking, source=None)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from tests.support.cpp_compiler import PROGRAMS, build, require, run
 from tests.support.paths import GOLDEN
 from tests.support.table_documents import HOSTILE_FOLDER
 
-FLAGS = ("-O1", "-g", "-fno-sanitize-recover=all")
+FLAGS = ("-O1", "-fno-sanitize-recover=all")
 SANITIZERS = "address,undefined"
 VALUES = ["null", "true", "false", "0.0", "1e308", "5e-324", "1048576", "2147483647", "4398046511104", "},{", "],["]
 
@@ -42,7 +42,7 @@ def test_the_loader_and_its_answers_survive_fuzzing(tmp_path: Path) -> None:
     program = build(
         PROGRAMS / "fuzz_load.cpp", flags=(*FLAGS, f"-fsanitize=fuzzer,{SANITIZERS}"), compiler="clang++", json=True
     )
-    seconds = int(os.environ.get("DSC_SPLIT_FUZZ_S", "20"))
+    seconds = int(os.environ.get("DSC_SPLIT_FUZZ_S", "5"))
     corpus = tmp_path / "corpus"
     shutil.copytree(HOSTILE_FOLDER, corpus)
     shutil.copy(GOLDEN, corpus)

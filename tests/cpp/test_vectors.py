@@ -10,25 +10,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.support.cpp_compiler import CACHE, INCLUDE, PROGRAMS, build, has_fma, run
+from tests.support.cpp_compiler import CACHE, FUSING, INCLUDE, PROGRAMS, SANITIZED, build, has_fma, run
 from tests.support.vectors import Question, answer, golden_tables, golden_vectors, random_questions, random_table
 
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable
 from dsc_split.table._header import table_header
 
-FUSING = ("-O2", "-march=native", "-ffp-contract=fast")
 OTHERS = [
-    ("g++", "c++17", ("-O0",)),
-    ("g++", "c++20", ("-O3", "-march=native")),
-    ("g++", "c++17", ("-O2", "-fsanitize=address,undefined", "-fno-sanitize-recover")),
-    ("clang++", "c++17", FUSING),
-    ("clang++", "c++20", ("-O3",)),
+    ("g++", "c++20", ("-O0",)),
+    ("g++", "c++17", SANITIZED),
+    ("clang++", "c++20", ("-O3", *FUSING[1:])),
 ]
+"""With g++, C++17 and ``FUSING``, which every run compiles: each compiler, standard and kind of optimisation."""
 
 
-def answers(program: Path, questions: Sequence[str], *arguments: Path) -> list[str]:
-    done = run([str(program), *map(str, arguments)], text="".join(f"{line}\n" for line in questions))
+def answers(program: Path, questions: Sequence[str], *tables: Path) -> list[str]:
+    """Ask a program: one that loads ``tables``, or one that was generated with its own."""
+    task = ["answer"] if tables else []
+    done = run([str(program), *task, *map(str, tables)], text="".join(f"{line}\n" for line in questions))
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -38,11 +38,24 @@ def differences(questions: Sequence[str], expected: Sequence[str], got: Sequence
 
 
 def generated_program(
-    tables: Sequence[LookupTable], *, compiler: str = "g++", standard: str = "c++17", flags: tuple[str, ...] = FUSING
+    tables: Sequence[LookupTable],
+    *,
+    compiler: str = "g++",
+    standard: str = "c++17",
+    flags: tuple[str, ...] = FUSING,
+    folder: Path | None = None,
 ) -> Path:
-    """Build a program that answers from generated headers."""
+    """Build a program that answers from generated headers.
+
+    Args:
+        tables: What it answers for; all go into one translation unit.
+        compiler: As for ``build``.
+        standard: As for ``build``.
+        flags: As for ``build``.
+        folder: Where the source is written; by default in the cache.
+    """
     headers = [table_header(table, f"vectors::table_{i}") for i, table in enumerate(tables)]
-    folder = CACHE / f"headers-{hashlib.sha256(''.join(headers).encode()).hexdigest()[:32]}"
+    folder = folder or CACHE / f"headers-{hashlib.sha256(''.join(headers).encode()).hexdigest()[:32]}"
     folder.mkdir(parents=True, exist_ok=True)
     for i, text in enumerate(headers):
         (folder / f"table_{i}.hpp").write_text(text, encoding="utf-8")
@@ -67,22 +80,26 @@ def has_header(table: LookupTable) -> bool:
     return True
 
 
-def check_generated(compiler: str, standard: str, flags: tuple[str, ...]) -> None:
+def tables_with_headers() -> tuple[list[LookupTable], list[str], list[str]]:
+    """Return the golden tables that have headers, with the questions about them and the answers."""
     tables = [LookupTable.load(path) for path in golden_tables()]
     kept = [i for i, table in enumerate(tables) if has_header(table)]
     assert len(kept) >= 8
-    program = generated_program([tables[i] for i in kept], compiler=compiler, standard=standard, flags=flags)
-    questions, expected = golden_vectors()
-    chosen = [
-        (f"{kept.index(int(number))} {rest}", answer)
-        for line, answer in zip(questions, expected, strict=True)
-        if int(number := line.partition(" ")[0]) in kept
-        for rest in [line.partition(" ")[2]]
-    ]
-    asked = [question for question, _ in chosen]
+    asked, expected = [], []
+    for line, answered in zip(*golden_vectors(), strict=True):
+        number, _, rest = line.partition(" ")
+        if int(number) in kept:
+            asked.append(f"{kept.index(int(number))} {rest}")
+            expected.append(answered)
     assert len(asked) >= 8000
+    return [tables[i] for i in kept], asked, expected
 
-    assert differences(asked, [answer for _, answer in chosen], answers(program, asked)) == []
+
+def check_generated(compiler: str, standard: str, flags: tuple[str, ...]) -> None:
+    tables, asked, expected = tables_with_headers()
+    program = generated_program(tables, compiler=compiler, standard=standard, flags=flags)
+
+    assert differences(asked, expected, answers(program, asked)) == []
 
 
 def test_python_gives_the_golden_answers() -> None:
@@ -99,7 +116,7 @@ def test_the_loader_gives_the_golden_answers_where_the_compiler_may_fuse() -> No
     questions, expected = golden_vectors()
     assert len(questions) >= 10_000
 
-    got = answers(build(PROGRAMS / "answer_loaded.cpp", flags=FUSING, json=True), questions, *golden_tables())
+    got = answers(build(PROGRAMS / "load_tables.cpp", flags=FUSING, json=True), questions, *golden_tables())
 
     assert differences(questions, expected, got) == []
 
@@ -110,7 +127,7 @@ def test_the_loader_gives_the_golden_answers_however_it_is_compiled(
     compiler: str, standard: str, flags: tuple[str, ...]
 ) -> None:
     questions, expected = golden_vectors()
-    program = build(PROGRAMS / "answer_loaded.cpp", flags=flags, compiler=compiler, standard=standard, json=True)
+    program = build(PROGRAMS / "load_tables.cpp", flags=flags, compiler=compiler, standard=standard, json=True)
 
     assert differences(questions, expected, answers(program, questions, *golden_tables())) == []
 
@@ -139,19 +156,19 @@ def test_fresh_tables_and_questions_have_the_same_answers(tmp_path: Path) -> Non
     lines = [question.line() for question in asked]
     expected = [answer(tables[question.table], question) for question in asked]
 
-    got = answers(build(PROGRAMS / "answer_loaded.cpp", flags=FUSING, json=True), lines, *paths)
+    got = answers(build(PROGRAMS / "load_tables.cpp", flags=FUSING, json=True), lines, *paths)
 
     assert differences(lines, expected, got) == [], f"seed {seed}"
 
 
 @pytest.mark.slow
-def test_fresh_generated_headers_have_the_same_answers() -> None:
+def test_fresh_generated_headers_have_the_same_answers(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     numbers = random.Random(seed)
     tables = [table for table in (random_table(numbers) for _ in range(12)) if has_header(table)]
     asked = list(random_questions(numbers, tables, 5000))
     lines = [question.line() for question in asked]
-    program = generated_program(tables)
+    program = generated_program(tables, folder=tmp_path)
 
     got = answers(program, lines)
 
@@ -169,12 +186,10 @@ def test_without_the_barrier_a_compiler_that_fuses_gives_other_answers(tmp_path:
     without = text.replace("? product : opaque(product)", "? product : product")
     assert without != text
     (copy / "arithmetic.hpp").write_text(without, encoding="utf-8")
-    source = tmp_path / "answer_loaded.cpp"
-    shutil.copy(PROGRAMS / "answer_loaded.cpp", source)
-    questions, expected = golden_vectors()
+    tables, asked, expected = tables_with_headers()
 
-    program = build(source, flags=(*FUSING, f"-I{copy.parent}", f"-I{PROGRAMS}"), json=True)
-    got = answers(program, questions, *golden_tables())
+    program = generated_program(tables, flags=(*FUSING, f"-I{copy.parent}"), folder=tmp_path / "program")
+    got = answers(program, asked)
 
     shutil.rmtree(program.parent)
     assert sum(a != b for a, b in zip(expected, got, strict=True)) > 100

@@ -143,7 +143,7 @@ def head_tail(
 def cpp_program() -> Path:
     root = require_onnxruntime()
     library = root / "lib" / "libonnxruntime.so"
-    flags = ("-O1", "-isystem", str(root / "include"), f"-Wl,--no-as-needed,-rpath,{library.parent}", str(library))
+    flags = ("-O0", "-isystem", str(root / "include"), f"-Wl,--no-as-needed,-rpath,{library.parent}", str(library))
     return build(EXAMPLES / "cpp_head_tail" / "head_tail.cpp", flags=flags, json=True)
 
 

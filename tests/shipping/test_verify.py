@@ -439,11 +439,11 @@ def flip(path: Path, place: int, bit: int) -> None:
 
 
 @pytest.mark.slow
-def test_five_thousand_flipped_bits_in_a_sealed_folder_are_all_found_and_none_is_read(sealed: Bundle) -> None:
+def test_a_thousand_flipped_bits_in_a_sealed_folder_are_all_found_and_none_is_read(sealed: Bundle) -> None:
     sizes = {path.relative_to(sealed.path).as_posix(): path.stat().st_size for path in sealed.path.rglob("*.*")}
     sizes = {name: size for name, size in sizes.items() if (sealed.path / name).is_file()}
     assert sizes.keys() == {*sealed.manifest.files, "manifest.json"}
-    for name, place, bit in flips(sizes, 5000):
+    for name, place, bit in flips(sizes, 1000):
         flip(sealed.path / name, place, bit)
 
         assert name in faults(verify_bundle(sealed.path)), (name, place, bit)
@@ -456,14 +456,14 @@ def test_five_thousand_flipped_bits_in_a_sealed_folder_are_all_found_and_none_is
 
 
 @pytest.mark.slow
-def test_five_thousand_flipped_bits_in_a_packed_bundle_are_all_found_and_none_is_read(
+def test_a_thousand_flipped_bits_in_a_packed_bundle_are_all_found_and_none_is_read(
     tmp_path: Path, bundle: Bundle
 ) -> None:
     path = tmp_path / "x.dscb"
     pack_bundle(bundle, path)
     names = Bundle.open(path).manifest.files
     read = 0
-    for _, place, bit in flips({"x.dscb": path.stat().st_size}, 5000):
+    for _, place, bit in flips({"x.dscb": path.stat().st_size}, 1000):
         flip(path, place, bit)
 
         result = verify_bundle(path)
@@ -476,7 +476,7 @@ def test_five_thousand_flipped_bits_in_a_packed_bundle_are_all_found_and_none_is
 
         flip(path, place, bit)
     assert verify_bundle(path).ok
-    assert read > 1000
+    assert read > 200
 
 
 def test_canonical_manifest_is_the_one_that_is_written(bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.cpp_compiler import PROGRAMS, build, run
+from tests.support.cpp_compiler import FUSING, PROGRAMS, build, run
 from tests.support.vectors import Question, answer
 
 from dsc_split.lookup_table import LookupTable, State
@@ -70,9 +70,9 @@ def test_the_loader_in_cpp_answers_the_example_with_the_same_bits(example: bytes
         table=0, batch=3, rate_mb_s=10.0, downlink_rate_mb_s=40.0, server_load=1.5, queue_ms=5.0, position=1
     )
     questions = [median, replace(median, percentile=95, position=0)]
-    program = build(PROGRAMS / "answer_loaded.cpp", flags=("-O2", "-march=native", "-ffp-contract=fast"), json=True)
+    program = build(PROGRAMS / "load_tables.cpp", flags=FUSING, json=True)
 
-    done = run([str(program), str(path)], text="".join(f"{question.line()}\n" for question in questions))
+    done = run([str(program), "answer", str(path)], text="".join(f"{question.line()}\n" for question in questions))
 
     table = LookupTable.load(example)
     assert done.stdout.splitlines() == [answer(table, question) for question in questions]

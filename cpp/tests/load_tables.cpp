@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// With paths: loads each, and prints what the table is, or the error. Without: reads documents from standard input,
-// each preceded by its length as a line, and prints a line for each: the error's code (0: none), line, and place.
+/// All that the tests ask of the loader, in one program: nlohmann/json is what takes long to compile.
+///
+///     load_tables show PATH...     load each, and print what the table is, or the error
+///     load_tables answer PATH...   answer questions about the tables: see answer.hpp
+///     load_tables check            read documents from standard input, each preceded by its length as a line, and print
+///                                  a line for each: the error's code (0: none), line, and place
 #include <cstddef>
 #include <iostream>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
+#include "answer.hpp"
 #include "dsc_split/load.hpp"
 
 namespace {
@@ -21,7 +28,7 @@ void print_table(const dsc_split::TableView& table) {
   std::cout << '\n';
 }
 
-void check_file(const std::string& path) {
+void show_file(const std::string& path) {
   auto loaded = dsc_split::load(path);
   if (!loaded) {
     std::cout << to_string(loaded.error()) << '\n';
@@ -46,10 +53,33 @@ void check_documents() {
   }
 }
 
+int answer_questions(int count, char** paths) {
+  std::vector<dsc_split::LookupTable> tables;
+  std::vector<dsc_split::TableView> views;
+  for (int i = 0; i < count; ++i) {
+    auto table = dsc_split::load(paths[i]);
+    if (!table) {
+      std::cerr << paths[i] << ": " << to_string(table.error()) << '\n';
+      return 1;
+    }
+    tables.push_back(*std::move(table));
+    views.push_back(tables.back().view());
+  }
+  answer::answer_all(views.data());
+  return 0;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
-  for (int i = 1; i < count; ++i) check_file(arguments[i]);
-  if (count == 1) check_documents();
+  const std::string_view task = count > 1 ? arguments[1] : "";
+  if (task == "answer") return answer_questions(count - 2, arguments + 2);
+  if (task == "show") {
+    for (int i = 2; i < count; ++i) show_file(arguments[i]);
+  } else if (task == "check") {
+    check_documents();
+  } else {
+    return 2;
+  }
   return 0;
 }
