@@ -100,18 +100,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: object) -> None:
     """Write ``document`` to ``path`` as indented JSON, all or nothing. NaN and infinities are refused."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
 
 
-def canonical_json(document: Any) -> bytes:
+def canonical_json(document: object) -> bytes:
     """Encode ``document`` in the one way that digests are taken of: sorted keys, no blanks, no NaN."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def body_digest(body: Any) -> str:
+def body_digest(body: object) -> str:
     """Hash a document without its own digest, as that digest says; 64 hexadecimal digits."""
     return sha256_text(canonical_json(body))
 
@@ -165,7 +165,7 @@ def _read_at_most(path: Path, size_bytes: int) -> bytes:
         return file.read(size_bytes)
 
 
-def _parse(data: bytes) -> Any:
+def _parse(data: bytes) -> object:
     """Parse JSON, and refuse what other readers would read otherwise or not at all."""
     if data.startswith(_BOM):
         raise ValueError("it begins with a byte order mark; write it without")
@@ -199,8 +199,8 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
             raise ValueError(f"key {key!r} stands twice in one object")
@@ -208,9 +208,9 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _is_deeper(document: dict[str, Any], levels: int) -> bool:
-    """Tell whether objects and lists are nested in more levels; the document itself is the first one."""
-    level: list[Any] = [document]
+def _is_deeper(document: dict[str, object], levels: int) -> bool:
+    """Return whether objects and lists are nested deeper than ``levels``; the document itself is level one."""
+    level: list[dict[str, object] | list[object]] = [document]
     for _ in range(levels):
         level = [
             item

@@ -134,9 +134,12 @@ def _explain(document: object, kind: type[object], message: str) -> None:
             steps.append(_wrong_key(document, kind, message, steps))
             where += f"[{shown(steps[-1])}]"
         expected = _inside(expected, steps[-1])
-    missing = re.fullmatch(r"Object missing required field `(\w+)`", what)
-    if missing:
-        raise DamagedError(f"{where}{'.' if where else ''}{missing[1]}: the key is missing.")
+    for pattern, fault in (
+        (r"Object missing required field `(\w+)`", "missing"),
+        (r"Object contains unknown field `(.*)`", "unknown"),
+    ):
+        if key := re.fullmatch(pattern, what):
+            raise DamagedError(f"{where}{'.' if where else ''}{key[1]}: the key is {fault}.")
     if match and match["key"]:
         raise DamagedError(f"{where}: it has a key that it must not have ({what}).")
     if not what.startswith(("Expected ", "Invalid enum value ")):
@@ -177,7 +180,9 @@ def _in_words(kind: inspect.Type, value: object) -> str:
     if isinstance(kind, inspect.TupleType):
         return f"a list of {len(kind.item_types)} items"
     if isinstance(kind, (inspect.VarTupleType, inspect.ListType)):
-        return f"a list of {kind.min_length} or more items" if kind.min_length else "a list"
+        least = f"at least {kind.min_length}" if kind.min_length else ""
+        most = f"at most {kind.max_length}" if kind.max_length is not None else ""
+        return f"a list of {' and '.join(filter(None, (least, most)))} items" if least or most else "a list"
     return {inspect.BoolType: "true or false", inspect.NoneType: "null"}.get(type(kind), "an object")
 
 

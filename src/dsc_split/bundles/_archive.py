@@ -217,12 +217,12 @@ class Archive:
         return tuple(self._members)
 
     def size_bytes(self, name: str) -> int | None:
-        """Give a file's size; ``None`` where there is no such file."""
+        """Return a file's size; ``None`` where there is no such file."""
         member = self._members.get(name)
         return None if member is None else member.size_bytes
 
     def crc32(self, name: str) -> int:
-        """Give the checksum that the archive states for a file; :meth:`read` compares it."""
+        """Return the checksum that the archive states for a file; :meth:`read` compares it."""
         return self._members[name].crc32
 
     def open(self, name: str) -> BinaryIO:

@@ -116,7 +116,7 @@ class Bundle:
 
     @staticmethod
     def is_bundle(path: Path) -> bool:
-        """Tell whether the folder ``path`` holds a manifest."""
+        """Return whether the folder ``path`` holds a manifest."""
         return (path / MANIFEST).is_file()
 
     @property
@@ -187,7 +187,7 @@ class Bundle:
     # ---- files ---------------------------------------------------------------------------------------------
 
     def has(self, relative: str) -> bool:
-        """Tell whether a file is there."""
+        """Return whether a file is there."""
         return self.storage.size_bytes(relative) is not None
 
     def listed(self, relative: str) -> FileEntry:
@@ -377,7 +377,7 @@ class Bundle:
         return path
 
     def graph_digest(self, relative: str) -> str:
-        """Give the digest of a graph with the weights it refers to.
+        """Return the digest of a graph with the weights it refers to.
 
         Raises:
             BundleError: The manifest does not list the graph.

@@ -29,7 +29,7 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``folder``, gone after the block unless it was moved away.
+    """Make an empty folder beside ``folder``, gone after the block unless it was moved away.
 
     What processes that were killed have left there is removed: a living one holds the lock of its own.
 
@@ -58,7 +58,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Lock an unfinished folder for as long as the block lasts; tells whether it is there, and nobody else holds it."""
+    """Lock an unfinished folder during the block; yield whether it is there and no other process holds it."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # it is gone, or is no folder

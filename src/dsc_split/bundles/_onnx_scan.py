@@ -116,7 +116,7 @@ class _Scan:
             self.context_files.add(file)
 
     def _texts(self, span: _Span) -> dict[int, str]:
-        """Give the fields of a message that are text, or may be."""
+        """Return the fields of a message that may be text, by number."""
         found = {number: value for number, value in self._fields(span) if isinstance(value, tuple)}
         return {number: self._bytes(value).decode(errors="replace") for number, value in found.items()}
 
@@ -124,7 +124,7 @@ class _Scan:
         return self._data[span[0] : span[1]]
 
     def _fields(self, span: _Span) -> Iterator[_Field]:
-        """Give the fields of a message: numbers as they are, all else as where it lies."""
+        """Yield the fields of a message: numbers as they are, everything else as its place in the file."""
         position, end = span
         while position < end:
             start = position

@@ -31,7 +31,7 @@ class Storage(Protocol):
         """List every file that is there, sorted, lock files and unfinished ones excepted."""
 
     def size_bytes(self, name: str) -> int | None:
-        """Give a file's size; ``None`` where there is no such regular file."""
+        """Return a file's size; ``None`` where there is no such regular file."""
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading.
@@ -67,7 +67,7 @@ class Folder:
         return tuple(sorted(found))
 
     def size_bytes(self, name: str) -> int | None:
-        """Give a file's size; ``None`` where there is no such regular file."""
+        """Return a file's size; ``None`` where there is no such regular file."""
         try:
             state = self._resolve(name).lstat()
         except (OSError, BundleError):
@@ -99,7 +99,7 @@ class Folder:
             return read_all(file, max_bytes, f"{name!r} in {str(self.path)!r}")
 
     def _resolve(self, name: str) -> Path:
-        """Give a file's path; its folders are no links."""
+        """Return a file's path; its folders are no links."""
         path, folder = self.path / name, self.path
         folders = [folder := folder / part for part in PurePosixPath(name).parts[:-1]]
         if not is_plain_name(name) or any(folder.is_symlink() for folder in folders):
@@ -123,7 +123,7 @@ def read_all(file: BinaryIO, max_bytes: int, what: str) -> bytes:
 
 
 def is_plain_name(name: str) -> bool:
-    """Tell whether a path stays inside the bundle, and is written in the one way that a path is written."""
+    """Return whether a path is relative, stays inside the bundle, and has no part that could be written otherwise."""
     plain = PurePosixPath(name)
     return (
         0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES

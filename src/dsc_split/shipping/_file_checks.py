@@ -27,28 +27,28 @@ PICKLES = (".pickle", ".pkl", ".pt", ".pth")
 
 
 RECORDS = {"cells": "cell", "memory": "memory"}
-"""Folder to the role of what was measured and lies there: JSON files with a digest of themselves."""
+"""Folder to the role of the files in it: JSON files with a digest of themselves."""
 
 
 def role_of(name: str) -> str:
-    """Give the role of a file that only a sealed bundle lists: of what was measured, or ``table``."""
+    """Return the role of a file that only a sealed bundle lists: ``cell``, ``memory`` or ``table``."""
     return RECORDS.get(PurePosixPath(name).parent.as_posix(), "table")
 
 
 def is_record(name: str) -> bool:
-    """Tell whether a path is that of something that was measured: a cell, or what engines take in memory."""
+    """Return whether a path is that of a cell or a memory report."""
     path = PurePosixPath(name)
     return path.parent.as_posix() in RECORDS and path.suffix == ".json"
 
 
 def is_table(name: str) -> bool:
-    """Tell whether a path is that of a lookup table."""
+    """Return whether a path is that of a lookup table."""
     path = PurePosixPath(name)
     return name == "table.json" or (path.parent.as_posix() == "tables" and path.suffix == ".json")
 
 
 def record_fault(name: str, data: bytes) -> str:
-    """Say what is wrong with a record of what was measured; nothing where it is what was written."""
+    """Return what is wrong with a cell or a memory report; an empty text where nothing is."""
     try:
         document = read_json(data, role_of(name), DamagedError)
     except DamagedError as e:
@@ -64,7 +64,7 @@ def record_fault(name: str, data: bytes) -> str:
 
 
 def table_fault(data: bytes, pair_id: str) -> str:
-    """Say what is wrong with a lookup table; nothing where it is readable and of these pairs."""
+    """Return what is wrong with a lookup table; an empty text where it can be read and is of these pairs."""
     try:
         table = LookupTable.load(data)
     except DscError as e:
@@ -93,7 +93,7 @@ def graph_faults(data: bytes, weights: str | None) -> tuple[str, bool]:
 
 
 def samples_fault(data: bytes) -> str:
-    """Say what is wrong with a file of samples; nothing where it holds plain arrays."""
+    """Return what is wrong with a file of samples; an empty text where it holds plain arrays."""
     from numpy.lib import format as npy
 
     try:

@@ -74,8 +74,8 @@ class PackResult:
     notes: tuple[str, ...]
     """What one should know."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the result as JSON takes it."""
+    def to_json(self) -> dict[str, object]:
+        """Return the result as JSON takes it."""
         return asdict(self)
 
 
@@ -335,7 +335,7 @@ def _keep_signed(target: Path) -> None:
 
 
 def _measured_s(cell: bytes) -> int:
-    """Give when a cell was measured last, in seconds since 1970; 0 where nothing was."""
+    """Return when a cell was measured last, in seconds since 1970; 0 where nothing was."""
     rounds = json.loads(cell).get("rounds")
     if not rounds:
         return 0

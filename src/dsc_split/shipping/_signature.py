@@ -17,11 +17,14 @@ import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from dsc_split._support.checks import fail, fields, items, one_of, text
+from msgspec import UNSET, Meta, UnsetType, field
+
+from dsc_split._support.checks import shown
 from dsc_split._support.files import read_json
 from dsc_split._support.optional import require
+from dsc_split._support.records import Record, Text, read_record, to_document
 from dsc_split.bundles._manifest import DIGEST, encode_document
 from dsc_split.errors import DamagedError, DscError, SignatureError, UsageError
 
@@ -32,7 +35,7 @@ __all__ = ["PAYLOAD_TYPE", "PUBLIC_SUFFIX", "Trust", "generate_key", "key_name",
 
 logger = logging.getLogger(__name__)
 
-PAYLOAD_TYPE = "application/vnd.dsc-split.manifest+json"
+PAYLOAD_TYPE: Literal["application/vnd.dsc-split.manifest+json"] = "application/vnd.dsc-split.manifest+json"
 """What an envelope says that it holds."""
 PUBLIC_SUFFIX = ".pub"
 """What the file name of a public key adds to that of its private one."""
@@ -129,7 +132,7 @@ def sign_manifest(manifest: bytes, keys: Sequence[Path], envelope: bytes | None 
     for path in keys:
         private = _load_private(path)
         made[_key_id(private.public_key())] = private.sign(message)
-    signatures = [_Signature(key_id=key_id, data=data) for key_id, data in made.items()]
+    signatures = [_Signature(key_id=key_id, sig=base64.b64encode(data).decode()) for key_id, data in made.items()]
     if envelope is not None and _payload(envelope) == manifest:
         for signature in _read_envelope(envelope, manifest, "what is signed already"):
             if signature.key_id not in made and signature.data not in made.values():
@@ -142,7 +145,7 @@ def sign_manifest(manifest: bytes, keys: Sequence[Path], envelope: bytes | None 
         {
             "payloadType": PAYLOAD_TYPE,
             "payload": base64.b64encode(manifest).decode(),
-            "signatures": [item.to_json() for item in sorted(signatures, key=lambda item: (item.key_id, item.data))],
+            "signatures": [to_document(each) for each in sorted(signatures, key=lambda each: (each.key_id, each.data))],
         }
     )
 
@@ -191,57 +194,60 @@ def key_name(path: Path) -> str:
 # ---- envelopes ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Signature:
+class _Signature(Record, forbid_unknown_fields=True):
     """One signature of an envelope."""
 
-    key_id: str
+    key_id: str = field(default="", name="keyid")
     """Which key is said to have made it; other programs may say nothing, or something of their own."""
-    data: bytes
-    """The signature itself."""
+    sig: str
+    """The signature itself, in base64."""
 
-    def to_json(self) -> dict[str, str]:
-        return {"keyid": self.key_id, "sig": base64.b64encode(self.data).decode()}
+    def __post_init__(self) -> None:
+        """Refuse what is no Ed25519 signature."""
+        if len(_base64(self.sig, "sig")) != SIGNATURE_BYTES:
+            expected = f"base64 of the {SIGNATURE_BYTES} bytes of an Ed25519 signature"
+            raise ValueError(f"sig: got {shown(self.sig)}; expected {expected}.")
+
+    @property
+    def data(self) -> bytes:
+        """The signature's bytes."""
+        return base64.b64decode(self.sig)
+
+
+class _Envelope(Record, forbid_unknown_fields=True):
+    """A DSSE envelope. An unknown key is refused, so that a known one with a damaged name is not taken for one."""
+
+    payload_type: Literal["application/vnd.dsc-split.manifest+json"] = field(name="payloadType")
+    """What it holds."""
+    payload: Text
+    """The manifest, in base64."""
+    signatures: Annotated[tuple[_Signature, ...], Meta(min_length=1, max_length=MAX_SIGNATURES)]
+    """Who signed it."""
+    body_sha256: Text | UnsetType = UNSET
+    """Digest of all the rest; other programs write none."""
 
 
 def _authenticated(manifest: bytes) -> bytes:
-    """Give what is signed: DSSE's pre-authentication encoding."""
+    """Return what is signed: DSSE's pre-authentication encoding."""
     return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(manifest), manifest)
 
 
-def _base64(value: Any, where: str) -> bytes:
-    """Decode base64 that is written in the one way that bytes are written."""
+def _base64(text: str, where: str) -> bytes:
+    """Decode base64 that is written in the one way that bytes are written.
+
+    Raises:
+        ValueError: It is something else; the message says where.
+    """
     try:
-        data = base64.b64decode(value, validate=True)
-    except (TypeError, ValueError, binascii.Error):
-        fail(value, where, "base64")
-    if base64.b64encode(data).decode() != value:
-        fail(value, where, "base64 in its one form")
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise ValueError(f"{where}: got {shown(text)}; expected base64.") from None
+    if base64.b64encode(data).decode() != text:
+        raise ValueError(f"{where}: got {shown(text)}; expected base64 in its one form.")
     return data
 
 
-def _signature_bytes(value: Any, where: str) -> None:
-    if len(_base64(value, where)) != SIGNATURE_BYTES:
-        fail(value, where, f"base64 of the {SIGNATURE_BYTES} bytes of an Ed25519 signature")
-
-
-def _hint(value: Any, where: str) -> None:
-    if not isinstance(value, str):
-        fail(value, where, "a key's id")
-
-
-_KEYS = ("payload", "payloadType", "signatures", DIGEST)
-_SIGNATURE_KEYS = ("keyid", "sig")
-_ENVELOPE = fields(
-    {
-        "payloadType": one_of(PAYLOAD_TYPE),
-        "payload": text,
-        "signatures": items(fields({"sig": _signature_bytes}, {"keyid": _hint}), at_least=1, at_most=MAX_SIGNATURES),
-    }
-)
-
-
-def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> list[_Signature]:
+def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> tuple[_Signature, ...]:
     """Read an envelope of ``manifest``; no key is needed for this.
 
     Raises:
@@ -249,10 +255,9 @@ def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> list[_Signatu
     """
     document = read_json(envelope, f"the envelope of {what}", SignatureError)
     try:
-        _ENVELOPE(document, "")
-        _refuse_other_keys(document)
-        payload = _base64(document["payload"], "payload")
-    except DamagedError as e:
+        read = read_record(document, _Envelope)
+        payload = _base64(read.payload, "payload")
+    except (DamagedError, ValueError) as e:
         raise SignatureError(f"the envelope of {what}: {e} Sign it again, or ask for another copy.") from e
     if DIGEST in document and encode_document(document) != envelope:
         raise SignatureError(
@@ -264,31 +269,17 @@ def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> list[_Signatu
             f"the envelope of {what} signs another manifest than the one that is there. The bundle was changed after "
             "it was signed, or files of two bundles were mixed. Pack and sign it again."
         )
-    signatures = [
-        _Signature(key_id=item.get("keyid", ""), data=base64.b64decode(item["sig"])) for item in document["signatures"]
-    ]
-    if len({signature.data for signature in signatures}) < len(signatures):
+    if len({signature.data for signature in read.signatures}) < len(read.signatures):
         raise SignatureError(f"the envelope of {what} has one signature twice. Sign it again.")
-    return signatures
-
-
-def _refuse_other_keys(document: dict[str, Any]) -> None:
-    """Refuse unknown keys, so that a known one whose name is damaged is not taken for one of those."""
-    for part, known, where in (
-        (document, _KEYS, ""),
-        *((item, _SIGNATURE_KEYS, f"signatures[{i}].") for i, item in enumerate(document["signatures"])),
-    ):
-        for key in part:
-            if key not in known:
-                raise DamagedError(f"{where}{key}: the key is unknown.")
+    return read.signatures
 
 
 def _payload(envelope: bytes) -> bytes:
-    """Give the manifest that an envelope holds; it may be of another bundle than the one at hand."""
+    """Return the manifest that an envelope holds; it may be of another bundle than the one at hand."""
     document = read_json(envelope, "the envelope to add signatures to", SignatureError)
     try:
-        return _base64(document.get("payload"), "payload")
-    except DamagedError as e:
+        return _base64(str(document.get("payload")), "payload")
+    except ValueError as e:
         raise SignatureError(f"the envelope to add signatures to: {e} Remove it, and sign again.") from e
 
 
@@ -305,7 +296,7 @@ class _PublicKey:
     """The key itself."""
 
     def signed(self, signature: bytes, message: bytes) -> bool:
-        """Tell whether the key made a signature."""
+        """Return whether the key made a signature."""
         from cryptography.exceptions import InvalidSignature
 
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dsc_split._support.hashing import Hasher
 from dsc_split._support.progress import Progress, ProgressListener, silent
@@ -86,8 +86,8 @@ class VerifyResult:
         """Whether nothing is wrong."""
         return not self.rows
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the result as JSON takes it."""
+    def to_json(self) -> dict[str, object]:
+        """Return the result as JSON takes it."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -150,7 +150,7 @@ class Verification:
         self.rows.append(VerifyRow(path=path, fault=fault))
 
     def result(self) -> VerifyResult:
-        """Say what was found."""
+        """Return what was found."""
         manifest = self.bundle.manifest if self.bundle else None
         notes = [*self._notes]
         if self.ep_context:
@@ -384,7 +384,7 @@ def progress_in_mb(stage: str, size_bytes: int, progress: ProgressListener) -> C
 
 
 def _file_fault(path: Path) -> str:
-    """Say what is wrong with a file of a folder by itself: it is none, or has other names, too."""
+    """Return what is wrong with a file of a folder: it is no regular file, or has hard links."""
     state = path.lstat()
     if stat.S_ISLNK(state.st_mode):
         return "is a symbolic link; a bundle holds plain files"

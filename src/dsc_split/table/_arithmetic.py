@@ -109,7 +109,7 @@ def make_lines(
 
 
 def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
-    """Give T in milliseconds of every choice at ``rate_mb_s``; infinite for what cannot be sent."""
+    """Return T in milliseconds of every choice at ``rate_mb_s``; infinite for what cannot be sent."""
     if rate_mb_s > 0.0 and not lines.link.count_downlink:
         return [head + (fixed + 1000.0 * (up / rate_mb_s)) for head, fixed, up in lines.one_way]
     downlink = lines.downlink_rate_mb_s
@@ -166,7 +166,7 @@ def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:
 
 
 def slopes(lines: Lines) -> list[float]:
-    """Give the MB of every choice that the data rate divides."""
+    """Return the MB that the data rate divides, for every choice."""
     follows = lines.downlink_rate_mb_s is None
     return [up + down if follows else up for _, _, up, down, _ in lines.numbers]
 
@@ -262,7 +262,7 @@ def neighbour(batches: Sequence[BatchTable], position: int, choice: int) -> tupl
 
 
 def bytes_at(batch: int, *, near: tuple[int, int], other: tuple[int, int] | None) -> int:
-    """Give the bytes at a batch size that was not measured.
+    """Return the bytes at a batch size that was not measured.
 
     Bytes are a straight line in the batch size: so much per sample, plus what has no batch axis. Two measured
     batch sizes fix it; with one alone the bytes are in proportion.

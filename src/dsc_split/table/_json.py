@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from dsc_split._support.checks import shown
 from dsc_split.errors import TableError
@@ -58,7 +58,7 @@ _KINDS = (FULL_OFFLOAD, SPLIT, NO_OFFLOAD)
 _Table = TypeVar("_Table", bound=TableContent)
 
 
-def read_table(document: Mapping[str, Any], kind: type[_Table]) -> _Table:
+def read_table(document: Mapping[str, object], kind: type[_Table]) -> _Table:
     """Read a table's content; segments are checked for form alone.
 
     Args:
@@ -106,7 +106,7 @@ def read_table(document: Mapping[str, Any], kind: type[_Table]) -> _Table:
     )
 
 
-def read_link(document: Mapping[str, Any], where: str, *, defaults: Link | None = None) -> Link:
+def read_link(document: Mapping[str, object], where: str, *, defaults: Link | None = None) -> Link:
     """Read a link.
 
     Args:
@@ -199,13 +199,13 @@ def segment_at_fault(segments: Sequence[Segment], lines: Lines) -> tuple[int, st
 # ---- the parts ---------------------------------------------------------------------------------------------
 
 
-def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
+def _read_choices(document: Mapping[str, object]) -> dict[int, Choice]:
     items = _items(document, "", "choices", at_most=MAX_CHOICES)
-    choices: dict[int, Choice] = {}
+    choices: list[Choice] = []
     names = set()
     for i, item in enumerate(items):
         where = f"choices[{i}]"
-        _expect_object(item, where)
+        item = _expect_object(item, where)
         kind = _text(item, f"{where}.", "kind")
         if kind not in _KINDS:
             _fail(f"{where}.kind", kind, "one of " + ", ".join(map(repr, _KINDS)))
@@ -223,20 +223,20 @@ def _read_choices(document: Mapping[str, Any]) -> dict[int, Choice]:
         if choice.name in names:
             _fail(f"{where}.name", choice.name, "a name that no other choice has")
         names.add(choice.name)
-        choices[choice.id] = choice
-    _ascending([item["id"] for item in items], "choices", "id")
-    return choices
+        choices.append(choice)
+    _ascending([choice.id for choice in choices], "choices", "id")
+    return {choice.id: choice for choice in choices}
 
 
-def _choice_document(choice: Choice) -> dict[str, Any]:
-    document: dict[str, Any] = {"id": choice.id, "kind": choice.kind, "name": choice.name}
+def _choice_document(choice: Choice) -> dict[str, object]:
+    document: dict[str, object] = {"id": choice.id, "kind": choice.kind, "name": choice.name}
     if choice.passthrough:
         document["passthrough"] = True
     return document
 
 
-def _read_batch(document: Any, where: str, choices: Mapping[int, Choice]) -> BatchTable:
-    _expect_object(document, where)
+def _read_batch(document: object, where: str, choices: Mapping[int, Choice]) -> BatchTable:
+    document = _expect_object(document, where)
     items = _items(document, f"{where}.", "rows", at_most=len(choices))
     rows = tuple(_read_row(item, f"{where}.rows[{i}]", choices) for i, item in enumerate(items))
     _ascending([row.choice for row in rows], f"{where}.rows", "choice")
@@ -247,14 +247,14 @@ def _read_batch(document: Any, where: str, choices: Mapping[int, Choice]) -> Bat
     )
 
 
-def _read_segments(document: Mapping[str, Any], where: str, choices: Mapping[int, Choice]) -> tuple[Segment, ...]:
+def _read_segments(document: Mapping[str, object], where: str, choices: Mapping[int, Choice]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     items = _items(document, f"{where}.", "segments", at_most=len(choices))
     seen: set[int] = set()
     previous = 0.0
     for i, item in enumerate(items):
         here = f"{where}.segments[{i}]."
-        _expect_object(item, here[:-1])
+        item = _expect_object(item, here[:-1])
         below = _value(item, here, "below_rate_mb_s")
         if (below is None) != (i == len(items) - 1):
             _fail(f"{here}below_rate_mb_s", below, "a rate; null stands at the last segment, and only there")
@@ -271,8 +271,8 @@ def _read_segments(document: Mapping[str, Any], where: str, choices: Mapping[int
     return tuple(segments)
 
 
-def _read_row(document: Any, where: str, choices: Mapping[int, Choice]) -> Row:
-    _expect_object(document, where)
+def _read_row(document: object, where: str, choices: Mapping[int, Choice]) -> Row:
+    document = _expect_object(document, where)
     where += "."
     timing_valid = _value(document, where, "timing_valid")
     if not isinstance(timing_valid, bool):
@@ -296,7 +296,7 @@ def _read_row(document: Any, where: str, choices: Mapping[int, Choice]) -> Row:
     return row
 
 
-def _row_document(row: Row) -> dict[str, Any]:
+def _row_document(row: Row) -> dict[str, object]:
     return {
         "choice": row.choice,
         "head_ms": row.head_ms,
@@ -311,7 +311,7 @@ def _row_document(row: Row) -> dict[str, Any]:
     }
 
 
-def _link_document(link: Link) -> dict[str, Any]:
+def _link_document(link: Link) -> dict[str, object]:
     return {
         "c0_ms": link.c0_ms,
         "c1_ms_per_mb": link.c1_ms_per_mb,
@@ -323,7 +323,7 @@ def _link_document(link: Link) -> dict[str, Any]:
     }
 
 
-def _read_side(document: Mapping[str, Any], key: str) -> Side:
+def _read_side(document: Mapping[str, object], key: str) -> Side:
     side = _object(document, "", key)
     return Side(
         target=_text(side, f"{key}.", "target"),
@@ -332,8 +332,8 @@ def _read_side(document: Mapping[str, Any], key: str) -> Side:
     )
 
 
-def _side_document(side: Side) -> dict[str, Any]:
-    document: dict[str, Any] = {"target": side.target, "fingerprint": side.fingerprint}
+def _side_document(side: Side) -> dict[str, object]:
+    document: dict[str, object] = {"target": side.target, "fingerprint": side.fingerprint}
     if side.run_fingerprint is not None:
         document["run_fingerprint"] = dict(side.run_fingerprint)
     return document
@@ -342,17 +342,17 @@ def _side_document(side: Side) -> dict[str, Any]:
 # ---- single values -----------------------------------------------------------------------------------------
 
 
-def _fail(where: str, got: Any, expected: str) -> NoReturn:
+def _fail(where: str, got: object, expected: str) -> NoReturn:
     raise TableError(f"{where}: got {shown(got)}; expected {expected}.")
 
 
-def _value(document: Mapping[str, Any], where: str, key: str) -> Any:
+def _value(document: Mapping[str, object], where: str, key: str) -> object:
     if key not in document:
         raise TableError(f"{where}{key}: the key is missing.")
     return document[key]
 
 
-def _number(document: Mapping[str, Any], where: str, key: str) -> float:
+def _number(document: Mapping[str, object], where: str, key: str) -> float:
     value = _value(document, where, key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         _fail(f"{where}{key}", value, "a number from 0")
@@ -365,25 +365,25 @@ def _number(document: Mapping[str, Any], where: str, key: str) -> float:
     return abs(number)  # -0.0 reads as 0.0
 
 
-def _optional_number(document: Mapping[str, Any], where: str, key: str) -> float | None:
+def _optional_number(document: Mapping[str, object], where: str, key: str) -> float | None:
     return None if _value(document, where, key) is None else _number(document, where, key)
 
 
-def _integer(document: Mapping[str, Any], where: str, key: str, *, minimum: int = 0, maximum: int) -> int:
+def _integer(document: Mapping[str, object], where: str, key: str, *, minimum: int = 0, maximum: int) -> int:
     value = _value(document, where, key)
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         _fail(f"{where}{key}", value, f"a whole number from {minimum} to {maximum}")
     return value
 
 
-def _known_choice(document: Mapping[str, Any], where: str, choices: Mapping[int, Choice]) -> int:
+def _known_choice(document: Mapping[str, object], where: str, choices: Mapping[int, Choice]) -> int:
     choice = _integer(document, where, "choice", maximum=MAX_CHOICE_ID)
     if choice not in choices:
         _fail(f"{where}choice", choice, "the id of one of the choices")
     return choice
 
 
-def _interval(document: Mapping[str, Any], where: str, key: str) -> tuple[float, float] | None:
+def _interval(document: Mapping[str, object], where: str, key: str) -> tuple[float, float] | None:
     value = _value(document, where, key)
     if value is None:
         return None
@@ -395,7 +395,7 @@ def _interval(document: Mapping[str, Any], where: str, key: str) -> tuple[float,
     return low, high
 
 
-def _text(document: Mapping[str, Any], where: str, key: str) -> str:
+def _text(document: Mapping[str, object], where: str, key: str) -> str:
     value = _value(document, where, key)
     if not isinstance(value, str) or not value:
         _fail(f"{where}{key}", value, "a text")
@@ -403,8 +403,8 @@ def _text(document: Mapping[str, Any], where: str, key: str) -> str:
 
 
 def _items(
-    document: Mapping[str, Any], where: str, key: str, *, at_least: int = 1, at_most: int | None = None
-) -> list[Any]:
+    document: Mapping[str, object], where: str, key: str, *, at_least: int = 1, at_most: int | None = None
+) -> list[object]:
     value = _value(document, where, key)
     if not isinstance(value, list):
         _fail(f"{where}{key}", value, "a list")
@@ -415,11 +415,11 @@ def _items(
     return value
 
 
-def _object(document: Mapping[str, Any], where: str, key: str) -> Mapping[str, Any]:
+def _object(document: Mapping[str, object], where: str, key: str) -> Mapping[str, object]:
     return _expect_object(_value(document, where, key), f"{where}{key}")
 
 
-def _expect_object(value: Any, where: str) -> Mapping[str, Any]:
+def _expect_object(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         _fail(where, value, "an object")
     return value

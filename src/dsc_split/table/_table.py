@@ -25,7 +25,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import TypeAlias, overload
 
 from dsc_split._support.checks import shown
 from dsc_split._support.files import read_json
@@ -85,7 +85,7 @@ class LookupTable(TableContent):
             raise TableError(f"{name}: {e}{hint}") from e
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> LookupTable:
+    def from_json(cls, document: Mapping[str, object]) -> LookupTable:
         """Read the form of ``table.json``, version 1. Unknown keys are ignored.
 
         Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from dsc_split._support.numbers import finite_or_none
 
@@ -60,7 +59,7 @@ class Side:
     """The target that its engines were built for."""
     fingerprint: str
     """Run fingerprint: 64 hexadecimal digits over machine, library and options."""
-    run_fingerprint: Mapping[str, Any] | None = field(default=None, compare=False)
+    run_fingerprint: Mapping[str, object] | None = field(default=None, compare=False)
     """What ``fingerprint`` is the digest of: all that the times depend on; ``None`` where the table does not say."""
 
 
@@ -116,14 +115,14 @@ class Row:
         return replace(self, head_ms=self.head_p95_ms, tail_ms=self.tail_p95_ms)
 
     def variance_ms2(self, server_load: float) -> float:
-        """Give the squared half-width of the confidence interval of head plus tail, in ms^2."""
+        """Return the squared half-width of the confidence interval of head plus tail, in ms^2."""
         head = half_width(self.head_ci_ms)
         tail = half_width(self.tail_ci_ms) * server_load
         return head * head + tail * tail
 
 
 def half_width(interval: tuple[float, float] | None) -> float:
-    """Give half of an interval's width; 0 where it is not known."""
+    """Return half of an interval's width; 0 where it is not known."""
     return 0.0 if interval is None else (interval[1] - interval[0]) / 2.0
 
 
@@ -157,7 +156,7 @@ class TableContent:
     """Identity of the pairs that were measured: ``sha256:...``."""
     precision: str
     """``fp32`` or ``fp16``."""
-    emulated: str | Mapping[str, Any] | None
+    emulated: str | Mapping[str, object] | None
     """What was emulated, and how; ``None`` where every time was measured as it stands."""
     device: Side
     """What the heads were measured on."""
