@@ -1,4 +1,4 @@
-"""One subgraph on one target: what a target is, the back-ends, and a side's engines built and checked.
+"""Run one subgraph on one target: targets, back-ends, and building and checking a side's engines.
 
 ::
 

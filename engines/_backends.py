@@ -1,4 +1,4 @@
-"""The back-ends there are: one explicit table. Their modules are imported when they are asked for."""
+"""The table of back-ends. The module of a back-end is imported when the back-end is first used."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Option:
     name: str
     """The key."""
     parse: Callable[[str], int | float | str]
-    """Turns the text into a value; raises ``ValueError`` where it is none."""
+    """Returns the value that the text stands for; raises ``ValueError`` for a wrong text."""
     expected: str
-    """What the value must be, in words, for messages."""
+    """Describes the allowed values, for messages."""
     neutral: int | float | str | None
     """The value that means the same as leaving the option out; ``None`` where there is no such value."""
     only: str | None = None
-    """The architecture that has it; ``None``: all of the back-end."""
+    """The only architecture that has it; ``None``: all have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendEntry:
-    """Where a back-end lives and what its targets may say."""
+    """Where the code of a back-end is, and what its targets may contain."""
 
     module: str
     """Module that is imported when the back-end is first used."""
@@ -37,11 +37,11 @@ class BackendEntry:
     architectures: Mapping[str, str]
     """Architecture to the extra that brings its library."""
     options: tuple[Option, ...]
-    """Options, in the order in which a target's text gives them."""
+    """Options, in the order of a target's canonical text."""
     default: str | None
-    """Architecture where a target names none; ``None`` where it has to name one."""
+    """Architecture of a target that names none; ``None`` where a target must name one."""
     otherwise: str = ""
-    """What to do about an architecture that it has not, as a sentence."""
+    """Advice for an unknown architecture, as a sentence."""
 
 
 def _thread_count(text: str) -> int:
@@ -71,7 +71,7 @@ IO = Option(name="io", parse=_io, expected="pinned or mapped", neutral="pinned")
 """``pinned``: inputs and outputs are copied from and to page-locked memory. ``mapped``: the GPU reads and writes that
 memory itself, without copies, which is faster where it shares its memory with the processor (Jetson)."""
 SLOWDOWN = Option(name="slowdown", parse=_slowdown, expected="a number from 1", neutral=1.0)
-"""Every back-end takes it: emulation belongs to the target, not to the library."""
+"""Every back-end takes it: dsc-split emulates slower machines, not the library."""
 
 BACKENDS: dict[str, BackendEntry] = {
     "onnxruntime": BackendEntry(

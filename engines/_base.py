@@ -1,4 +1,4 @@
-"""What every back-end shares: checks, messages, emulation. A back-end writes the private half."""
+"""The base of all back-ends and engines: checks, messages, emulation. A back-end writes the private methods."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dsc_split._support.memory import says_out_of_memory
 from dsc_split.engines._fingerprint import machine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
+    from dsc_split._support.records import Facts
     from dsc_split.bundle import TensorInfo
     from dsc_split.bundles._records import EngineFacts
     from dsc_split.engines._options import BuildOptions
@@ -41,7 +42,7 @@ class TensorSpec:
 
 
 class EngineLike(Protocol):
-    """What the rest of dsc-split asks of an engine."""
+    """What dsc-split uses of an engine."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -55,13 +56,13 @@ class EngineLike(Protocol):
         """Compute the outputs, by name."""
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Give the bare call, host to host."""
+        """Return a call without arguments that computes from host memory to host memory."""
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
-        """Turn what the bare call raises into errors of dsc-split."""
+        """Turn errors of the bound call into errors of dsc-split."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the memory of the engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,101 +72,100 @@ class BuildJob:
     graph: Path
     """The ONNX file, its weights beside it."""
     source: EngineSource
-    """The same, as bytes that were checked."""
+    """The graph as checked bytes."""
     label: str
-    """What it is, in words."""
+    """What the graph is: ``whole model``, ``head NAME``."""
     model: str
-    """Name of the model that it is of."""
+    """Name of its model."""
     path: str
     """Path of the graph, relative to the bundle."""
     digest: str
     """Digest of the graph with its weights, 64 hexadecimal digits."""
     precision: str
-    """``fp32`` or ``fp16``: what the graph computes in."""
+    """Precision of the graph: ``fp32`` or ``fp16``."""
     kept_float32: tuple[str, ...] | None
     """Nodes that stayed float32 when the graph was converted to float16; ``None`` where it was not converted."""
     tensors: Mapping[str, TensorInfo]
-    """What is known of inputs and outputs, by name; the graph may have only some of them."""
+    """Known inputs and outputs by name; the graph may have only some of them."""
     profile: tuple[int, int, int]
     """Smallest, best and largest batch size."""
     feeds: Callable[[], Mapping[str, np.ndarray]]
-    """Gives inputs to try the graph on."""
+    """Makes inputs to try the graph on."""
     output: Path
-    """Where a new engine goes; never a file that the manifest lists."""
+    """File for a new engine; never one that the manifest lists."""
     listed: Path | None
-    """The engine that the manifest lists for this graph; ``None`` where it lists none."""
+    """File of the engine that the manifest lists for this graph; ``None`` where it lists none."""
     listed_sha256: str | None
-    """Digest that the manifest states for it."""
+    """Digest of that file, from the manifest."""
     tell: Callable[[str], None]
-    """Told of what is going on."""
+    """Called with the name of each phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """An engine's file that was written."""
+    """A written engine file."""
 
     path: Path
-    """Where it is."""
+    """The file."""
     sha256: str
     """Digest of the file, 64 hexadecimal digits."""
     size_bytes: int
     """Size of the file."""
     facts: EngineFacts
-    """What is known of it: profile, memory, precision, what was rewritten."""
+    """Facts for the manifest: profile, memory, precision, rewritten operations."""
     cached: bool
-    """Whether it was there already, and only copied."""
+    """Whether it was built earlier, and was reused."""
 
 
 class BackendLike(Protocol):
-    """What the rest of dsc-split asks of a back-end; any object that has it may stand for one."""
+    """What dsc-split uses of a back-end; any object with these members can be one."""
 
     @property
     def target(self) -> Target:
         """The target it was made for."""
 
-    def build_fingerprint(self) -> dict[str, Any]:
-        """Describe what an engine depends on."""
+    def build_fingerprint(self) -> Facts:
+        """Return the facts that an engine depends on."""
 
-    def run_fingerprint(self) -> dict[str, Any]:
-        """Describe what a timing depends on."""
+    def run_fingerprint(self) -> Facts:
+        """Return the facts that a timing depends on."""
 
-    def live_state(self) -> dict[str, Any]:
-        """Read what changes while an engine runs."""
+    def live_state(self) -> Facts:
+        """Read clocks, temperature and throttling of the device, as they are now."""
 
     @property
     def compiles(self) -> bool:
-        """Whether engines are files of their own, made beforehand; else the graph itself is loaded."""
+        """Whether engines are built into files; if not, the graph itself is loaded."""
 
     @property
     def options(self) -> BuildOptions | None:
-        """How engines are built, where they are."""
+        """How engines are built; ``None`` where the user did not say."""
 
     def build(self, job: BuildJob) -> BuiltEngine | None:
-        """Make the engine's file; ``None`` where the graph itself is loaded."""
+        """Build the engine file; return ``None`` where the graph itself is loaded."""
 
     def load(
         self, source: Path | EngineSource, /, *, sha256: str | None = None, digest: str | None = None
     ) -> EngineLike:
-        """Load an engine's file, or a graph.
+        """Load an engine file, or a graph.
 
-        What comes from a bundle comes as :class:`EngineSource`; a library that takes only paths is served by its
-        ``written()``.
+        Files of a bundle come as :class:`EngineSource`; for a library that needs a path, use its ``written()``.
         """
 
 
 class Backend(abc.ABC):
-    """One library on one architecture: builds engines from graphs, and loads them.
+    """One library on one architecture. Builds engines from graphs, and loads engines.
 
-    A subclass writes ``_require``, ``_build_facts``, ``_load``, and ``_build`` where it compiles beforehand.
+    A subclass writes ``_require``, ``_build_facts`` and ``_load``; also ``_build`` if it builds engine files.
 
     Attributes:
         target: The target it was made for.
         extra: The extra of this package that brings the library.
-        options: How engines are built, where they are compiled beforehand.
+        options: How engines are built; ``None`` where the user did not say.
     """
 
     compiles: bool = False
-    """Whether engines are files of their own, made beforehand; else the graph itself is loaded."""
+    """Whether engines are built into files; if not, the graph itself is loaded."""
 
     def __init__(self, target: Target, *, extra: str, options: BuildOptions | None = None) -> None:
         self.target = target
@@ -175,14 +175,14 @@ class Backend(abc.ABC):
 
     # ---- public --------------------------------------------------------------------------------------------
 
-    def build_fingerprint(self) -> dict[str, Any]:
-        """Describe what an engine depends on: library, version, architecture, options of the build."""
+    def build_fingerprint(self) -> Facts:
+        """Return the facts that an engine depends on: library, version, architecture, build options."""
         return {"architecture": self.target.architecture, **self._build_facts()}
 
-    def run_fingerprint(self) -> dict[str, Any]:
-        """Describe what a timing depends on: the engine's facts, the machine, threads and emulation.
+    def run_fingerprint(self) -> Facts:
+        """Return the facts that a timing depends on: those of the engine, the machine, threads and emulation.
 
-        Two calls on one machine agree: nothing in it is live.
+        Calls on the same machine return the same facts: none of them changes while the machine runs.
 
         Raises:
             BackendUnavailable: There is no such device here.
@@ -196,22 +196,22 @@ class Backend(abc.ABC):
             "slowdown": self.target.slowdown,
         }
 
-    def live_state(self) -> dict[str, Any]:
-        """Read what changes while an engine runs: clocks, temperature, what holds the device back; may be empty."""
+    def live_state(self) -> Facts:
+        """Read clocks, temperature and throttling of the device, as they are now; may be empty."""
         return {}
 
     def require_device(self) -> None:  # noqa: B027 - not every back-end has a device that may be missing
-        """See whether engines can run here; building them may need less.
+        """Check that engines can run here; building them may need less.
 
         Raises:
             BackendUnavailable: There is no device, or no driver.
         """
 
     def build(self, job: BuildJob) -> BuiltEngine | None:
-        """Make the engine's file, and prove that it loads where it can be loaded.
+        """Build the engine file and, where it can run here, load it once as a check.
 
         Returns:
-            The file; ``None`` where nothing is compiled, and :meth:`load` takes the graph itself.
+            The file; ``None`` where :meth:`load` takes the graph itself.
 
         Raises:
             BackendError: The graph is not there, or the back-end cannot run it.
@@ -225,16 +225,16 @@ class Backend(abc.ABC):
         """Load what :meth:`build` made.
 
         Args:
-            source: The engine's file, or the graph where nothing is compiled; as bytes that were checked, or as a
-                path, whose file is then taken as it is.
-            sha256: Digest of the file, from the manifest. An engine's file that has another one is refused before
-                a byte of it reaches the library.
-            digest: Digest of the graph, with its weights, that the engine must have been built from; likewise.
+            source: The engine file, or the graph where no engine files are built. Either checked bytes, or a path,
+                whose file is used without a check.
+            sha256: Digest of the file, from the manifest. An engine file with another digest is refused before the
+                library reads any of it.
+            digest: Digest of the graph with its weights. An engine that was built from another graph is refused.
 
         Raises:
             BackendError: The file is not there, holds an operator that the back-end lacks, or is damaged.
             BackendUnavailable: The device cannot be used.
-            EngineFileError: The engine's file is damaged; EngineMismatch, if it was built for something else.
+            EngineFileError: The engine file is damaged; EngineMismatch, if it was built for something else.
             OutOfMemoryError: It does not fit.
         """
         if isinstance(source, Path):
@@ -249,24 +249,24 @@ class Backend(abc.ABC):
         """Raise :class:`BackendUnavailable` where the library or its device is not there."""
 
     @abc.abstractmethod
-    def _build_facts(self) -> dict[str, Any]:
-        """Give ``library``, ``version`` and every option that changes what is built."""
+    def _build_facts(self) -> Facts:
+        """Return ``library``, ``version`` and every option that changes the engine."""
 
     @abc.abstractmethod
     def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Engine:
-        """Load an engine; the library's own errors may escape."""
+        """Load an engine; errors of the library may be raised as they are."""
 
-    def _device_facts(self) -> dict[str, Any]:
-        """Describe the device beyond the machine it is in."""
+    def _device_facts(self) -> Facts:
+        """Return facts about the device that :func:`machine` does not have."""
         return {}
 
     def _build(self, job: BuildJob) -> BuiltEngine | None:
-        """Compile a graph; here, a back-end that compiles when it loads."""
+        """Build an engine file; without engine files, check that the graph loads."""
         self.load(job.source).close()
         return None
 
     def _explain(self, text: str) -> str:
-        """Turn the library's words into a sentence; the words themselves where there is nothing better."""
+        """Return a clearer text for an error of the library; by default, the same text."""
         return text
 
     # ---- shared --------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Backend(abc.ABC):
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Turn whatever a native library raises into an error of ours, with its words in it."""
+        """Turn any exception of the library into a BackendError or OutOfMemoryError that quotes it."""
         try:
             yield
         except DscError:
@@ -293,14 +293,14 @@ class Backend(abc.ABC):
 
 
 class Engine(abc.ABC):
-    """One subgraph, loaded on one target; a context manager that closes itself.
+    """One subgraph, loaded on one target. As a context manager, it is closed at the end of the block.
 
     A subclass writes ``_bind``, ``_run`` and ``_close``.
 
     Attributes:
         inputs: Inputs, in order.
         outputs: Outputs, in order.
-        facts: How it runs, for the record of a measurement.
+        facts: How it runs; recorded with a measurement.
     """
 
     def __init__(
@@ -308,16 +308,16 @@ class Engine(abc.ABC):
     ) -> None:
         self.inputs = inputs
         self.outputs = outputs
-        self.facts: dict[str, Any] = {}
+        self.facts: Facts = {}
         self._backend = backend
         self._name = name
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute the outputs, by name; on an emulated target, sleep what the real one would take longer.
+        """Compute the outputs, by name. On an emulated target, then sleep until the slower machine would be done.
 
         Raises:
             BackendError: An input is missing, unknown, or of another type or rank; or the library fails.
-            OutOfMemoryError: Memory ends.
+            OutOfMemoryError: There is too little memory.
         """
         self._check(inputs)
         start = time.perf_counter()
@@ -329,7 +329,9 @@ class Engine(abc.ABC):
         return outputs
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Give the bare call, host to host, at full speed, with errors as the library raises them.
+        """Return a call without arguments that computes from host memory to host memory.
+
+        It runs at full speed, also on an emulated target, and raises the errors of the library as they are.
 
         Args:
             inputs: Arrays that stay in memory between calls. The outputs are in memory when the call returns.
@@ -341,11 +343,11 @@ class Engine(abc.ABC):
         return self._bind(inputs)
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
-        """Turn what the bare call raises into errors of dsc-split, around a timed loop."""
+        """Turn errors of the bound call into errors of dsc-split; put it around a timed loop."""
         return self._backend._errors(f"cannot run {self._name!r}")
 
     def close(self) -> None:
-        """Free what the engine holds; it cannot be used afterwards."""
+        """Free the memory of the engine; it cannot be used afterwards."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -358,15 +360,15 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def _run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute the outputs, by name."""
+        """Compute the outputs from checked inputs."""
 
     @abc.abstractmethod
     def _bind(self, inputs: Mapping[str, np.ndarray]) -> Callable[[], object]:
-        """Give the bare call."""
+        """Return the call of :meth:`bind`, from checked inputs."""
 
     @abc.abstractmethod
     def _close(self) -> None:
-        """Free what the engine holds."""
+        """Free the memory of the engine."""
 
     def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
         known = {spec.name: spec for spec in self.inputs}

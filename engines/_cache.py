@@ -1,13 +1,12 @@
-"""Built engines, kept for the next build of the same: by what went in, never by what came out, which differs each time.
+"""A cache of built engines. The key is all that goes into a build: building twice does not give the same bytes.
 
 An entry is two files: ``DIGEST.json``, the key and the SHA-256 of the engine, and ``DIGEST.plan``, the engine. DIGEST
-is the SHA-256 of the key. A lock keeps processes from reading what another one writes or removes.
+is the SHA-256 of the key. Processes take a lock, so none reads a file that another one writes or removes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
@@ -17,10 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dsc_split._support.files import canonical_json, new_file, read_json, sha256_file, write_json
+from dsc_split._support.files import new_file, read_json, sha256_file, write_json
+from dsc_split._support.hashing import Hasher
 from dsc_split._support.records import Count, Facts, Record, Text, read_record, to_document
 from dsc_split._support.sizes import parse_size
 from dsc_split.engines._engine_file import read_header
+from dsc_split.engines._fingerprint import as_json, fingerprint_digest
 from dsc_split.errors import DamagedError, DscError, UsageError
 
 __all__ = ["CacheEntry", "EngineCache", "cache_folder"]
@@ -31,30 +32,30 @@ FOLDER_VARIABLE = "DSC_SPLIT_CACHE"
 LIMIT_VARIABLE = "DSC_SPLIT_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES = 10 * 2**30
 LOCK_TIMEOUT_S = 60.0
-"""Who holds the lock copies or hashes one engine: after this long, something is wrong."""
+"""A process holds the lock while it copies or hashes one engine, which never takes this long."""
 
 
 class _CacheRecord(Record):
-    """What stands beside an engine in the cache."""
+    """The JSON file of an engine in the cache."""
 
     key: Facts
-    """What went into it."""
+    """All that the engine depends on."""
     sha256: Text
     """Digest of the engine file."""
     size_bytes: Count
     """Size of the engine file."""
     model: Text
-    """Name of the model that it is of."""
+    """Name of its model."""
     label: Text
-    """What it is, in words."""
+    """What it computes: ``whole model``, ``head NAME``."""
     target: Text
-    """What it was built for."""
+    """Target that it was built for."""
     library_version: Text
     """Version of the library that built it."""
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: ``$DSC_SPLIT_CACHE``, or the user's cache folder."""
+    """Return the folder for files that can be made again: ``$DSC_SPLIT_CACHE``, or the user's cache folder."""
     import platformdirs
 
     chosen = os.environ.get(FOLDER_VARIABLE)
@@ -62,10 +63,10 @@ def cache_folder() -> Path:
 
 
 def _limit_bytes() -> int:
-    """Return the size in bytes that the cache is kept below: ``$DSC_SPLIT_CACHE_LIMIT``, or 10 GiB.
+    """Return the largest size of the cache in bytes: ``$DSC_SPLIT_CACHE_LIMIT``, or 10 GiB.
 
     Raises:
-        UsageError: The variable holds no size.
+        UsageError: The variable is not a size.
     """
     chosen = os.environ.get(LIMIT_VARIABLE)
     if not chosen:
@@ -83,17 +84,17 @@ class CacheEntry:
     digest: str
     """SHA-256 of its key, 64 hexadecimal digits."""
     model: str
-    """Name of the model that it is of."""
+    """Name of its model."""
     label: str
-    """What it is, in words."""
+    """What it computes: ``whole model``, ``head NAME``."""
     target: str
-    """What it was built for."""
+    """Target that it was built for."""
     library_version: str
     """Version of the library that built it."""
     size_bytes: int
     """Size of the engine file."""
     used_s: float
-    """When it was last put in or taken out, in seconds since 1970."""
+    """When it was last written or read, in seconds since 1970."""
 
     def to_json(self) -> dict[str, object]:
         """Return the entry as plain data."""
@@ -104,8 +105,8 @@ class EngineCache:
     """A folder of built engines, safe for several processes at once.
 
     Attributes:
-        folder: Where they lie; made when the first is put in.
-        limit_bytes: What is put in beyond this drives out what was used least recently.
+        folder: Folder of the entries; made with the first entry.
+        limit_bytes: Beyond this size, the least recently used entries are removed.
     """
 
     def __init__(self, folder: Path | None = None, limit_bytes: int | None = None) -> None:
@@ -113,23 +114,23 @@ class EngineCache:
         self.limit_bytes = _limit_bytes() if limit_bytes is None else limit_bytes
 
     def get(self, key: Mapping[str, object]) -> Path | None:
-        """Find an engine, and note that it was used.
+        """Return the file of an engine, and mark it as used now.
 
         Args:
             key: All that the engine depends on, as plain data.
 
         Returns:
-            Its file, as it was put in, or ``None``. An entry that is damaged is removed, and counts as none.
+            The unchanged file, or ``None``. A damaged entry is removed.
         """
-        digest = _digest(key)
-        with self._failing_softly("read"):
+        digest = fingerprint_digest(key)
+        with self._warn_on_error("read"):
             if not self.folder.is_dir():
                 return None
             with self._lock():
                 if not self._record_path(digest).exists():
                     return None
                 record, path = self._read_record(digest), self._plan_path(digest)
-                if record is not None and record.key == _plain(key) and _holds(path, record):
+                if record is not None and record.key == as_json(key) and _is_intact(path, record):
                     with contextlib.suppress(OSError):
                         os.utime(self._record_path(digest))
                     return path
@@ -138,25 +139,26 @@ class EngineCache:
         return None
 
     def put(self, key: Mapping[str, object], path: Path) -> None:
-        """Copy an engine file into the cache; where that fails, a warning says so.
+        """Copy an engine file into the cache; log a warning where that fails.
 
         Args:
             key: All that the engine depends on, as plain data.
             path: An engine file.
         """
-        with self._failing_softly("written"):
+        with self._warn_on_error("written"):
             header = read_header(path)
             size_bytes = path.stat().st_size
             if size_bytes > self.limit_bytes:
                 logger.info("%s is larger than the limit of the engine cache, and not kept", path.name)
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            digest = _digest(key)
+            digest = fingerprint_digest(key)
             with self._lock():
                 self._record_path(digest).unlink(missing_ok=True)
-                sha256 = _copy(path, self._plan_path(digest))
+                with path.open("rb") as source, new_file(self._plan_path(digest)) as copy, Hasher() as hasher:
+                    sha256 = hasher.read(source, copy).sha256
                 record = _CacheRecord(
-                    key=_plain(key),
+                    key=as_json(key),
                     sha256=sha256,
                     size_bytes=size_bytes,
                     model=header.model,
@@ -168,7 +170,7 @@ class EngineCache:
                 self._trim()
 
     def entries(self) -> tuple[CacheEntry, ...]:
-        """List what is in the cache, what was used last first; files that are none of ours are left out."""
+        """List the entries, the last used one first; other files in the folder are left out."""
         found = []
         for digest in self._digests():
             record = self._read_record(digest)
@@ -189,10 +191,10 @@ class EngineCache:
         return tuple(sorted(found, key=lambda entry: (-entry.used_s, entry.digest)))
 
     def clear(self) -> int:
-        """Remove every engine, and what interrupted builds left behind.
+        """Remove every engine, and the files of interrupted builds.
 
         Returns:
-            Bytes that were freed.
+            Number of freed bytes.
 
         Raises:
             DscError: The cache cannot be locked.
@@ -217,15 +219,15 @@ class EngineCache:
         return FileLock(self.folder / ".lock", timeout=LOCK_TIMEOUT_S)
 
     @contextlib.contextmanager
-    def _failing_softly(self, what: str) -> Iterator[None]:
-        """Turn whatever a folder may do to us into a warning: a build goes on without its cache."""
+    def _warn_on_error(self, what: str) -> Iterator[None]:
+        """Log errors of the folder as a warning: a build goes on without its cache."""
         try:
             yield
         except (OSError, DscError) as e:
             logger.warning("the engine cache %r cannot be %s: %s", str(self.folder), what, e)
 
     def _files(self) -> list[Path]:
-        """List the files of ours in the folder: entries, halves of entries, and files that were being written."""
+        """List the cache's files in the folder: entries, incomplete entries, and unfinished files."""
         try:
             found = list(self.folder.iterdir())
         except OSError:
@@ -247,7 +249,7 @@ class EngineCache:
             _remove(path)
 
     def _trim(self) -> None:
-        """Remove halves of entries and, from the least recently used on, what is beyond the limit; hold the lock."""
+        """Remove incomplete entries, then the least recently used ones beyond the limit. The caller holds the lock."""
         entries = self.entries()
         whole = {path for entry in entries for path in (self._record_path(entry.digest), self._plan_path(entry.digest))}
         for path in self._files():
@@ -260,35 +262,16 @@ class EngineCache:
                 self._remove(entry.digest)
 
 
-def _digest(key: Mapping[str, object]) -> str:
-    return hashlib.sha256(canonical_json(key)).hexdigest()
-
-
-def _plain(key: Mapping[str, object]) -> Facts:
-    """Return a key as it comes back from JSON."""
-    return read_json(canonical_json(key), "key", DamagedError)
-
-
-def _holds(path: Path, record: _CacheRecord) -> bool:
-    """Return whether an engine file is the one that its record tells of."""
+def _is_intact(path: Path, record: _CacheRecord) -> bool:
+    """Return whether an engine file has the size and digest of its record."""
     try:
         return (path.stat().st_size, sha256_file(path)) == (record.size_bytes, record.sha256)
     except OSError:
         return False
 
 
-def _copy(source: Path, target: Path) -> str:
-    """Copy a file, all or nothing; returns the SHA-256 of what was copied."""
-    digest = hashlib.sha256()
-    with source.open("rb") as read, new_file(target) as write:
-        while block := read.read(1 << 20):
-            digest.update(block)
-            write.write(block)
-    return digest.hexdigest()
-
-
 def _is_ours(path: Path) -> bool:
-    """Tell a file that this module wrote from what else may lie in the folder: links, folders, other files."""
+    """Return whether this module wrote a file; the folder may also have links, folders and other files."""
     name = path.name.lstrip(".")
     digest, _, rest = name.partition(".")
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
@@ -302,7 +285,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _remove(path: Path) -> int:
-    """Remove a file; returns the bytes that it had, 0 where it stays."""
+    """Remove a file; return its size, or 0 where it cannot be removed."""
     try:
         size_bytes = path.lstat().st_size
         path.unlink()

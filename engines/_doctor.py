@@ -1,4 +1,4 @@
-"""Looks at this machine: what is here, which targets work, what is missing, and the command that brings it."""
+"""Examine this machine: its hardware, which targets work, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import psutil
 
@@ -25,37 +25,37 @@ from dsc_split.errors import BackendUnavailable, DscError
 __all__ = ["Examination", "OptionalPackage", "TargetState", "examine"]
 
 ONNX_RUNTIMES = frozenset({"onnxruntime", "onnxruntime-gpu"})
-"""Distributions of one module: only one of them can be installed."""
+"""Distributions of the same module: only one of them can be installed."""
 
 OF_JETPACK_6 = frozenset({"jetson"})
 NOT_OF_JETPACK_6 = frozenset({"rtx", "tensorrt"})
-"""Extras that are of use there alone, and everywhere else."""
+"""Extras for JetPack 6 only, and extras for all other machines only."""
 JETPACK_6 = 36
-"""Its release of Jetson Linux; later ones have CUDA 13, as other machines do."""
+"""Its release of Jetson Linux; later ones have CUDA 13, like other machines."""
 
 JETPACK_6_TENSORRT = (
     "sudo apt-get install python3-libnvinfer && python3 -m venv --system-site-packages .venv && "
     ".venv/bin/pip install 'dsc-split[jetson]'"
 )
-"""There TensorRT comes with the system, for the Python of the system."""
+"""On JetPack 6, TensorRT comes with the system, for the system's Python."""
 
 COMMAND = re.compile(r"[\s.:]*\b(?:Install[^:]*: )?(?P<pip>(?:pip uninstall \S+; )?pip install [^\s;]+)\s*$")
-"""How messages about what is not installed end."""
+"""End of the messages about missing packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptionalPackage:
-    """A package that only some parts need."""
+    """A package that only some parts of dsc-split need."""
 
     name: str
     """Name of the distribution: ``onnxruntime-gpu``."""
     version: str | None
     """``None`` where it is not installed."""
     extra: str
-    """The extra of this package that brings it."""
+    """The extra of dsc-split that installs it."""
 
     in_the_way: str | None = None
-    """An installed distribution that provides the same module, and has to go first."""
+    """An installed distribution of the same module, which must be removed first."""
 
     @property
     def pip(self) -> str:
@@ -66,30 +66,30 @@ class OptionalPackage:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetState:
-    """What a target can do on this machine."""
+    """Whether a target works on this machine."""
 
     target: str
     """The target: ``tensorrt-rtx:sm75``."""
     builds: bool
-    """Whether engines can be compiled for it here; never where graphs are loaded as they are."""
+    """Whether engine files can be built for it here; false where graphs themselves are loaded."""
     runs: bool
     """Whether engines for it can be run here."""
     library: str | None
-    """Library and version; ``None`` where it cannot be told."""
+    """Library and version; ``None`` where they are unknown."""
     why: str
-    """Why it does not run, or not even build; empty where it runs."""
+    """Why it does not run or build; empty where it runs."""
     mend: str | None
-    """The command that may mend it; ``None`` where no package is what is missing."""
+    """The command that may help; ``None`` where no package is missing."""
 
     @property
     def works(self) -> bool:
-        """Whether it is of any use here."""
+        """Whether it builds or runs here."""
         return self.builds or self.runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What was found on this machine."""
+    """The result of :func:`examine`."""
 
     dsc_split: str
     """Version of this package."""
@@ -100,23 +100,23 @@ class Examination:
     processor: str
     """Name of the processor."""
     cores: int | None
-    """Physical cores; ``None`` where the system does not tell."""
+    """Physical cores; ``None`` where that is unknown."""
     usable_cores: int
     """Logical cores that this process may run on."""
     memory_bytes: int
     """Memory of the machine."""
     available_memory_bytes: int
-    """Memory that new work can have without swapping."""
+    """Memory that can be used without swapping."""
     jetson: int | None
-    """Release of Jetson Linux: 36 is JetPack 6, 38 is JetPack 7; ``None`` where this is no Jetson."""
+    """Release of Jetson Linux: 36 is JetPack 6, 38 is JetPack 7; ``None`` on other machines."""
     gpus: tuple[Gpu, ...]
-    """GPUs of this machine, whether they can be used or not."""
+    """GPUs of this machine, also those that cannot be used."""
     no_gpu: str
-    """Why no GPU was seen; empty where one was."""
+    """Why no GPU was found; empty where one was."""
     cuda_driver: str | None
-    """Newest CUDA that the driver knows: ``13.0``; ``None`` without a driver."""
+    """Newest CUDA that the driver supports: ``13.0``; ``None`` without a driver."""
     targets: tuple[TargetState, ...]
-    """What each target can do here."""
+    """State of each target."""
     packages: tuple[OptionalPackage, ...]
     """Packages of the extras, in alphabetical order."""
     onnxruntime_providers: tuple[str, ...]
@@ -124,24 +124,24 @@ class Examination:
     torch_cuda_devices: tuple[str, ...]
     """Names of the GPUs that PyTorch sees; empty without PyTorch."""
     problems: tuple[str, ...]
-    """Packages that are installed and cannot be imported, each with its error."""
+    """Installed packages that cannot be imported, each with its error."""
 
     @property
     def exit_code(self) -> int:
-        """5 where no target works, 1 where something that is installed is broken, else 0."""
+        """5 if no target works, 1 if an installed package is broken, else 0."""
         if not any(state.works for state in self.targets):
             return BackendUnavailable.exit_code
         return DscError.exit_code if self.problems else 0
 
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data; a package carries its pip command."""
+    def to_json(self) -> dict[str, object]:
+        """Return the examination as plain data, packages with their pip commands."""
         packages = [{**asdict(package), "pip": package.pip} for package in self.packages]
         targets = [{**asdict(state), "works": state.works} for state in self.targets]
         return {**asdict(self), "packages": packages, "targets": targets}
 
 
 def examine(root: Path = SYSTEM) -> Examination:
-    """Look at this machine. Imports what is installed of ONNX Runtime, TensorRT and PyTorch: that takes seconds.
+    """Examine this machine. Imports ONNX Runtime, TensorRT and PyTorch where installed: that takes seconds.
 
     Args:
         root: Root folder of the system.
@@ -180,7 +180,7 @@ def examine(root: Path = SYSTEM) -> Examination:
 
 
 def _try_target(target: str, gpus: tuple[Gpu, ...], jetpack_6: bool, problems: list[str]) -> TargetState:
-    """Make the back-end of a target, and ask it for its device."""
+    """Make the back-end of a target, and check its device."""
     builds = runs = False
     library = mend = None
     why = ""
@@ -191,13 +191,13 @@ def _try_target(target: str, gpus: tuple[Gpu, ...], jetpack_6: bool, problems: l
         builds = backend.compiles
         if isinstance(backend, Backend):
             backend.require_device()
-        why = _unfit(target, gpus)
+        why = _why_unfit(target, gpus)
         runs = not why
     except DscError as e:
         why, mend = _split_message(str(e), target)
         if isinstance(e.__cause__, (ImportError, OSError)) and "is not installed" not in str(e):
             problems.append(str(e))
-    except Exception as e:  # A broken installation raises anything, and the rest is still to be told.
+    except Exception as e:  # A broken installation can raise anything; the examination goes on.
         why = f"{type(e).__name__}: {e}"
         problems.append(f"back-end {target.partition(':')[0]!r} cannot be tried: {why}")
     if jetpack_6 and mend and target.startswith("tensorrt"):
@@ -205,8 +205,8 @@ def _try_target(target: str, gpus: tuple[Gpu, ...], jetpack_6: bool, problems: l
     return TargetState(target=target, builds=builds, runs=runs, library=library, why=why, mend=mend)
 
 
-def _unfit(target: str, gpus: tuple[Gpu, ...]) -> str:
-    """Say why none of the GPUs can run a target; empty where one can, or where none is needed."""
+def _why_unfit(target: str, gpus: tuple[Gpu, ...]) -> str:
+    """Return why no GPU can run a target; empty where one can, or where none is needed."""
     architecture = target.partition(":")[2]
     if architecture == "cpu" or any(target in gpu.targets for gpu in gpus):
         return ""
@@ -233,7 +233,7 @@ def _jetson_release(root: Path) -> int | None:
 
 
 def _packages(jetpack_6: bool) -> tuple[OptionalPackage, ...]:
-    """List what this distribution's extras bring, by its own metadata; each under the smallest such extra."""
+    """List the packages of dsc-split's extras, from its metadata, each with the smallest extra that has it."""
     try:
         requirements = importlib.metadata.requires("dsc-split") or []
     except importlib.metadata.PackageNotFoundError:
@@ -246,7 +246,7 @@ def _packages(jetpack_6: bool) -> tuple[OptionalPackage, ...]:
             continue
         names_by_extra.setdefault(match[2], set()).add(match[1])
     extra_of: dict[str, str] = {}
-    # The extra `gpu` comes last: it excludes `cpu`, which most have.
+    # The extra `gpu` comes last: it excludes `cpu`, which most users have.
     for extra, names in sorted(names_by_extra.items(), key=lambda item: (item[0] == "gpu", len(item[1]), item[0])):
         for name in names:
             extra_of.setdefault(name, extra)
@@ -270,8 +270,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _import(module: str, problems: list[str]) -> Any:
-    """Import an optional module; ``None`` where it is not installed, or is broken, which is noted."""
+def _import(module: str, problems: list[str]) -> ModuleType | None:
+    """Import an optional module; return ``None`` where it is missing, or broken, which is added to ``problems``."""
     try:
         return importlib.import_module(module)
     except ImportError as e:
@@ -283,7 +283,7 @@ def _import(module: str, problems: list[str]) -> Any:
 
 
 def _onnxruntime_providers() -> tuple[str, ...]:
-    onnxruntime = _import("onnxruntime", [])  # what is wrong with it is told by its targets
+    onnxruntime = _import("onnxruntime", [])  # its targets report its problems
     return () if onnxruntime is None else tuple(onnxruntime.get_available_providers())
 
 

@@ -1,10 +1,10 @@
-"""Engine files: what was built and for what, in front of the bytes that the library takes.
+"""Read and write engine files: a description of the engine, followed by the bytes for the library.
 
 ::
 
     b"DSCPLAN" | 1 byte: version of this layout | u32, little-endian: length of the JSON | JSON, UTF-8 | plan
 
-A plan is native code to the library that loads it, so every check is made before a byte of it is handed out.
+The library runs a plan as native code, so the whole file is checked before the plan is returned.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = [
 ]
 
 REBUILD = "Build it again: dsc-split build BUNDLE --side SIDE --target TARGET"
-"""What to do about an engine that cannot be used."""
+"""Advice for an engine that cannot be used."""
 
 FORMAT: Literal["dsc-split/engine"] = "dsc-split/engine"
 MAGIC = b"DSCPLAN"
 VERSION: Literal[1] = 1
-"""Of the layout, in the byte after the magic, and of the JSON."""
+"""Version of the layout, in the byte after the magic, and of the JSON."""
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 """A longer JSON is refused before it is parsed."""
 
@@ -66,29 +66,29 @@ class ShapeBounds(Record):
     min: tuple[Count, ...]
     """The smallest."""
     opt: tuple[Count, ...]
-    """The one to be fastest at."""
+    """The shape to optimise for."""
     max: tuple[Count, ...]
     """The largest."""
 
     def __post_init__(self) -> None:
-        """Refuse shapes that are out of order, or of different ranks."""
+        """Check the order and the ranks of the shapes."""
         _require_order(self.min, self.opt, self.max)
 
 
 class PlanProfile(Record):
-    """What an engine was built for."""
+    """The batch sizes and shapes of an engine."""
 
     min: Positive
     """Smallest batch size."""
     opt: Positive
-    """The batch size to be fastest at."""
+    """Batch size to optimise for."""
     max: Positive
     """Largest batch size."""
     shapes: dict[str, ShapeBounds]
-    """Shapes of the inputs at these, by name."""
+    """Shapes of the inputs at these batch sizes, by name."""
 
     def __post_init__(self) -> None:
-        """Refuse batch sizes that are out of order."""
+        """Check the order of the batch sizes."""
         _require_order(*((batch,) for batch in self.batches))
 
     @property
@@ -123,10 +123,10 @@ class PlanTensor(Record):
 
 
 class EngineDescription(Record):
-    """What an engine is, and what it was built from and for."""
+    """What an engine is, its graph, and its target."""
 
     format: Literal["dsc-split/engine"]
-    """What kind of document it is."""
+    """Kind of document."""
     version: Literal[1]
     """Version of the format."""
     library: Literal["tensorrt", "tensorrt_rtx"]
@@ -138,38 +138,38 @@ class EngineDescription(Record):
     architecture: Text
     """Architecture of the target."""
     build_fingerprint: Facts
-    """All that it depends on."""
+    """All facts that it depends on."""
     system: Text | UnsetType = UNSET
-    """The operating system that it runs on; unset where it runs on any."""
+    """The only operating system that it runs on; unset where it runs on any."""
     machine: Text | UnsetType = UNSET
-    """The processor's architecture that it runs on; unset where it runs on any."""
+    """The only processor architecture that it runs on; unset where it runs on any."""
     model: Text
-    """Name of the model that it is of."""
+    """Name of its model."""
     label: Text
-    """What it is, in words."""
+    """What it computes: ``whole model``, ``head NAME``."""
     graph: Text
     """Path of the graph, relative to the bundle."""
     graph_digest: Sha256
     """Digest of the graph with its weights."""
     profile: PlanProfile
-    """The batch sizes and shapes that it takes."""
+    """Batch sizes and shapes that it takes."""
     inputs: Annotated[tuple[PlanTensor, ...], Meta(min_length=1)]
     """Inputs, in order."""
     outputs: Annotated[tuple[PlanTensor, ...], Meta(min_length=1)]
     """Outputs, in order."""
     precision: EnginePrecision
-    """What it computes in."""
+    """Its precision."""
     memory: BuilderMemory
-    """What the builder said of its memory."""
+    """Memory that the library reported at the build."""
     rewritten: Rewritten | None
-    """What was rewritten in the graph; ``None`` where nothing was."""
+    """Operations that were rewritten in the graph; ``None`` where none were."""
     lowered: Text | None = None
-    """Why it was built for smaller batches than were asked for; ``None`` where it was not."""
+    """Why it was built for smaller batches than requested; ``None`` where it was not."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
     def __post_init__(self) -> None:
-        """Refuse two inputs or two outputs of one name."""
+        """Check that inputs and outputs have different names."""
         for place, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             names = [tensor.name for tensor in tensors]
             if len(set(names)) < len(names):
@@ -177,7 +177,7 @@ class EngineDescription(Record):
 
     @property
     def facts(self) -> EngineFacts:
-        """What a manifest says of it."""
+        """The facts for a manifest."""
         return EngineFacts(
             profile=self.profile.batches,
             memory=self.memory,
@@ -191,7 +191,7 @@ class EngineDescription(Record):
 
 
 class EngineHeader(EngineDescription):
-    """What an engine file says of itself."""
+    """The header of an engine file."""
 
     plan_bytes: Positive
     """Size of the plan."""
@@ -200,10 +200,10 @@ class EngineHeader(EngineDescription):
 
 
 def _require_order(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int, ...]) -> None:
-    """Refuse bounds that are out of order, of different ranks, or too large.
+    """Check that bounds are in order, have the same rank, and are not too large.
 
     Raises:
-        ValueError: The message says what was found and expected.
+        ValueError: They are not.
     """
     ranks = {len(low), len(best), len(high)}
     if len(ranks) > 1 or any(not a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
@@ -218,27 +218,27 @@ def _require_order(low: tuple[int, ...], best: tuple[int, ...], high: tuple[int,
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFile:
-    """An engine file whose every byte was checked."""
+    """A checked engine file."""
 
     header: EngineHeader
-    """What the file says of itself."""
+    """The header."""
     plan: memoryview
-    """What the library takes; read-only, and the very bytes that were checked."""
+    """The plan; read-only, and the same bytes that were checked."""
 
 
 def write_plan(path: Path, description: EngineDescription, plan: bytes | memoryview) -> tuple[str, int]:
     """Write an engine file, all or nothing.
 
     Args:
-        path: The file; a file there is replaced.
-        description: What the engine is.
-        plan: What the library built.
+        path: The file; an existing one is replaced.
+        description: Description of the engine.
+        plan: The plan from the library.
 
     Returns:
         SHA-256 of the file, 64 hexadecimal digits, and its size in bytes.
 
     Raises:
-        EngineFileError: The description has not the form that readers expect.
+        EngineFileError: Readers would refuse the description.
         DscError: The file cannot be written.
     """
     plan = memoryview(plan).cast("B")
@@ -255,7 +255,7 @@ def write_plan(path: Path, description: EngineDescription, plan: bytes | memoryv
 
 
 def read_header(path: Path) -> EngineHeader:
-    """Read what an engine file says of itself, and see that the file is as long as it should be.
+    """Read the header of an engine file, and check the size of the file.
 
     Raises:
         EngineFileError: The file is damaged, or of a newer format.
@@ -270,14 +270,14 @@ def read_header(path: Path) -> EngineHeader:
 
 
 def read_plan(source: Path | EngineSource, *, sha256: str | None = None) -> PlanFile:
-    """Read an engine file into memory, once, and check all of it.
+    """Read an engine file into memory once, and check all of it.
 
     Args:
         source: The file, or its bytes.
-        sha256: What the file must hash to, from a manifest that is trusted; ``None``: it is taken at its own word.
+        sha256: Expected SHA-256 of the file, from a trusted manifest; ``None`` to check only the file's own digest.
 
     Raises:
-        EngineFileError: The file is damaged, of a newer format, or not the one that is meant.
+        EngineFileError: The file is damaged, of a newer format, or not the expected one.
     """
     if isinstance(source, EngineSource):
         path, data, found = Path(source.name), source.data, source.sha256
@@ -293,7 +293,7 @@ def read_plan(source: Path | EngineSource, *, sha256: str | None = None) -> Plan
 
 
 def export_raw(path: Path, output: Path) -> None:
-    """Write the bare plan of an engine file, for tools of the library's own.
+    """Write the plan of an engine file without the header, for the library's own tools.
 
     Raises:
         EngineFileError: The engine file is damaged, or of a newer format.
@@ -315,7 +315,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[EngineHeader, int]:
-    """Read and check the header of an open file; returns it, and where the plan starts."""
+    """Read and check the header of an open file; return it, and the offset of the plan."""
     prefix = file.read(_PREFIX.size)
     if not prefix.startswith(MAGIC):
         raise _damaged(path, f"it begins with {prefix[: len(MAGIC)]!r}; {MAGIC!r} was expected")
@@ -331,7 +331,8 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[EngineHeader, int]:
     data = file.read(length)
     if len(data) < length:
         raise _damaged(path, f"it ends in the header, after {len(prefix) + len(data)} bytes")
-    document = read_json(data, f"the header of engine file {str(path)!r}", _with_advice)
+    what = f"the header of engine file {str(path)!r}"
+    document = read_json(data, what, lambda fault: EngineFileError(f"{fault} {REBUILD}"))
     return _parse_header(document, path), len(prefix) + length
 
 
@@ -364,7 +365,3 @@ def _newer(path: Path, version: int) -> EngineFileError:
         f"engine file {str(path)!r} is of version {version}; this dsc-split reads version {VERSION}. "
         f"Install a newer dsc-split, or build it again here."
     )
-
-
-def _with_advice(fault: str) -> EngineFileError:
-    return EngineFileError(f"{fault} {REBUILD}")

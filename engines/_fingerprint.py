@@ -1,4 +1,4 @@
-"""What identifies a target on a machine: stable facts only, never a live frequency, load or temperature."""
+"""Facts that identify a target on a machine. They are stable: never a current clock, load or temperature."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dsc_split._support.files import canonical_json
+from dsc_split._support.files import canonical_json, read_json
+from dsc_split._support.records import Facts
 from dsc_split.engines.gpu._jetson import first_line, power_mode
 from dsc_split.engines.gpu._state import gpu_facts
+from dsc_split.errors import DamagedError
 
 __all__ = [
+    "as_json",
     "differences",
     "fingerprint_digest",
     "fingerprint_id",
@@ -27,53 +29,58 @@ __all__ = [
     "usable_threads",
 ]
 
-_KIND = ("library", "architecture", "gpu", "compute_capability")
+_KIND_KEYS = ("library", "architecture", "gpu", "compute_capability")
 
 
-def fingerprint_digest(fingerprint: dict[str, Any]) -> str:
-    """Hash a fingerprint; returns 64 hexadecimal digits."""
+def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
+    """Return the SHA-256 of a fingerprint: 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(fingerprint)).hexdigest()
 
 
-def fingerprint_id(fingerprint: dict[str, Any]) -> str:
-    """Give the short name of a fingerprint: the first 12 hexadecimal digits of its SHA-256."""
+def fingerprint_id(fingerprint: Mapping[str, object]) -> str:
+    """Return the short name of a fingerprint: the first 12 hexadecimal digits of its SHA-256."""
     return fingerprint_digest(fingerprint)[:12]
 
 
-def kind_of(build_fingerprint: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Give what tells one kind of machine from another, whatever version of the library it has."""
-    return tuple(build_fingerprint.get(key) for key in _KIND)
+def as_json(facts: Mapping[str, object]) -> Facts:
+    """Return facts as they are after writing and reading them as JSON: with lists for tuples."""
+    return read_json(canonical_json(facts), "facts", DamagedError)
 
 
-def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Give the keys in which two fingerprints differ, with both values; ``gpu.driver`` is a key within ``gpu``."""
+def kind_of(build_fingerprint: Mapping[str, object]) -> tuple[object, ...]:
+    """Return the facts by which kinds of machines differ; the version of the library is not one of them."""
+    return tuple(build_fingerprint.get(key) for key in _KIND_KEYS)
+
+
+def differences(recorded: Mapping[str, object], found: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    """Return the keys in which two fingerprints differ, with both values; ``gpu.driver`` is a key within ``gpu``."""
     before, after = _flat(recorded), _flat(found)
     keys = sorted({*before, *after})
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(facts: Mapping[str, object], prefix: str = "") -> Facts:
+    flat: Facts = {}
     for key, value in facts.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def target_id(build_fingerprint: dict[str, Any]) -> str:
-    """Name what was built, safely for a file name: a readable slug and 12 hexadecimal digits."""
+def target_id(build_fingerprint: Mapping[str, object]) -> str:
+    """Return the name of a target's folder: a readable slug and 12 hexadecimal digits."""
     words = [str(build_fingerprint[key]) for key in ("library", "architecture")]
     slug = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
     return f"{slug[:60]}-{fingerprint_id(build_fingerprint)}"
 
 
-def machine() -> dict[str, Any]:
-    """Describe this machine: processor, cores, limits of its clock, power mode, name, system."""
+def machine() -> Facts:
+    """Return facts about this machine: processor, cores, clock limits, power mode, name, system."""
     import psutil
 
     cpu = Path("/sys/devices/system/cpu")
     facts = {
         "host": platform.node(),
-        "system": _system(),
+        "system": _system_name(),
         "machine": platform.machine(),
         "board": first_line(Path("/proc/device-tree/model")),
         "processor": processor_name(),
@@ -90,23 +97,23 @@ def machine() -> dict[str, Any]:
 
 
 def system() -> dict[str, str]:
-    """Name the operating system and the processor's architecture: ``Linux``, ``x86_64``."""
+    """Return the operating system and the processor's architecture: ``Linux``, ``x86_64``."""
     return {"system": platform.system(), "machine": platform.machine()}
 
 
-def gpu() -> dict[str, Any]:
-    """Describe the GPU that CUDA shows first: name, driver, power and clock limits; empty where unknown."""
+def gpu() -> Facts:
+    """Return facts about CUDA's first GPU: name, driver, power and clock limits; empty where unknown."""
     return gpu_facts()
 
 
 def usable_threads() -> int | None:
-    """Count the hardware threads that this process may run on; ``None`` where the system does not tell."""
+    """Count the hardware threads that this process may run on; ``None`` where that is unknown."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else None
 
 
 def processor_name() -> str:
-    """Name the processor as /proc/cpuinfo does, which knows more than ``platform.processor()``."""
+    """Return the processor's name from /proc/cpuinfo, which says more than ``platform.processor()``."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
@@ -118,9 +125,8 @@ def processor_name() -> str:
     return platform.processor() or "unknown"
 
 
-def _system() -> str:
+def _system_name() -> str:
     try:
-        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
-        name = platform.system()
-    return name
+        return platform.system()

@@ -14,12 +14,13 @@ HIGHEST = {
     "tensorrt": (((10, 0), 20), ((10, 15), 24), ((11, 0), 25)),
     "tensorrt_rtx": (((1, 0), 25),),
 }
-"""Library to its versions, from which on, with the highest opset. Source: ``docs/operators.md`` of onnx-tensorrt at the
-release's branch, and the ONNX opset guide of TensorRT 11. The parser itself takes a higher one without a word."""
+"""For each library, pairs of a first version and the highest opset from then on. Source: ``docs/operators.md`` of
+onnx-tensorrt at the release's branch, and the ONNX opset guide of TensorRT 11. The parser silently accepts higher
+opsets."""
 
 
 def highest_opset(library: str, version: str) -> int | None:
-    """Look up the highest opset of a library's version; ``None`` where the library sets no limit of its own."""
+    """Return the highest opset of a library's version; ``None`` where the library sets no limit."""
     if library not in HIGHEST:
         return None
     numbers = tuple(int(part) for part in version.split(".")[:2])
@@ -28,17 +29,17 @@ def highest_opset(library: str, version: str) -> int | None:
 
 
 def opset_limits(targets: Iterable[Target]) -> dict[str, int]:
-    """Give the highest opset of each target that has one.
+    """Return the highest opset of each target that has one.
 
     Raises:
-        BackendUnavailable: A target's library is not here, or its device where the version depends on it.
+        BackendUnavailable: A target's library is missing, or the device that its facts depend on.
     """
     from dsc_split.engines._registry import get_backend
 
     limits = {}
     for target in targets:
         facts = get_backend(target).build_fingerprint()
-        limit = highest_opset(facts["library"], facts["version"])
+        limit = highest_opset(str(facts["library"]), str(facts["version"]))
         if limit is not None:
             limits[str(target)] = limit
     return limits

@@ -1,34 +1,35 @@
-"""How engines are built, by back-ends that compile before they run."""
+"""How back-ends build engine files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from msgspec.structs import asdict
 
+from dsc_split._support.records import Facts
 from dsc_split.bundles._records import GemmPolicy, RecordedOptions
 from dsc_split.errors import UsageError
 
 __all__ = ["GEMM_POLICIES", "BuildOptions"]
 
 GEMM_POLICIES: tuple[str, ...] = get_args(GemmPolicy)
-"""What becomes of a float32 matrix product where the GPU has none (SM75): an equal 1x1 convolution; where there is no
-such, for both factors are computed, also an equal product and sum; or, there, float16."""
+"""What replaces a float32 matrix product on a GPU without them (SM75). ``conv``: an equal 1x1 convolution. ``sum`` and
+``fp16``: the same and, where both factors are computed, an equal product and sum, or float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What the user says about a build."""
+    """How the user wants engines to be built."""
 
     batches: tuple[int, ...]
-    """Batch sizes that the engines will run at, ascending."""
+    """Batch sizes that the engines run at, ascending."""
     opt_batch: int | None = None
-    """The batch size to be fastest at; ``None``: the middle one of ``batches``."""
+    """Batch size to optimise for; ``None``: the middle one of ``batches``."""
     per_batch: bool = False
-    """Whether every batch size gets an engine of its own."""
+    """Whether to build one engine for each batch size."""
     gemm: GemmPolicy = "sum"
     """One of :data:`GEMM_POLICIES`."""
     workspace_bytes: int | None = None
@@ -36,17 +37,17 @@ class BuildOptions:
     timing_cache: Path | None = None
     """File of kernel timings that full TensorRT reads and extends; ``None``: one in the cache folder."""
     timing_cache_sha256: str | None = None
-    """Digest that ``timing_cache`` must have; it is then read, and never written."""
+    """Digest that ``timing_cache`` must have; the file is then never written."""
     memory_per_batch: bool = False
-    """Whether the memory at every batch size is asked of the builder, which takes a build each, thrown away."""
+    """Whether to measure the memory at every batch size; each takes one more build."""
     device_memory_bytes: int | None = None
-    """Memory of the GPU that the engines are for, where it is not this machine's; ``None``: not looked at."""
+    """Memory of the GPU that will run the engines, if it is not in this machine; ``None``: no limit."""
 
     def __post_init__(self) -> None:
         """Refuse options that do not fit together.
 
         Raises:
-            UsageError: A number is out of range, or an option lacks another one.
+            UsageError: A number is out of range, or an option needs another one.
         """
         if not self.batches or not all(map(_is_count, self.batches)) or list(self.batches) != sorted(set(self.batches)):
             raise UsageError(f"batches are {list(self.batches)}; ascending whole numbers from 1 were expected.")
@@ -71,19 +72,18 @@ class BuildOptions:
     def profiles(self) -> tuple[tuple[int, int, int], ...]:
         """Return the ``(min, opt, max)`` batch sizes of each engine of a graph.
 
-        An engine for one batch size takes smaller ones, too: for a shape without any freedom, TensorRT for RTX
-        writes broadcast weights out in full, and a plan of 4 MB becomes one of hundreds (float32, SM75).
+        An engine for one batch size also takes smaller ones: for a fixed shape, TensorRT for RTX stores broadcast
+        weights in full, and a plan of 4 MB grows to hundreds (float32, SM75).
         """
         if self.per_batch:
             return tuple((1, batch, batch) for batch in self.batches)
         opt = self.opt_batch or self.batches[len(self.batches) // 2]
         return ((self.batches[0], opt, self.batches[-1]),)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what shapes an engine, for the fingerprint of a build."""
-        profile: Any = "one per batch size" if self.per_batch else list(self.profiles()[0])
-        facts = {
-            "profile": profile,
+    def facts(self) -> Facts:
+        """Return the options that change an engine, for the build fingerprint."""
+        facts: Facts = {
+            "profile": "one per batch size" if self.per_batch else list(self.profiles()[0]),
             "gemm": self.gemm,
             "workspace_bytes": self.workspace_bytes,
             "timing_cache_sha256": self.timing_cache_sha256,
@@ -92,12 +92,12 @@ class BuildOptions:
         return {key: value for key, value in facts.items() if value is not None}
 
     def recorded(self) -> RecordedOptions:
-        """Return what a manifest says of them: what is needed to find the engines again."""
+        """Return the options for the manifest: those that are needed to find the engines again."""
         return RecordedOptions(**{name: getattr(self, name) for name in RecordedOptions.__struct_fields__})
 
     @classmethod
     def of_record(cls, record: RecordedOptions) -> BuildOptions:
-        """Return the options that a manifest says engines were built with.
+        """Return the options of a manifest's record.
 
         Raises:
             UsageError: The options do not fit together.
@@ -118,5 +118,4 @@ class BuildOptions:
 
 
 def _is_count(value: object) -> bool:
-    """Return whether something is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

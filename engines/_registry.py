@@ -1,4 +1,4 @@
-"""From a target to its back-end: the one place that imports the modules of back-ends."""
+"""Find the back-end of a target. Only this file imports the modules of back-ends."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["get_backend"]
 
 
 def get_backend(target: str | Target | BackendLike, options: BuildOptions | None = None) -> BackendLike:
-    """Return the back-end for a target; its library must be there.
+    """Return the back-end for a target; its library must be installed.
 
     Args:
-        target: A target, its text, or a back-end of one's own, which is returned as it is.
-        options: How its engines are built; read by back-ends that compile.
+        target: A target, its text, or a back-end, which is returned unchanged.
+        options: How its engines are built; used by back-ends that build engine files.
 
     Raises:
         UsageError: The text names no known back-end, architecture or option.
-        BackendUnavailable: The library is not installed, or has no such device.
+        BackendUnavailable: The library is not installed, or lacks the device.
     """
     if isinstance(target, str):
         target = Target.parse(target)

@@ -1,4 +1,4 @@
-"""What an engine is loaded from: bytes that were checked, never a path that is opened a second time."""
+"""Sources of engines: checked bytes in memory, so that no file is opened again after its check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.errors import BundleError, DamagedError
@@ -24,7 +24,7 @@ __all__ = ["EngineSource", "GraphReader", "Weights"]
 BLOCK_BYTES = 1 << 20
 
 _IN_MEMORY: weakref.WeakValueDictionary[str, Weights] = weakref.WeakValueDictionary()
-"""Weights by digest: what several engines of this process compute with is in memory once."""
+"""Weights by digest: engines of this process that use the same weights share them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,10 +33,10 @@ class Weights:
 
     name: str
     """Name of their file, as graphs refer to it."""
-    data: Any
-    """All bytes of the file; anything with the buffer protocol. It has to outlive the engines that compute with it."""
+    data: mmap.mmap
+    """All bytes of the file; one zero where it is empty. Must be kept as long as engines use the weights."""
     size_bytes: int
-    """How many these are."""
+    """Size of the file."""
 
 
 def _no_weights() -> Weights | None:
@@ -54,16 +54,16 @@ class EngineSource:
     sha256: str
     """Digest of ``data``, 64 hexadecimal digits."""
     read_weights: Callable[[], Weights | None] = field(default=_no_weights)
-    """Gives the weights that a graph refers to; ``None`` where it refers to none."""
+    """Returns the weights that a graph refers to; ``None`` where it refers to none."""
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
-        """Write the bytes where a library that takes only paths finds them: a folder that no other user can enter.
+        """Write the bytes, and a graph's weights beside them, for a library that needs a path.
 
-        A graph's weights lie beside it. All of it is removed at the end of the block.
+        The folder is closed to other users, and is removed at the end of the block.
 
         Raises:
-            BundleError: The weights are not there, or are not what the manifest says.
+            BundleError: The weights are missing, or are not what the manifest says.
         """
         with tempfile.TemporaryDirectory(prefix="dsc-split-", ignore_cleanup_errors=True) as folder:
             weights = self.read_weights()
@@ -77,17 +77,17 @@ class EngineSource:
 
 
 class GraphReader:
-    """Reads graphs of a bundle; their weights are read once, and kept as long as the reader."""
+    """Reads graphs of a bundle. Reads the weights once, and keeps them as long as the reader exists."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._weights: Weights | None = None
 
     def read(self, relative: str) -> EngineSource:
-        """Read a graph, and see that it refers to nothing but the bundle's weights.
+        """Read a graph, and check that it refers only to the bundle's weights.
 
         Raises:
-            BundleError: It is not there or not what the manifest says, is damaged, or names another file.
+            BundleError: It is missing, is not what the manifest says, is damaged, or names another file.
             SignatureError: It carries a compiled engine, and the bundle is not trusted.
         """
         data = self._bundle.read(relative)
@@ -102,7 +102,7 @@ class GraphReader:
             )
         if found.has_ep_context:
             self._bundle.require_trust(f"graph {relative!r}, which holds a compiled engine (EPContext),")
-        ours = _beside(relative, self._bundle.manifest.model.weights.path)
+        ours = _weights_name(relative, self._bundle.manifest.model.weights.path)
         if wrong := sorted({*found.locations} - {ours}):
             raise BundleError(
                 f"graph {relative!r} refers to {', '.join(map(repr, wrong))}, which is not the bundle's weights. "
@@ -122,18 +122,18 @@ class GraphReader:
         return self._weights
 
 
-def _beside(graph: str, weights: str | None) -> str | None:
-    """Return the name by which a graph may refer to the weights; ``None`` where there is none."""
+def _weights_name(graph: str, weights: str | None) -> str | None:
+    """Return the name by which a graph refers to the weights; ``None`` where they are not beside it."""
     if weights is None or PurePosixPath(weights).parent != PurePosixPath(graph).parent:
         return None
     return PurePosixPath(weights).name
 
 
 def _read_weights(bundle: Bundle, relative: str) -> Weights:
-    """Read the weights into memory, hashing on the way: what is kept is what was hashed.
+    """Read the weights into memory and hash the same bytes.
 
     Raises:
-        BundleError: They are not there, or are not what the manifest says.
+        BundleError: They are missing, or are not what the manifest says.
     """
     listed = bundle.listed(relative)
     known = _IN_MEMORY.get(listed.sha256)
@@ -141,8 +141,8 @@ def _read_weights(bundle: Bundle, relative: str) -> Weights:
     if known is not None and known.name == name:
         return known
     size_bytes, digest, position = listed.size_bytes, hashlib.sha256(), 0
-    # Pages of zeros that nobody writes take no memory: weights with holes stay as small as their file.
-    data: Any = mmap.mmap(-1, size_bytes) if size_bytes else b""
+    # Unwritten pages of zeros take no memory: sparse weights stay as small as their file.
+    data = mmap.mmap(-1, max(1, size_bytes))
     zeros = bytes(BLOCK_BYTES)
     with bundle.storage.open(relative) as file:
         while block := file.read(BLOCK_BYTES):

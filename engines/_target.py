@@ -1,4 +1,4 @@
-"""What an engine is built for: back-end, architecture and options, as one line of text."""
+"""A target: back-end, architecture and options, as one line of text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Target:
 
         Target.parse("onnxruntime:cpu,threads=1,slowdown=6")
 
-    ``str()`` gives the canonical text: architecture always named, options in a fixed order.
+    ``str()`` returns the canonical text: with the architecture, and options in a fixed order.
     """
 
     backend: str
@@ -28,11 +28,11 @@ class Target:
     architecture: str
     """What the back-end runs on: ``cpu``, ``cuda``."""
     options: tuple[tuple[str, int | float | str], ...] = ()
-    """Options that were given, in canonical order."""
+    """The given options, in canonical order."""
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read a target.
+        """Return the target of a text.
 
         Raises:
             UsageError: The back-end, architecture or an option is unknown, given twice, or out of range.
@@ -89,7 +89,7 @@ class Target:
 
     @property
     def slowdown(self) -> float:
-        """How many times slower than this machine the emulated one is; 1 where nothing is emulated."""
+        """How many times slower than this machine the emulated machine is; 1 without emulation."""
         return float(dict(self.options).get("slowdown", 1.0))
 
 

@@ -1,3 +1,3 @@
-"""The GPU: its driver, arrays in its memory, and its state."""
+"""The GPU: CUDA, arrays in GPU memory, and the state of the GPU."""
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""A thin layer over CUDA: what running an engine asks of the driver, and no more.
+"""A thin layer over CUDA: only the calls that engines need.
 
-Engines know the protocol :class:`CudaLayer` alone, so that tests can put another one under them; the real one
-speaks to ``cuda.bindings``, 12 and 13 alike. All work is done inside ``with layer.active():``, which makes the
-layer's context current and gives back whatever was current before.
+Engines use the protocol :class:`CudaLayer`, which tests implement, too; the real layer calls ``cuda.bindings`` 12 or
+13. All work is done inside ``with layer.active():``, which makes the layer's context current, and restores the earlier
+one at the end.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from dsc_split.errors import BackendError, BackendUnavailable, OutOfMemoryError
 
 __all__ = ["CudaLayer", "Handle", "hold", "open_cuda"]
 
+Bindings = Any
+"""A module, error code or result of ``cuda.bindings``, which has no types."""
+
 Kind = Literal["stream", "event", "graph", "device memory", "page-locked memory"]
 
 INSUFFICIENT_DRIVER = 35
 NO_DEVICE = 100
 OUT_OF_MEMORY = 2
-"""Error codes, the same in the driver's and the runtime's interface."""
+"""Error codes, the same in the driver and the runtime API."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handle:
-    """Something that CUDA holds for us until it is given to :meth:`CudaLayer.free`."""
+    """A CUDA object or memory, until :meth:`CudaLayer.free` frees it."""
 
     kind: Kind
     """What it is."""
@@ -38,7 +41,7 @@ class Handle:
 
 
 class CudaLayer(Protocol):
-    """What an engine asks of CUDA. Streams and addresses are numbers, since they may come from elsewhere."""
+    """What an engine needs of CUDA. Streams and addresses are numbers: other libraries may have made them."""
 
     @property
     def device(self) -> int:
@@ -46,73 +49,73 @@ class CudaLayer(Protocol):
 
     @property
     def name(self) -> str:
-        """What its maker calls the GPU."""
+        """Product name of the GPU."""
 
     @property
     def compute_capability(self) -> str:
         """Major and minor: ``7.5``."""
 
     def active(self) -> contextlib.AbstractContextManager[None]:
-        """Make the layer's context current, and what was current before, afterwards."""
+        """Make the layer's context current in a block, and restore the earlier one at its end."""
 
     def create_stream(self) -> Handle:
         """Make a stream that does not wait for the default stream."""
 
     def create_event(self) -> Handle:
-        """Make an event that keeps the time."""
+        """Make an event that records the time."""
 
     def allocate(self, size_bytes: int) -> Handle:
         """Allocate GPU memory."""
 
     def allocate_host(self, size_bytes: int, *, mapped: bool) -> Handle:
-        """Allocate page-locked host memory; where mapped, the GPU can reach it, too."""
+        """Allocate page-locked host memory; if ``mapped``, the GPU can use it directly."""
 
     def device_address(self, host: Handle) -> int:
-        """Give the address under which the GPU reaches mapped host memory."""
+        """Return the GPU's address of mapped host memory."""
 
     def free(self, handle: Handle) -> None:
-        """Free what was made or allocated here."""
+        """Free something that this layer made."""
 
     def copy(self, destination: int, source: int, size_bytes: int, stream: int) -> None:
-        """Enqueue a copy; the addresses tell the direction."""
+        """Enqueue a copy; the addresses determine the direction."""
 
     def record(self, event: Handle, stream: int) -> None:
         """Enqueue an event."""
 
     def wait(self, stream: int, event: Handle) -> None:
-        """Let what is enqueued later wait for an event that was recorded, maybe in another stream."""
+        """Let later work in a stream wait for an event, which may be recorded in another stream."""
 
     def elapsed_ms(self, start: Handle, end: Handle) -> float:
-        """Give the milliseconds between two events that have passed."""
+        """Return the milliseconds between two events that have happened."""
 
     def capture(self, stream: int, work: Callable[[], None]) -> Handle:
-        """Make a graph of what ``work`` enqueues, which is not done now."""
+        """Make a graph of the work that ``work`` enqueues, without doing it."""
 
     def launch(self, graph: Handle, stream: int) -> None:
         """Enqueue a graph."""
 
     def synchronise(self, stream: int) -> None:
-        """Wait until everything that was enqueued is done."""
+        """Wait until all enqueued work is done."""
 
     def foreign(self, address: int) -> str:
-        """Say why memory at an address cannot be used in this context; empty where it can."""
+        """Return why memory at an address cannot be used in this context; empty where it can."""
 
 
 def hold(held: contextlib.ExitStack, cuda: CudaLayer, handle: Handle) -> Handle:
-    """Have a handle freed when a stack is closed."""
+    """Return a handle that is freed when a stack is closed."""
     held.callback(cuda.free, handle)
     return handle
 
 
 def open_cuda(*, extra: str, primary: bool = False) -> CudaLayer:
-    """Give a layer over the GPU.
+    """Return a layer over the GPU.
 
-    Works in the context that is current in this thread, such as one that ``pycuda`` made; where there is none, in
-    the primary context of the first GPU, which torch, ONNX Runtime and TensorRT share.
+    It uses the context that is current in this thread, for example one that ``pycuda`` made. Without one, it uses the
+    primary context of the first GPU, which torch, ONNX Runtime and TensorRT share.
 
     Args:
-        extra: The extra of this package that brings ``cuda-bindings``.
-        primary: Work in the first GPU's primary context whatever is current: for libraries that know no other.
+        extra: The extra of dsc-split that installs ``cuda-bindings``.
+        primary: Always use the primary context of the first GPU, for libraries that use no other.
 
     Raises:
         BackendUnavailable: ``cuda-bindings`` is not installed, there is no driver, it is too old, or no GPU is
@@ -126,8 +129,8 @@ def open_cuda(*, extra: str, primary: bool = False) -> CudaLayer:
     return cuda
 
 
-def _require_device(runtime: Any) -> None:
-    """Raise with the reason where CUDA cannot work at all."""
+def _require_device(runtime: Bindings) -> None:
+    """Check that CUDA can work here."""
     error, _count = runtime.cudaGetDeviceCount()
     code = int(error)
     if code == 0:
@@ -150,8 +153,8 @@ def _require_device(runtime: Any) -> None:
 
 
 @functools.cache
-def _primary_context(driver: Any, device: int) -> Any:
-    """Retain a GPU's primary context, once and for as long as the process lives, as the CUDA runtime itself does."""
+def _primary_context(driver: Bindings, device: int) -> Bindings:
+    """Retain a GPU's primary context once, until the process ends, as the CUDA runtime does."""
     error, context = driver.cuDevicePrimaryCtxRetain(device)
     if int(error):
         raise _failure(driver.cuGetErrorString, error, f"open the primary context of GPU {device}")
@@ -161,32 +164,32 @@ def _primary_context(driver: Any, device: int) -> Any:
 class _Cuda:
     """The layer over ``cuda.bindings``."""
 
-    def __init__(self, runtime: Any, driver: Any) -> None:
+    def __init__(self, runtime: Bindings, driver: Bindings) -> None:
         self._runtime = runtime
         self._driver = driver
-        self._context: Any = None
+        self._context: Bindings = None
         self.device = 0
 
     def enter(self, *, primary: bool) -> None:
-        """Choose the context to work in."""
+        """Choose the context."""
         driver = self._driver
-        self._drive("cuInit", "start CUDA", 0)
-        self._context = self._drive("cuCtxGetCurrent", "ask for the current context")
+        self._call_driver("cuInit", "start CUDA", 0)
+        self._context = self._call_driver("cuCtxGetCurrent", "ask for the current context")
         if primary or not int(self._context):
             self._context = _primary_context(driver, self.device)
         else:
-            self.device = int(self._drive("cuCtxGetDevice", "ask for the current GPU"))
+            self.device = int(self._call_driver("cuCtxGetDevice", "ask for the current GPU"))
 
     @property
     def name(self) -> str:
-        name: bytes = self._drive("cuDeviceGetName", "ask for the GPU's name", 256, self.device)
+        name: bytes = self._call_driver("cuDeviceGetName", "ask for the GPU's name", 256, self.device)
         return name.partition(b"\0")[0].decode()
 
     @property
     def compute_capability(self) -> str:
         attributes = self._driver.CUdevice_attribute
         major, minor = (
-            self._drive("cuDeviceGetAttribute", "ask for the GPU's compute capability", attribute, self.device)
+            self._call_driver("cuDeviceGetAttribute", "ask for the GPU's compute capability", attribute, self.device)
             for attribute in (
                 attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
                 attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
@@ -196,30 +199,29 @@ class _Cuda:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        self._drive("cuCtxPushCurrent", "enter the CUDA context", self._context)
+        self._call_driver("cuCtxPushCurrent", "enter the CUDA context", self._context)
         try:
             yield
         finally:
-            self._drive("cuCtxPopCurrent", "leave the CUDA context")
+            self._call_driver("cuCtxPopCurrent", "leave the CUDA context")
 
     def create_stream(self) -> Handle:
         flags = self._runtime.cudaStreamNonBlocking
-        return Handle(kind="stream", value=int(self._do("cudaStreamCreateWithFlags", "make a stream", flags)))
+        return self._make("stream", "cudaStreamCreateWithFlags", "make a stream", flags)
 
     def create_event(self) -> Handle:
-        return Handle(kind="event", value=int(self._do("cudaEventCreate", "make an event")))
+        return self._make("event", "cudaEventCreate", "make an event")
 
     def allocate(self, size_bytes: int) -> Handle:
-        doing = f"allocate {size_bytes} bytes of GPU memory"
-        return Handle(kind="device memory", value=int(self._do("cudaMalloc", doing, size_bytes)))
+        return self._make("device memory", "cudaMalloc", f"allocate {size_bytes} bytes of GPU memory", size_bytes)
 
     def allocate_host(self, size_bytes: int, *, mapped: bool) -> Handle:
         doing = f"allocate {size_bytes} bytes of page-locked memory"
         flags = self._runtime.cudaHostAllocMapped if mapped else self._runtime.cudaHostAllocDefault
-        return Handle(kind="page-locked memory", value=int(self._do("cudaHostAlloc", doing, size_bytes, flags)))
+        return self._make("page-locked memory", "cudaHostAlloc", doing, size_bytes, flags)
 
     def device_address(self, host: Handle) -> int:
-        return int(self._do("cudaHostGetDevicePointer", "map host memory into the GPU", host.value, 0))
+        return int(self._call_runtime("cudaHostGetDevicePointer", "map host memory into the GPU", host.value, 0))
 
     def free(self, handle: Handle) -> None:
         function = {
@@ -229,45 +231,44 @@ class _Cuda:
             "device memory": "cudaFree",
             "page-locked memory": "cudaFreeHost",
         }[handle.kind]
-        self._do(function, f"free the {handle.kind}", handle.value)
+        self._call_runtime(function, f"free the {handle.kind}", handle.value)
 
     def copy(self, destination: int, source: int, size_bytes: int, stream: int) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
-        self._do("cudaMemcpyAsync", f"copy {size_bytes} bytes", destination, source, size_bytes, kind, stream)
+        self._call_runtime("cudaMemcpyAsync", f"copy {size_bytes} bytes", destination, source, size_bytes, kind, stream)
 
     def record(self, event: Handle, stream: int) -> None:
-        self._do("cudaEventRecord", "record an event", event.value, stream)
+        self._call_runtime("cudaEventRecord", "record an event", event.value, stream)
 
     def wait(self, stream: int, event: Handle) -> None:
-        self._do("cudaStreamWaitEvent", "wait for an event", stream, event.value, 0)
+        self._call_runtime("cudaStreamWaitEvent", "wait for an event", stream, event.value, 0)
 
     def elapsed_ms(self, start: Handle, end: Handle) -> float:
-        return float(self._do("cudaEventElapsedTime", "read the time between events", start.value, end.value))
+        return float(self._call_runtime("cudaEventElapsedTime", "read the time between events", start.value, end.value))
 
     def capture(self, stream: int, work: Callable[[], None]) -> Handle:
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._do("cudaStreamBeginCapture", "begin a CUDA graph", stream, mode)
+        self._call_runtime("cudaStreamBeginCapture", "begin a CUDA graph", stream, mode)
         try:
             work()
         except BaseException:
-            with contextlib.suppress(BackendError):  # what was captured until here is invalid in most cases
-                self._do("cudaGraphDestroy", "drop a CUDA graph", self._end_capture(stream))
+            with contextlib.suppress(BackendError):  # the unfinished graph is usually invalid
+                self._call_runtime("cudaGraphDestroy", "drop a CUDA graph", self._end_capture(stream))
             raise
         graph = self._end_capture(stream)
         try:
-            launchable = self._do("cudaGraphInstantiate", "prepare a CUDA graph", graph, 0)
+            return self._make("graph", "cudaGraphInstantiate", "prepare a CUDA graph", graph, 0)
         finally:
-            self._do("cudaGraphDestroy", "drop a CUDA graph", graph)
-        return Handle(kind="graph", value=int(launchable))
+            self._call_runtime("cudaGraphDestroy", "drop a CUDA graph", graph)
 
-    def _end_capture(self, stream: int) -> Any:
-        return self._do("cudaStreamEndCapture", "end a CUDA graph", stream)
+    def _end_capture(self, stream: int) -> Bindings:
+        return self._call_runtime("cudaStreamEndCapture", "end a CUDA graph", stream)
 
     def launch(self, graph: Handle, stream: int) -> None:
-        self._do("cudaGraphLaunch", "launch a CUDA graph", graph.value, stream)
+        self._call_runtime("cudaGraphLaunch", "launch a CUDA graph", graph.value, stream)
 
     def synchronise(self, stream: int) -> None:
-        self._do("cudaStreamSynchronize", "finish the work on the GPU", stream)
+        self._call_runtime("cudaStreamSynchronize", "finish the work on the GPU", stream)
 
     def foreign(self, address: int) -> str:
         attribute = self._driver.CUpointer_attribute
@@ -281,22 +282,25 @@ class _Cuda:
             return "belongs to another CUDA context; load the engine while that context is current"
         return ""
 
-    def _do(self, function: str, doing: str, *arguments: Any) -> Any:
+    def _make(self, kind: Kind, function: str, doing: str, *arguments: object) -> Handle:
+        return Handle(kind=kind, value=int(self._call_runtime(function, doing, *arguments)))
+
+    def _call_runtime(self, function: str, doing: str, *arguments: object) -> Bindings:
         return _call(getattr(self._runtime, function), self._runtime.cudaGetErrorString, doing, arguments)
 
-    def _drive(self, function: str, doing: str, *arguments: Any) -> Any:
+    def _call_driver(self, function: str, doing: str, *arguments: object) -> Bindings:
         return _call(getattr(self._driver, function), self._driver.cuGetErrorString, doing, arguments)
 
 
-def _call(function: Callable[..., Any], explain: Callable[..., Any], doing: str, arguments: tuple[Any, ...]) -> Any:
-    """Call CUDA; returns its one result, if it has one."""
+def _call(function: Bindings, explain: Bindings, doing: str, arguments: tuple[object, ...]) -> Bindings:
+    """Call a function of CUDA; return its result, or ``None`` where it has none."""
     error, *results = function(*arguments)
     if int(error):
         raise _failure(explain, error, doing)
     return results[0] if results else None
 
 
-def _failure(explain: Callable[..., Any], error: Any, doing: str) -> BackendError:
+def _failure(explain: Bindings, error: Bindings, doing: str) -> BackendError:
     text = explain(error)[1]
     words = error.name if text is None else f"{error.name}: {text.decode()}"
     kind = OutOfMemoryError if int(error) == OUT_OF_MEMORY else BackendError

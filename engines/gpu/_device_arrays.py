@@ -1,4 +1,4 @@
-"""Arrays in GPU memory, in and out: the CUDA array interface (version 3 and earlier) and DLPack.
+"""Share arrays in GPU memory through the CUDA array interface (version 3 and earlier) and DLPack.
 
 Sources: https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html and
 https://data-apis.org/array-api/latest/design_topics/data_interchange.html
@@ -21,26 +21,29 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceArray", "DeviceView", "as_input", "stream_handle"]
 
+Shared = Any
+"""An array with ``__dlpack__`` or ``__cuda_array_interface__``, from any library."""
+
 LEGACY_STREAM = 1
 """The default stream in both interfaces, where 0 is not allowed."""
 ALIGNMENT_BYTES = 256
-"""What TensorRT asks of addresses, and every allocation of CUDA has."""
+"""Alignment that TensorRT needs, and that every allocation of CUDA has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceView:
-    """An array of somebody else in GPU memory: contiguous, aligned, and in the engine's context."""
+    """Another library's array in GPU memory: contiguous, aligned, and in the engine's context."""
 
     address: int
-    """Of the first element."""
+    """Address of the first element."""
     dtype: np.dtype
     """Element type."""
     shape: tuple[int, ...]
     """Dimensions."""
     stream: int | None
-    """Stream that writes it, to be waited for; ``None`` where it is ready or the wait is arranged."""
+    """Stream that writes it and must be waited for; ``None`` where no wait is needed."""
     owner: object
-    """Keeps the memory."""
+    """Object that keeps the memory alive."""
 
     @property
     def ndim(self) -> int:
@@ -49,14 +52,14 @@ class DeviceView:
 
 
 class DeviceArray:
-    """An output in GPU memory that belongs to the engine: it holds until the engine is run again or closed.
+    """An output in GPU memory of the engine. It is valid until the engine is run again or closed.
 
-    Libraries take it as it is through ``__cuda_array_interface__`` or DLPack: ``torch.from_dlpack(array)``.
+    Other libraries use it without a copy, for example ``torch.from_dlpack(array)``.
 
     Attributes:
         dtype: Element type.
         shape: Dimensions.
-        address: Of the first element.
+        address: Address of the first element.
         stream: Stream that writes it; ``None`` where it is ready.
     """
 
@@ -78,7 +81,7 @@ class DeviceArray:
         self._owner = owner
 
     @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
+    def __cuda_array_interface__(self) -> dict[str, object]:
         return {
             "version": 3,
             "shape": self.shape,
@@ -98,7 +101,7 @@ class DeviceArray:
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
-    ) -> Any:
+    ) -> object:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("an engine's output is shared as it is; copy it where it is needed.")
         if self.stream is not None and stream != -1:
@@ -112,7 +115,7 @@ class DeviceArray:
         return write_dlpack(address=self.address, dtype=self.dtype, shape=self.shape, device=self._cuda.device)
 
     def copy_to_host(self) -> np.ndarray:
-        """Wait until the array is ready, and give it as a NumPy array of its own."""
+        """Wait until the array is ready, and return a copy as a NumPy array."""
         import numpy as np
 
         host = np.empty(self.shape, self.dtype)
@@ -124,18 +127,18 @@ class DeviceArray:
         return host
 
 
-def as_input(name: str, array: Any, cuda: CudaLayer, stream: int) -> np.ndarray | DeviceView:
-    """Take an input: a NumPy array, or an array in GPU memory that is used in place.
+def as_input(name: str, array: Shared, cuda: CudaLayer, stream: int) -> np.ndarray | DeviceView:
+    """Return an input as a NumPy array, or as a view of GPU memory.
 
     Args:
-        name: Of the input, for messages.
+        name: Name of the input, for messages.
         array: A NumPy array, or anything with ``__dlpack__`` or ``__cuda_array_interface__``.
         cuda: The engine's layer.
         stream: Stream that will read the array.
 
     Raises:
-        BackendError: It is no array, lies where it cannot be used, is not contiguous, or has another type of
-            element than NumPy knows.
+        BackendError: It is no array, is in memory that cannot be used, is not contiguous, or has elements of a type
+            that NumPy lacks.
     """
     import numpy as np
 
@@ -156,8 +159,8 @@ def as_input(name: str, array: Any, cuda: CudaLayer, stream: int) -> np.ndarray 
     raise _refusal(name, f"is a {type(array).__name__!r}")
 
 
-def stream_handle(stream: Any) -> int:
-    """Give the number of a stream: of ``cuda.core``, torch, cupy or pycuda, or a number already.
+def stream_handle(stream: object) -> int:
+    """Return the number of a stream of ``cuda.core``, torch, cupy or pycuda; a number is returned unchanged.
 
     Raises:
         BackendError: It is no stream.
@@ -175,7 +178,7 @@ def stream_handle(stream: Any) -> int:
     )
 
 
-def _from_dlpack(name: str, array: Any, cuda: CudaLayer, stream: int) -> DeviceView:
+def _from_dlpack(name: str, array: Shared, cuda: CudaLayer, stream: int) -> DeviceView:
     try:
         capsule = array.__dlpack__(stream=stream or LEGACY_STREAM)
         tensor = read_dlpack(capsule)
@@ -189,8 +192,8 @@ def _from_dlpack(name: str, array: Any, cuda: CudaLayer, stream: int) -> DeviceV
     return DeviceView(address=tensor.address, dtype=dtype, shape=tensor.shape, stream=None, owner=(array, capsule))
 
 
-def _from_interface(name: str, array: Any, cuda: CudaLayer) -> DeviceView:
-    interface: Mapping[str, Any] = array.__cuda_array_interface__
+def _from_interface(name: str, array: Shared, cuda: CudaLayer) -> DeviceView:
+    interface: Mapping[str, Shared] = array.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise _refusal(name, "is a masked array")
     dtype = _dtype(name, interface["typestr"])
@@ -199,7 +202,7 @@ def _from_interface(name: str, array: Any, cuda: CudaLayer) -> DeviceView:
         _require_contiguous(name, shape, tuple(interface["strides"]), dtype.itemsize)
     address = int(interface["data"][0] or 0)
     _require_usable(name, address, shape, cuda)
-    # Before version 3 nothing is said about streams: what was enqueued in the default stream may not be done.
+    # Before version 3 the interface has no stream: work in the default stream may still be running.
     stream = interface.get("stream") if interface["version"] >= 3 else LEGACY_STREAM
     return DeviceView(address=address, dtype=dtype, shape=shape, stream=stream, owner=array)
 

@@ -1,4 +1,4 @@
-"""DLPack, as far as arrays of an engine need it: the C structures of version 0.8, read and written.
+"""Read and write DLPack capsules: the C structures of version 0.8, as far as engines need them.
 
 Source: https://github.com/dmlc/dlpack/blob/v0.8/include/dlpack/dlpack.h
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ CUDA = 2
 CUDA_HOST = 3
 CUDA_MANAGED = 13
 DEVICE_NAMES = {4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI"}
-"""Kinds of device, as ``__dlpack_device__`` gives them."""
+"""Kinds of device, as ``__dlpack_device__`` returns them."""
 
 KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 NAME = b"dltensor"
@@ -52,15 +52,15 @@ _new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_cha
 )
 _allocate = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("PyMem_RawMalloc", _python))
 _free = ctypes.cast(_python.PyMem_RawFree, ctypes.c_void_p)
-"""The deleter that consumers call. It is no Python function, for a consumer may live longer than the interpreter."""
+"""The deleter that consumers call. It is a C function: a consumer may outlive the interpreter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DlpackTensor:
-    """What a DLPack capsule tells."""
+    """The contents of a DLPack capsule."""
 
     address: int
-    """Of the first element."""
+    """Address of the first element."""
     dtype: str
     """``float32``, ``bool``, ``bfloat16``."""
     shape: tuple[int, ...]
@@ -69,8 +69,8 @@ class DlpackTensor:
     """In elements; ``None`` where the tensor is contiguous."""
 
 
-def read_dlpack(capsule: Any) -> DlpackTensor:
-    """Read a capsule, which stays the owner of the memory: keep it as long as the memory is used.
+def read_dlpack(capsule: object) -> DlpackTensor:
+    """Read a capsule. The capsule owns the memory: keep it as long as the memory is used.
 
     Raises:
         ValueError: It is no unversioned DLPack capsule.
@@ -86,17 +86,17 @@ def read_dlpack(capsule: Any) -> DlpackTensor:
     )
 
 
-def write_dlpack(*, address: int, dtype: np.dtype, shape: tuple[int, ...], device: int) -> Any:
-    """Make a capsule of contiguous GPU memory, which it does not own: somebody else has to keep it.
+def write_dlpack(*, address: int, dtype: np.dtype, shape: tuple[int, ...], device: int) -> object:
+    """Make a capsule of contiguous GPU memory. The capsule does not own the memory: the caller must keep it.
 
     Args:
-        address: Of the first element.
+        address: Address of the first element.
         dtype: Element type.
         shape: Dimensions.
         device: Index of the GPU.
 
     Raises:
-        MemoryError: Memory ends.
+        MemoryError: There is too little memory.
     """
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     numbers = (ctypes.c_int64 * (2 * len(shape)))(*shape, *strides)
@@ -122,5 +122,5 @@ def write_dlpack(*, address: int, dtype: np.dtype, shape: tuple[int, ...], devic
     return _new_capsule(pointer, NAME, None)
 
 
-def _pointer(address: int) -> Any:
+def _pointer(address: int) -> ctypes._Pointer[ctypes.c_int64]:
     return ctypes.cast(address, ctypes.POINTER(ctypes.c_int64))

@@ -1,4 +1,4 @@
-"""Where an engine's inputs and outputs lie: page-locked host memory, with GPU memory beside it."""
+"""Memory for the inputs and outputs of engines: page-locked host memory, with GPU memory where it is needed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["IoTensor", "Place"]
 
 Place = Literal["pinned", "mapped", "host"]
-"""``pinned``: copied between host and GPU. ``mapped``: the GPU reaches the host memory itself. ``host``: the
-library reads or writes it on the host."""
+"""``pinned``: copied between host and GPU. ``mapped``: the GPU uses the host memory directly. ``host``: the library
+uses it on the host."""
 
 
 class IoTensor:
@@ -24,7 +24,7 @@ class IoTensor:
 
     Attributes:
         dtype: Element type.
-        shape: Its shape now; set by itself where the tensor lies elsewhere, and no memory is needed.
+        shape: Current shape. Set it directly where the data is in other memory, and none is needed here.
     """
 
     def __init__(self, cuda: CudaLayer, dtype: np.dtype, place: Place) -> None:
@@ -39,17 +39,17 @@ class IoTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the tensor in its shape now."""
+        """Bytes of the tensor in its current shape."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def address(self) -> int:
-        """Address that the library is given; never 0 after :meth:`resize`, not even for an empty tensor."""
+        """Address for the library; after :meth:`resize` never 0, also for an empty tensor."""
         return self._address
 
     @property
     def host(self) -> np.ndarray:
-        """The page-locked memory, as an array that holds until the next :meth:`resize`."""
+        """The page-locked memory as an array, valid until the next :meth:`resize`."""
         import numpy as np
 
         memory = (ctypes.c_uint8 * self.size_bytes).from_address(self._host_address)
@@ -57,12 +57,12 @@ class IoTensor:
         return array
 
     def resize(self, shape: tuple[int, ...]) -> None:
-        """Take another shape; what was in it is lost."""
+        """Change the shape; the contents are lost."""
         self.shape = shape
         self.reserve(self.size_bytes)
 
     def reserve(self, size_bytes: int) -> int:
-        """Have memory for so many bytes at least; returns its address."""
+        """Allocate at least ``size_bytes`` of memory; return its address."""
         wanted = max(1, size_bytes)
         if wanted > self._capacity_bytes:
             self.close()
@@ -82,12 +82,12 @@ class IoTensor:
         return self._address
 
     def to_device(self, stream: int) -> None:
-        """Enqueue the copy from the host, where one is needed."""
+        """Enqueue the copy from host to GPU, where one is needed."""
         if self._place == "pinned" and self.size_bytes:
             self._cuda.copy(self._address, self._host_address, self.size_bytes, stream)
 
     def to_host(self, stream: int) -> None:
-        """Enqueue the copy to the host, where one is needed."""
+        """Enqueue the copy from GPU to host, where one is needed."""
         if self._place == "pinned" and self.size_bytes:
             self._cuda.copy(self._host_address, self._address, self.size_bytes, stream)
 

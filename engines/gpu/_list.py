@@ -1,11 +1,11 @@
-"""The GPUs of this machine, and which targets they can run."""
+"""List the GPUs of this machine, and the targets that they can run."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 from dsc_split.engines._backends import BACKENDS
 
@@ -20,24 +20,24 @@ class Gpu:
     """A GPU."""
 
     name: str
-    """Its name: ``NVIDIA GeForce RTX 2080 Ti``."""
+    """Product name: ``NVIDIA GeForce RTX 2080 Ti``."""
     architecture: str
-    """Its compute capability as targets name it: ``sm75``."""
+    """Compute capability as in targets: ``sm75``."""
     memory_bytes: int
-    """Its memory; that of the machine where they share it."""
+    """Memory of the GPU; the machine's memory where they share it."""
     driver: str | None
-    """Version of the driver; ``None`` where it cannot be told."""
+    """Version of the driver; ``None`` where it is unknown."""
     targets: tuple[str, ...]
-    """Targets that it can run, the right libraries and driver provided."""
+    """Targets that it can run with the right libraries and driver."""
     note: str
-    """What it cannot run, and what to do instead; empty where it runs everything."""
+    """Targets that it cannot run, and advice; empty where it runs all."""
 
 
 def list_gpus(*, jetson: bool = False) -> tuple[tuple[Gpu, ...], str | None, str]:
-    """List the GPUs: as NVML tells, else as CUDA does, which on Jetson knows more.
+    """List the GPUs that NVML reports, or else CUDA; on Jetson CUDA first, which knows more there.
 
     Returns:
-        The GPUs; the newest CUDA that the driver knows, ``None`` without a driver; why there are none.
+        The GPUs; the newest CUDA that the driver supports, ``None`` without a driver; why there are no GPUs.
     """
     found, cuda_driver, why = _by_nvml()
     if found and not jetson:
@@ -73,8 +73,8 @@ def _by_nvml() -> tuple[tuple[Gpu, ...], str | None, str]:
     return tuple(gpus), cuda_driver, "" if gpus else "NVML: the driver lists no GPU"
 
 
-def _nvml_memory_bytes(nvml: Any, handle: Any) -> int:
-    """Read the memory of a GPU; 0 where it is the machine's, of which NVML does not tell."""
+def _nvml_memory_bytes(nvml: ModuleType, handle: object) -> int:
+    """Return the memory of a GPU; 0 where it is the machine's, which NVML does not report."""
     with contextlib.suppress(nvml.NVMLError):
         return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
     return 0
@@ -96,7 +96,7 @@ def _by_cuda() -> tuple[tuple[Gpu, ...], str | None, str]:
 
 
 def _version(number: int) -> str | None:
-    """Write CUDA's version as people do; ``None`` for 0."""
+    """Return ``13.0`` for CUDA's 13000; ``None`` for 0."""
     return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 

@@ -1,8 +1,8 @@
-"""What a GPU is, what it does right now, and its clock locked: read and written through NVML.
+"""Read the facts and the state of a GPU, and lock its clock, through NVML.
 
-The library is ``nvidia-ml-py`` (module ``pynvml``): NVIDIA's own, pure Python, imports without a driver, and one
-package serves CUDA 12 and 13, whereas the NVML in ``cuda-bindings`` came with 13 alone. On Jetson NVML answers
-little; the rest comes from :mod:`dsc_split.engines.gpu._jetson`.
+The library is NVIDIA's ``nvidia-ml-py`` (module ``pynvml``): pure Python, imports without a driver, and works with CUDA
+12 and 13; the NVML in ``cuda-bindings`` needs 13. On Jetson NVML reports little, and
+:mod:`dsc_split.engines.gpu._jetson` reads the rest.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dsc_split.engines.gpu._jetson import SYSTEM, jetson_facts, jetson_state
 from dsc_split.errors import BackendError, BackendUnavailable, UsageError
 
 __all__ = ["gpu_facts", "gpu_state", "lock_clocks", "unlock_clocks"]
+
+Reading = Any
+"""A value from NVML: ``pynvml`` has no types."""
 
 THROTTLE_REASONS = (
     "gpu_idle",
@@ -32,25 +36,24 @@ THROTTLE_REASONS = (
     "board_limit",
     "reliability",
 )
-"""What holds a clock down, by bit, as ``nvmlClocksEventReason...`` and ``nvmlClocksThrottleReason...`` name it."""
+"""Reasons for a reduced clock, by bit, named as in ``nvmlClocksEventReason...`` and ``nvmlClocksThrottleReason...``."""
 
 
-def gpu_state(index: int = 0, *, root: Path = SYSTEM) -> dict[str, Any]:
-    """Read what a GPU does right now.
+def gpu_state(index: int = 0, *, root: Path = SYSTEM) -> dict[str, Reading]:
+    """Read the current state of a GPU.
 
     Args:
-        index: Number of the GPU as CUDA counts.
+        index: Number of the GPU in CUDA's order.
         root: Root folder of the system.
 
     Returns:
-        ``gpu`` (name), ``sm_clock_mhz``, ``memory_clock_mhz``, ``temperature_c``, ``throttle_reasons``,
-        ``power_w``, ``utilisation_percent``, ``power_mode``, each where it can be read; ``unreadable``, with the
-        reason, where nothing can.
+        ``gpu`` (name), ``sm_clock_mhz``, ``memory_clock_mhz``, ``temperature_c``, ``throttle_reasons``, ``power_w``,
+        ``utilisation_percent`` and ``power_mode``, where they can be read; or else ``unreadable`` with the reason.
     """
     state = jetson_state(root)
     try:
         with _device(index) as (nvml, gpu, instance):
-            state |= _readings(
+            state |= _read_all(
                 nvml,
                 {
                     "gpu": lambda: nvml.nvmlDeviceGetName(instance),
@@ -67,17 +70,17 @@ def gpu_state(index: int = 0, *, root: Path = SYSTEM) -> dict[str, Any]:
     return state or {"unreadable": "NVML answers nothing about this GPU"}
 
 
-def gpu_facts(index: int = 0, *, root: Path = SYSTEM) -> dict[str, Any]:
-    """Describe what a GPU is: stable facts, fit for a fingerprint; empty where nothing can be read.
+def gpu_facts(index: int = 0, *, root: Path = SYSTEM) -> dict[str, Reading]:
+    """Return stable facts about a GPU, for a fingerprint; empty where none can be read.
 
     Args:
-        index: Number of the GPU as CUDA counts.
+        index: Number of the GPU in CUDA's order.
         root: Root folder of the system.
     """
     facts = jetson_facts(root)
     with contextlib.suppress(BackendError), _device(index) as (nvml, gpu, instance):
         sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
-        facts |= _readings(
+        facts |= _read_all(
             nvml,
             {
                 "name": lambda: nvml.nvmlDeviceGetName(instance),
@@ -99,12 +102,12 @@ def gpu_facts(index: int = 0, *, root: Path = SYSTEM) -> dict[str, Any]:
 
 
 def lock_clocks(mhz: int, index: int = 0) -> None:
-    """Hold the SM clock of a GPU at ``mhz``, until it is unlocked or the driver is loaded anew.
+    """Lock the SM clock of a GPU at ``mhz``, until it is unlocked or the driver is reloaded.
 
     Raises:
-        UsageError: The GPU has no such clock.
-        BackendUnavailable: There is no GPU, or NVML is not there.
-        BackendError: The GPU cannot do it, or it is not permitted.
+        UsageError: The GPU does not have this clock.
+        BackendUnavailable: There is no GPU, or NVML is missing.
+        BackendError: The GPU does not support it, or this user may not do it.
     """
     with _device(index) as (nvml, gpu, _):
         known: list[int] = []
@@ -118,15 +121,15 @@ def lock_clocks(mhz: int, index: int = 0) -> None:
         try:
             nvml.nvmlDeviceSetGpuLockedClocks(gpu, mhz, mhz)
         except nvml.NVMLError as e:
-            raise BackendError(f"the SM clock cannot be locked at {mhz} MHz: {e}. {_remedy(nvml, e)}") from e
+            raise BackendError(f"the SM clock cannot be locked at {mhz} MHz: {e}. {_advice(nvml, e.value)}") from e
 
 
 def unlock_clocks(index: int = 0) -> None:
-    """Let the SM clock of a GPU go its own way again.
+    """Unlock the SM clock of a GPU.
 
     Raises:
-        BackendUnavailable: There is no GPU, or NVML is not there.
-        BackendError: It cannot be done, or is not permitted.
+        BackendUnavailable: There is no GPU, or NVML is missing.
+        BackendError: The GPU does not support it, or this user may not do it.
     """
     with _device(index) as (nvml, gpu, _):
         try:
@@ -137,10 +140,10 @@ def unlock_clocks(index: int = 0) -> None:
             ) from e
 
 
-def _remedy(nvml: Any, error: Any) -> str:
-    if error.value == nvml.NVML_ERROR_NO_PERMISSION:
+def _advice(nvml: ModuleType, error: int) -> str:
+    if error == nvml.NVML_ERROR_NO_PERMISSION:
         return "Only root may: run the command with sudo, or leave --lock-clocks out."
-    if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
+    if error == nvml.NVML_ERROR_NOT_SUPPORTED:
         return "Leave --lock-clocks out; on Jetson choose a power mode (nvpmodel) and pin it (jetson_clocks) instead."
     return "Leave --lock-clocks out, or see what nvidia-smi says."
 
@@ -149,11 +152,11 @@ def _remedy(nvml: Any, error: Any) -> str:
 
 
 @contextlib.contextmanager
-def _device(index: int) -> Iterator[tuple[Any, Any, Any]]:
-    """Give NVML, the handle of the GPU that CUDA counts as ``index``, and that of its MIG instance or itself.
+def _device(index: int) -> Iterator[tuple[ModuleType, object, object]]:
+    """Yield NVML, the handle of the GPU with CUDA's number ``index``, and the handle of its MIG instance or itself.
 
     Raises:
-        BackendUnavailable: NVML is not there, or has no such GPU.
+        BackendUnavailable: NVML is missing, or does not list this GPU.
     """
     try:
         nvml = importlib.import_module("pynvml")
@@ -162,14 +165,14 @@ def _device(index: int) -> Iterator[tuple[Any, Any, Any]]:
             "'nvidia-ml-py' is not installed; it is needed to read the state of a GPU: pip install nvidia-ml-py"
         ) from e
     try:
-        nvml.nvmlInit()  # it counts; the first one loads the library, and the last one stays for the next reading
-        gpu, instance = _handles(nvml, index)
+        nvml.nvmlInit()  # calls are counted; without nvmlShutdown the library stays loaded for the next reading
+        gpu, instance = _find_gpu(nvml, index)
     except nvml.NVMLError as e:
         raise BackendUnavailable(f"NVML finds no GPU {index}: {e}") from e
     yield nvml, gpu, instance
 
 
-def _handles(nvml: Any, index: int) -> tuple[Any, Any]:
+def _find_gpu(nvml: ModuleType, index: int) -> tuple[object, object]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = str(index)
     if visible is not None:
@@ -182,16 +185,16 @@ def _handles(nvml: Any, index: int) -> tuple[Any, Any]:
         return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(instance), instance
     gpus = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     if number.isdigit():
-        gpu = _numbered(nvml, gpus, int(number), index)
-    else:  # CUDA takes the beginning of a UUID for the whole
+        gpu = _gpu_by_number(nvml, gpus, int(number), index)
+    else:  # CUDA accepts the beginning of a UUID
         gpu = next((gpu for gpu in gpus if nvml.nvmlDeviceGetUUID(gpu).startswith(number)), None)
     if gpu is None:
         raise BackendUnavailable(f"NVML lists {len(gpus)} GPUs, and none of them is {number!r}")
     return gpu, gpu
 
 
-def _numbered(nvml: Any, gpus: list[Any], number: int, index: int) -> Any:
-    """Find a GPU by CUDA's number: NVML counts by bus, CUDA by speed unless it is told otherwise."""
+def _gpu_by_number(nvml: ModuleType, gpus: list[object], number: int, index: int) -> object | None:
+    """Find a GPU by CUDA's number: NVML counts by bus, and CUDA by speed unless ``CUDA_DEVICE_ORDER`` is set."""
     by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     if not by_bus and len(gpus) > 1 and len({nvml.nvmlDeviceGetName(gpu) for gpu in gpus}) > 1:
         bus_id = _cuda_bus_id(index)
@@ -200,12 +203,13 @@ def _numbered(nvml: Any, gpus: list[Any], number: int, index: int) -> Any:
                 "there are GPUs of several kinds, and CUDA does not say which is which: "
                 "export CUDA_DEVICE_ORDER=PCI_BUS_ID"
             )
-        return nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+        handle: object = nvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+        return handle
     return gpus[number] if number < len(gpus) else None
 
 
 def _cuda_bus_id(index: int) -> str | None:
-    """Ask CUDA for the bus of a GPU; ``None`` where it does not say."""
+    """Return the bus of a GPU from CUDA; ``None`` where CUDA does not say."""
     try:
         runtime = importlib.import_module("cuda.bindings.runtime")
     except ImportError:
@@ -217,8 +221,8 @@ def _cuda_bus_id(index: int) -> str | None:
 # ---- readings ----------------------------------------------------------------------------------------------
 
 
-def _readings(nvml: Any, readings: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Read what NVML tells; what it does not tell on this GPU is left out."""
+def _read_all(nvml: ModuleType, readings: Mapping[str, Callable[[], object]]) -> dict[str, Reading]:
+    """Call each reading; those that this GPU does not support are left out."""
     values = {}
     for key, read in readings.items():
         with contextlib.suppress(nvml.NVMLError):
@@ -226,8 +230,8 @@ def _readings(nvml: Any, readings: Mapping[str, Callable[[], Any]]) -> dict[str,
     return values
 
 
-def _throttle_reasons(nvml: Any, gpu: Any) -> list[str]:
-    """Name what holds the clock down; drivers before 535 know the function by another name."""
+def _throttle_reasons(nvml: ModuleType, gpu: object) -> list[str]:
+    """List the reasons for a reduced clock; before driver 535 the function has another name."""
     try:
         bits = nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)
     except nvml.NVMLError:

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the processor or on CUDA: loads a graph as it is, compiles nothing ahead of time."""
+"""ONNX Runtime on the processor or on CUDA. It loads the graph itself; no engine files are built."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsc_split._support.optional import require
+from dsc_split._support.records import Facts
 from dsc_split.engines._base import Backend, Engine, TensorSpec
 from dsc_split.engines._fingerprint import gpu
 from dsc_split.engines._source import EngineSource, Weights
@@ -22,20 +23,23 @@ if TYPE_CHECKING:
 
 __all__ = ["OnnxRuntimeBackend"]
 
+Ort = Any
+"""The module ``onnxruntime``, or an object of it: it has no types."""
+
 CUDA_OPTIONS = {"device_id": "0", "use_tf32": "0"}
-"""TF32 is off: the precision of a graph is what the graph says."""
+"""TF32 is off: float32 graphs compute in float32."""
 
 SESSION_CONFIG = {"session.force_spinning_stop": "1"}
-"""Threads of an engine that is not running do not spin: engines in one process would slow each other down."""
+"""Idle threads do not spin: they would slow down other engines in the process."""
 
 SHARED_WEIGHTS = ("session.use_external_initializer_file_buffers_directly", "1")
-"""Weights are used where they lie in memory, by all sessions of a process, as far as a session does not repack them."""
+"""Sessions of a process share the weights in memory, except weights that a session repacks."""
 
 NO_WAIT = ("disable_synchronize_execution_providers", "1")
-"""Run option: the caller waits for the stream itself, after the copies that follow."""
+"""Run option: do not wait for the stream; the caller waits, after the copies that follow."""
 
 DTYPES = {"float": "float32", "double": "float64"}
-"""Element types that ONNX Runtime calls otherwise than ONNX."""
+"""ONNX names of element types, where ONNX Runtime has other names."""
 
 MISSING_OP = re.compile(
     r"[Ff]ind an? implementation for (?P<op>[\w.:]+)\(|error: (?P<custom>[\w.]+:\w+)\(-?\d+\) is not a reg"
@@ -55,17 +59,17 @@ class OnnxRuntimeBackend(Backend):
         self._ort = ort
 
     def require_device(self) -> None:
-        """See whether the target's device is there.
+        """Check that the target's device can be used.
 
         Raises:
-            BackendUnavailable: It is for CUDA, and there is no GPU, or no driver.
+            BackendUnavailable: The target needs CUDA, and there is no GPU or no driver.
         """
         if self.target.architecture == "cuda":
             self._open_cuda()
 
     def _open_cuda(self) -> CudaLayer:
         try:
-            return open_cuda(extra=self.extra, primary=True)  # ONNX Runtime works in no other context
+            return open_cuda(extra=self.extra, primary=True)  # ONNX Runtime uses no other context
         except BackendUnavailable as e:
             raise self._unavailable(str(e)) from e
 
@@ -77,16 +81,16 @@ class OnnxRuntimeBackend(Backend):
     def _provider_options(self) -> dict[str, str]:
         return CUDA_OPTIONS if self.target.architecture == "cuda" else {}
 
-    def _build_facts(self) -> dict[str, Any]:
+    def _build_facts(self) -> Facts:
         options = {**SESSION_CONFIG, **self._provider_options}
         return {"library": "onnxruntime", "version": self._ort.__version__, "options": options}
 
-    def _device_facts(self) -> dict[str, Any]:
+    def _device_facts(self) -> Facts:
         return {"gpu": gpu()} if self.target.architecture == "cuda" else {}
 
     def _load(self, source: Path | EngineSource, sha256: str | None, digest: str | None) -> Engine:
         options = self._ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions; nothing is to be printed
+        options.log_severity_level = 4  # errors are raised; print nothing
         if self.target.threads is not None:
             options.intra_op_num_threads = self.target.threads
         for key, value in SESSION_CONFIG.items():
@@ -99,12 +103,12 @@ class OnnxRuntimeBackend(Backend):
             session = self._session(source, options, {"user_compute_stream": str(stream.value)})
             return CudaEngine(self, source.name, session, ort=self._ort, cuda=cuda, stream=stream.value, held=held)
 
-    def _session(self, source: Path | EngineSource, options: Any, extra_options: dict[str, str]) -> Any:
+    def _session(self, source: Path | EngineSource, options: Ort, extra_options: dict[str, str]) -> Ort:
         provider = (self._provider, {**self._provider_options, **extra_options})
         with contextlib.ExitStack() as held:
-            model, weights = _model(source, options, held)
+            model, weights = _session_graph(source, options, held)
             session = self._ort.InferenceSession(model, options, providers=[provider])
-        session.weights = weights  # it computes with them where they lie, so they stay as long as it does
+        session.weights = weights  # the session uses this memory, so it must keep it
         if session.get_providers()[0] != self._provider:
             raise self._unavailable(
                 f"onnxruntime could not start {self._provider}, only {session.get_providers()[0]}. "
@@ -119,13 +123,15 @@ class OnnxRuntimeBackend(Backend):
         return text
 
 
-def _model(source: Path | EngineSource, options: Any, held: contextlib.ExitStack) -> tuple[str | bytes, Weights | None]:
-    """Give what a session is made of, and the weights that it then computes with.
+def _session_graph(
+    source: Path | EngineSource, options: Ort, held: contextlib.ExitStack
+) -> tuple[str | bytes, Weights | None]:
+    """Return the graph for a session, and the weights in memory that the session uses.
 
     Args:
         source: A graph.
-        options: Options of the session, which are told of the weights.
-        held: To be closed when the session is made.
+        options: Options of the session; the weights are added to them.
+        held: Close it when the session is made.
     """
     if isinstance(source, Path):
         return str(source), None
@@ -140,14 +146,14 @@ def _model(source: Path | EngineSource, options: Any, held: contextlib.ExitStack
 
 
 class OnnxRuntimeEngine(Engine):
-    """A session."""
+    """A session of ONNX Runtime."""
 
-    def __init__(self, backend: Backend, name: str, session: Any) -> None:
+    def __init__(self, backend: Backend, name: str, session: Ort) -> None:
         super().__init__(
             backend,
             name,
-            tuple(_spec(item, name) for item in session.get_inputs()),
-            tuple(_spec(item, name) for item in session.get_outputs()),
+            tuple(_tensor_spec(item, name) for item in session.get_inputs()),
+            tuple(_tensor_spec(item, name) for item in session.get_outputs()),
         )
         self._session = session
         self._output_names = [spec.name for spec in self.outputs]
@@ -163,20 +169,20 @@ class OnnxRuntimeEngine(Engine):
 
 
 class CudaEngine(OnnxRuntimeEngine):
-    """A session whose work, and the copies around it, are enqueued in one stream of ours."""
+    """A session on CUDA; its work and the copies of inputs and outputs are enqueued in one stream."""
 
     def __init__(
         self,
         backend: Backend,
         name: str,
-        session: Any,
+        session: Ort,
         *,
-        ort: Any,
+        ort: Ort,
         cuda: CudaLayer,
         stream: int,
         held: contextlib.ExitStack,
     ) -> None:
-        """Take a session over, and what it needs from ``held``, which is empty afterwards.
+        """Take over a session, and all that ``held`` frees; ``held`` is empty afterwards.
 
         Raises:
             BackendError: An input or output has elements of a type that NumPy lacks.
@@ -222,13 +228,13 @@ class CudaEngine(OnnxRuntimeEngine):
 
 
 class BoundSession:
-    """The bare call: inputs and outputs in page-locked memory.
+    """A call without arguments; its inputs and outputs are in page-locked memory.
 
     Attributes:
         outputs: By name; their ``host`` arrays hold the results until the next call.
     """
 
-    def __init__(self, session: Any, options: Any, cuda: CudaLayer, stream: int, held: contextlib.ExitStack) -> None:
+    def __init__(self, session: Ort, options: Ort, cuda: CudaLayer, stream: int, held: contextlib.ExitStack) -> None:
         self.outputs: dict[str, IoTensor] = {}
         self._inputs: dict[str, IoTensor] = {}
         self._binding = session.io_binding()
@@ -240,20 +246,20 @@ class BoundSession:
         self._end = hold(held, cuda, cuda.create_event())
 
     def add_input(self, name: str, array: np.ndarray, tensor: IoTensor) -> None:
-        """Copy an input into page-locked memory, and bind what lies beside it on the GPU."""
+        """Copy an input into page-locked memory, and bind its GPU memory."""
         tensor.resize(array.shape)
         tensor.host[...] = array
         self._inputs[name] = tensor
         self._binding.bind_input(name, "cuda", self._cuda.device, tensor.dtype.type, tensor.shape, tensor.address)
 
     def add_output(self, name: str, shape: tuple[int, ...], tensor: IoTensor) -> None:
-        """Make room for an output, and bind it."""
+        """Allocate memory for an output, and bind it."""
         tensor.resize(shape)
         self.outputs[name] = tensor
         self._binding.bind_output(name, "cuda", self._cuda.device, tensor.dtype.type, tensor.shape, tensor.address)
 
     def __call__(self) -> None:
-        """Copy in, compute, copy out, and wait."""
+        """Copy the inputs, compute, copy the outputs, and wait."""
         cuda, stream = self._cuda, self._stream
         with cuda.active():
             for tensor in self._inputs.values():
@@ -266,12 +272,12 @@ class BoundSession:
             cuda.synchronise(stream)
 
     def compute_ms(self) -> float:
-        """Give the milliseconds that the last call took on the GPU, without copies."""
+        """Return the milliseconds that the last call took on the GPU, without copies."""
         with self._cuda.active():
             return self._cuda.elapsed_ms(self._start, self._end)
 
     def forget(self) -> None:
-        """Let go of the session, which would keep GPU memory."""
+        """Drop the session, which keeps GPU memory."""
         self._binding = self._session = None
 
 
@@ -280,14 +286,14 @@ def _numpy_dtype(spec: TensorSpec, name: str) -> np.dtype:
 
     with contextlib.suppress(TypeError):
         dtype = np.dtype(spec.dtype)
-        if dtype.isbuiltin == 1:  # not one that another package has added
+        if dtype.isbuiltin == 1:  # not added by another package
             return dtype
     raise BackendError(
         f"{spec.name!r} of {name!r} has elements of type {spec.dtype}, which NumPy lacks; it cannot be on a GPU."
     )
 
 
-def _spec(item: Any, name: str) -> TensorSpec:
+def _tensor_spec(item: Ort, name: str) -> TensorSpec:
     match = re.fullmatch(r"tensor\((\w+)\)", item.type)
     if match is None:
         raise BackendError(f"{name!r} has {item.name!r} of type {item.type!r}; only tensors can be given and taken.")

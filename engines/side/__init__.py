@@ -1,3 +1,3 @@
-"""All engines of one side of a bundle: build, load, check, and whether they fit this machine."""
+"""Build, load and check the engines of one side of a bundle, and compare them with this machine."""
 
 __all__: list[str] = []

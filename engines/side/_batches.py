@@ -16,10 +16,10 @@ DEFAULT_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 def choose_batches(bundle: Bundle, batches: Sequence[int] | None) -> tuple[int, ...]:
-    """Give the batch sizes to build for and to measure: those asked for, else the usual ones that the model takes.
+    """Return the batch sizes to build for and to measure: ``batches``, or else the default ones that the model takes.
 
     Raises:
-        UsageError: One is no positive whole number, or more than the model takes.
+        UsageError: One is not a whole number from 1, or the model does not take it.
     """
     fixed = bundle.fixed_batch
     if batches is None:

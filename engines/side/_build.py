@@ -37,40 +37,40 @@ __all__ = ["BuildResult", "BuildRow", "build_engines"]
 logger = logging.getLogger(__name__)
 
 TRIED_ON = 2
-"""Batch size at which a rewritten graph is compared with the graph that it came from."""
+"""Batch size at which a rewritten graph is compared with the original."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRow:
-    """One engine that was built, or was not."""
+    """One engine that was built, or failed."""
 
     graph: str
     """Path of the graph, relative to the bundle."""
     label: str
-    """What it is, in words."""
+    """What it computes: ``whole model``, ``head NAME``."""
     build_s: float
-    """Seconds it took."""
+    """Seconds that the build took."""
     reason: str
-    """Why it failed; empty where it did not."""
+    """Why the build failed; empty where it succeeded."""
     path: str | None
-    """Path of the engine, relative to the bundle; ``None`` where it failed or the graph itself is loaded."""
+    """Path of the engine, relative to the bundle; ``None`` without an engine file."""
     cached: bool
-    """Whether it had been built before, and lay there or in the cache."""
+    """Whether an earlier build was reused, from the bundle or the cache."""
     profile: tuple[int, int, int] | None
-    """Smallest, best and largest batch size; ``None`` where nothing is compiled."""
+    """Smallest, best and largest batch size; ``None`` without an engine file."""
     size_bytes: int | None
     """Size of the engine's file."""
     memory: BuilderMemory | None
-    """What its builder said of its memory; ``None`` where it failed or the graph itself is loaded."""
+    """Memory that the library reported; ``None`` without an engine file."""
     lowered: str | None
-    """Why it was built for smaller batches than were asked for; ``None`` where it was not."""
+    """Why it was built for smaller batches than requested; ``None`` where it was not."""
     notes: tuple[str, ...]
-    """What the user should know: operators that were rewritten."""
+    """Notes for the user: rewritten operators."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What :func:`build_engines` did."""
+    """The result of :func:`build_engines`."""
 
     side: str
     """``device`` or ``server``."""
@@ -97,22 +97,22 @@ def build_engines(
 ) -> BuildResult:
     """Build every graph of a side for a target, and record the target with its engines.
 
-    An engine that fails is a row with its reason; the target is recorded where at least one did not. What was
-    built for the same target before is replaced.
+    An engine that fails becomes a row with the reason. The target is recorded if at least one engine was built;
+    earlier engines for the same target are replaced.
 
     Args:
         bundle: The bundle.
         side: ``device`` or ``server``.
-        target: What to build for.
-        options: How to build; for the usual batch sizes where not given.
-        progress: Told which engine is being built, and what the library says it is doing.
+        target: Target of the engines.
+        options: How to build; by default, for the default batch sizes.
+        progress: Called with each engine and each phase of the library.
 
     Raises:
         UsageError: The side, the target or an option is unknown or out of range.
-        BackendUnavailable: The back-end's library, or the device that it builds on, is not there.
+        BackendUnavailable: The back-end's library, or the device that it builds on, is missing.
         BundleError: A graph is missing or was changed.
         BundleBusyError: Another command is writing the bundle.
-        KeyboardInterrupt: It was interrupted; the engines that are ready wait in the cache.
+        KeyboardInterrupt: It was interrupted; finished engines are in the cache.
     """
     options = options or BuildOptions(batches=choose_batches(bundle, None))
     choose_batches(bundle, options.batches)
@@ -135,7 +135,7 @@ def build_engines(
 
 
 def _require_opset(bundle: Bundle, backend: BackendLike) -> None:
-    """Refuse a graph that the back-end's parser is too old for."""
+    """Check that the back-end's parser reads the opset of the graphs."""
     facts = backend.build_fingerprint()
     limit = highest_opset(str(facts.get("library")), str(facts.get("version", "")))
     opset = bundle.manifest.model.own_opset
@@ -147,7 +147,7 @@ def _require_opset(bundle: Bundle, backend: BackendLike) -> None:
 
 
 class _Build:
-    """One run over all engines of a side."""
+    """Builds all engines of a side, once."""
 
     def __init__(
         self, bundle: Bundle, side: str, backend: BackendLike, options: BuildOptions, progress: ProgressListener
@@ -164,7 +164,7 @@ class _Build:
         self._files: dict[str, FileEntry] = {}
 
     def run(self) -> None:
-        """Build one engine after the other."""
+        """Build the engines one after the other."""
         compiles = self._backend.compiles
         profiles = self._options.profiles() if compiles else ((1, 1, 1),)
         graphs = side_graphs(self._bundle, self._side, whole=compiles)
@@ -174,17 +174,17 @@ class _Build:
         try:
             for graph in graphs:
                 for profile in profiles:
-                    self._one(graph, profile, len(graphs) * len(profiles))
+                    self._build_graph(graph, profile, len(graphs) * len(profiles))
         finally:
-            with contextlib.suppress(OSError):  # something was built, or nothing is ever built here
+            with contextlib.suppress(OSError):  # it has engines, or was never made
                 self._bundle.file(self._folder).rmdir()
-        self._tell("done", len(self.rows), len(self.rows))
+        self._report("done", len(self.rows), len(self.rows))
 
     def record(self) -> None:
-        """Put the target, its engines and their files into the manifest, and remove what it had before.
+        """Write the target, its engines and their files to the manifest, in place of its earlier engines.
 
-        Until the manifest is written, the files that it lists are as they were: whenever this is stopped, files and
-        manifest fit each other.
+        Files that the manifest lists stay unchanged until the new manifest is written, so an interrupted build leaves
+        a valid bundle.
         """
         if not self._backend.compiles:
             record_target(self._bundle, self._side, self._backend)
@@ -198,18 +198,18 @@ class _Build:
         with self._bundle.edit() as draft:
             manifest = draft.manifest
             before = recorded_here(manifest, self._side, self._backend)
-            gone = _paths([before]) - _paths(other for other in manifest.targets if other is not before)
+            gone = _paths_of([before]) - _paths_of(other for other in manifest.targets if other is not before)
             kept = {path: listed for path, listed in manifest.files.items() if path not in gone}
             draft.change(files={**kept, **self._files})
             put_last(draft, self._side, entry, before)
 
-    def _one(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
+    def _build_graph(self, graph: SideGraph, profile: tuple[int, int, int], total: int) -> None:
         label = f"{graph.label}, batch {profile[2]}" if self._options.per_batch else graph.label
         done = len(self.rows)
-        self._tell(label, done, total)
+        self._report(label, done, total)
         start, reason, built = time.perf_counter(), "", None
         try:
-            job = self._job(graph, profile, lambda phase: self._tell(f"{label}: {phase}", done, total))
+            job = self._make_job(graph, profile, lambda phase: self._report(f"{label}: {phase}", done, total))
             built = self._backend.build(job)
         except BackendUnavailable:
             raise
@@ -217,7 +217,7 @@ class _Build:
             reason = str(e)
         build_s = time.perf_counter() - start
         logger.info("built %s for %s in %.2f s: %s", graph.path, self._backend.target, build_s, reason or "ok")
-        engine = self._keep(graph, built) if built else None
+        engine = self._add_entry(graph, built) if built else None
         self.rows.append(
             BuildRow(
                 graph=graph.path,
@@ -234,7 +234,7 @@ class _Build:
             )
         )
 
-    def _job(self, graph: SideGraph, profile: tuple[int, int, int], tell: Callable[[str], None]) -> BuildJob:
+    def _make_job(self, graph: SideGraph, profile: tuple[int, int, int], tell: Callable[[str], None]) -> BuildJob:
         bundle = self._bundle
         tensors = {info.name: info for info in (*bundle.inputs, *bundle.outputs)}
         if graph.split is not None:
@@ -243,7 +243,7 @@ class _Build:
         if graph.kind == "tail" and graph.split is not None:
             names = [info.name for info in graph.split.tensors]
         batch = bundle.fixed_batch or min(TRIED_ON, bundle.max_batch)
-        output, listed = self._names(graph, profile[2])
+        output, listed = self._engine_paths(graph, profile[2])
         return BuildJob(
             graph=bundle.file(graph.path),
             source=self._graphs.read(graph.path),
@@ -262,15 +262,15 @@ class _Build:
             tell=tell,
         )
 
-    def _names(self, graph: SideGraph, batch: int) -> tuple[str, str | None]:
-        """Return the path of a new engine, and of the one that the manifest lists; relative to the bundle.
+    def _engine_paths(self, graph: SideGraph, batch: int) -> tuple[str, str | None]:
+        """Return the path of a new engine, and of the listed one or ``None``; relative to the bundle.
 
-        A new engine never lies where an old one does that the manifest still lists.
+        The new path is never one that the manifest lists.
         """
         stem = Path(graph.path).name.removesuffix(".onnx")
         stem = f"{stem}.b{batch}" if self._options.per_batch else stem
         manifest = self._bundle.manifest
-        ours = _paths([recorded_here(manifest, self._side, self._backend)])
+        ours = _paths_of([recorded_here(manifest, self._side, self._backend)])
         found: list[str] = []
         for number in itertools.count(1):
             name = f"{self._folder}/{stem}.plan" if number == 1 else f"{self._folder}/{stem}.{number}.plan"
@@ -279,8 +279,8 @@ class _Build:
             found.append(name)
         return name, next((path for path in found if path in ours), found[0] if found else None)
 
-    def _keep(self, graph: SideGraph, built: BuiltEngine) -> EngineEntry:
-        """Note an engine for the manifest; return its entry."""
+    def _add_entry(self, graph: SideGraph, built: BuiltEngine) -> EngineEntry:
+        """Add an engine to the entries for the manifest; return its entry."""
         path = built.path.relative_to(self._bundle.path).as_posix()
         digest = self._bundle.graph_digest(graph.path)
         engine = EngineEntry(graph=graph.path, graph_digest=digest, path=path, **asdict(built.facts))
@@ -288,27 +288,27 @@ class _Build:
         self._engines.append(engine)
         return engine
 
-    def _tell(self, label: str, done: int, total: int) -> None:
+    def _report(self, label: str, done: int, total: int) -> None:
         self._progress(Progress(stage=f"build {self._side}", label=label, done=done, total=total))
 
 
 def _kept_float32(bundle: Bundle) -> tuple[str, ...] | None:
-    """Name the nodes that a conversion to float16 left float32; ``None`` where the graph was not converted."""
+    """List the nodes that stayed float32 in the conversion to float16; ``None`` without a conversion."""
     conversion = bundle.manifest.conversion
     return None if conversion is UNSET else tuple(node.name for node in conversion.kept_float32 if node.name)
 
 
 def _remove_unlisted(bundle: Bundle) -> None:
-    """Remove engines that the manifest does not list: old ones, and what builds that were stopped left behind."""
+    """Remove engines that the manifest does not list: old ones, and files of interrupted builds."""
     for path in sorted(bundle.path.glob("engines/*/*")):
         linked = any(folder.is_symlink() for folder in (path.parent, path.parent.parent))
         listed = path.relative_to(bundle.path).as_posix() in bundle.manifest.files
         if path.suffix in (".plan", ".partial") and not listed and not linked and not path.is_dir():
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another engine lies there
+            with contextlib.suppress(OSError):  # it has other engines
                 path.parent.rmdir()
 
 
-def _paths(entries: Iterable[TargetEntry | None]) -> set[str]:
-    """Return the paths of all engines that entries of the manifest's targets name."""
+def _paths_of(entries: Iterable[TargetEntry | None]) -> set[str]:
+    """Return the paths of all engines of some targets."""
     return {engine.path for entry in entries if entry is not None for engine in entry.built}

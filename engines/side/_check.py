@@ -1,4 +1,4 @@
-"""Check a side's engines against golden samples: what ships must compute what the reference computed."""
+"""Check that a side's engines compute the same as the reference."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["CheckResult", "CheckRow", "check_engines"]
 logger = logging.getLogger(__name__)
 
 PAIR_ID = "pair_id"
-"""Key in a file of what heads gave: the pairs that they belong to. Tensors lie under ``SPLIT/NAME``."""
+"""Key of the pairs' ID in a file of head outputs. Its tensors have keys ``SPLIT/NAME``."""
 
 
 def check_engines(
@@ -46,40 +46,40 @@ def check_engines(
     fallback: bool = False,
     progress: ProgressListener = silent,
 ) -> CheckResult:
-    """Run a side's engines, compare what they compute with a reference, and note the errors in the manifest.
+    """Run a side's engines, compare their outputs with a reference, and write the errors to the manifest.
 
-    A packed bundle is not written to: the errors are then in the result alone.
+    The manifest of a packed bundle is not changed.
 
-    Without ``against``, the reference is the golden samples in the bundle: heads are compared in what crosses
-    the cut and in their early outputs, tails are fed with what crosses and compared in the outputs.
+    Without ``against``, the reference is the golden samples in the bundle: for heads, the tensors of the cut and early
+    outputs; tails get the tensors of the cut, and their outputs are compared.
 
     Args:
         bundle: The bundle.
         side: ``device`` or ``server``.
-        target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
-        against: An ``.npz`` with ``input:NAME`` and ``output:NAME`` arrays, say from the framework that the
-            model came from. Then each pair is run through, its other half on ``onnxruntime:cpu``, and the
-            model's outputs are compared. Or what ``save_tensors`` has written on the device: then the server's
-            tails are fed with what the device's own heads gave, and the golden outputs are compared.
-        save_tensors: Where to write what the heads of the device give on the golden samples.
-        fallback: Whether the graphs are run on ONNX Runtime where the engines cannot be used here.
+        target: Target of the engines; by default the side's last recorded one, or else ``onnxruntime:cpu``.
+        against: An ``.npz`` file. With ``input:NAME`` and ``output:NAME`` arrays, for example from the model's
+            framework: each whole pair is run, its other half on ``onnxruntime:cpu``, and the model's outputs are
+            compared. Or the file of ``save_tensors`` from the device: the server's tails get the outputs of the
+            device's heads, and the golden outputs are compared.
+        save_tensors: File for the outputs of the device's heads on the golden samples.
+        fallback: Whether to run the graphs on ONNX Runtime if the engines cannot be used here.
         progress: Called before each engine.
 
     Raises:
-        UsageError: The side or the target is unknown, nothing was built for it, or ``against`` is no such file.
-        BackendUnavailable: The back-end's library or its device is not there.
-        BundleError: A graph or a file of samples is missing, damaged, or does not fit.
+        UsageError: The side or the target is unknown, nothing was built for it, or ``against`` is not a file.
+        BackendUnavailable: The back-end's library or its device is missing.
+        BundleError: A graph or a file of samples is missing, damaged, or does not match.
         EngineFileError: An engine is damaged, or was built for something else.
         SignatureError: The bundle is packed, and its engines are not trusted.
     """
     engines = SideEngines(bundle, side, target, fallback=fallback)
     if save_tensors is not None and (side != "device" or against is not None):
         raise UsageError("tensors are saved by heads on golden samples: --side device, and no --against.")
-    check = _how(bundle, engines, side, against)
+    check = _choose_reference(bundle, engines, side, against)
     rows = []
     for done, graph in enumerate(engines.graphs):
         progress(Progress(stage=f"check {side}", label=graph.label, done=done, total=len(engines.graphs)))
-        rows.append(_check(check, graph, TOLERANCE[engines.precision(graph)]))
+        rows.append(_check_engine(check, graph, TOLERANCE[engines.precision(graph)]))
         logger.info("checked %s on %s: %s", graph.path, engines.backend.target, rows[-1].reason or "ok")
     progress(Progress(stage=f"check {side}", label="done", done=len(rows), total=len(rows)))
     result = CheckResult(
@@ -92,12 +92,12 @@ def check_engines(
     )
     if save_tensors is not None and isinstance(check, _Golden):
         check.save(save_tensors)
-    _record(bundle, side, engines.backend, result)
+    _record_errors(bundle, side, engines.backend, result)
     return result
 
 
-def _how(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) -> _Golden | _Against:
-    """Choose what to compare with."""
+def _choose_reference(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) -> _Golden | _Against:
+    """Choose the reference."""
     if against is None:
         return _Golden(bundle, engines)
     if not against.is_file():
@@ -116,8 +116,8 @@ def _how(bundle: Bundle, engines: SideEngines, side: str, against: Path | None) 
     return _Golden(bundle, engines, crossing=samples)
 
 
-def _record(bundle: Bundle, side: str, backend: BackendLike, result: CheckResult) -> None:
-    """Note the errors beside the target in the manifest; a bundle that cannot be written keeps what it has."""
+def _record_errors(bundle: Bundle, side: str, backend: BackendLike, result: CheckResult) -> None:
+    """Write the errors to the manifest; log a warning where that is not possible."""
     if bundle.is_packed:
         logger.warning("the errors are not noted: %r is packed, and is not written to", str(bundle.path))
         return
@@ -127,8 +127,8 @@ def _record(bundle: Bundle, side: str, backend: BackendLike, result: CheckResult
         logger.warning("the errors are not noted in the manifest: %s", e)
 
 
-def _check(check: _Golden | _Against, graph: SideGraph, tolerance: float) -> CheckRow:
-    """Compare one engine; a back-end that fails is a row that did not pass."""
+def _check_engine(check: _Golden | _Against, graph: SideGraph, tolerance: float) -> CheckRow:
+    """Compare one engine; if the back-end fails, the row does not pass."""
     max_abs: float | None = None
     max_rel: float | None = None
     reason = ""
@@ -155,7 +155,7 @@ def _check(check: _Golden | _Against, graph: SideGraph, tolerance: float) -> Che
 
 
 class _Golden:
-    """Each engine alone, on the bundle's own samples, or tails on what other heads gave for them."""
+    """Runs each engine alone on the bundle's samples; tails optionally on the outputs of other heads."""
 
     def __init__(self, bundle: Bundle, engines: SideEngines, crossing: Arrays | None = None) -> None:
         self._bundle = bundle
@@ -170,10 +170,10 @@ class _Golden:
         self._batch = bundle.manifest.sample_batch
         self._inputs: dict[str, np.ndarray] = strip_prefix(samples, "input:")
         self._outputs = strip_prefix(samples, "output:")
-        self._given: dict[str, np.ndarray] = {}
+        self._head_outputs: dict[str, np.ndarray] = {}
 
     def run(self, graph: SideGraph) -> tuple[Arrays, Arrays]:
-        """Return what the engine computes, and what it should compute."""
+        """Return the engine's outputs, and the expected ones."""
         if graph.split is None:
             return self._run(graph, self._inputs, self._outputs), self._outputs
         samples = golden_samples(self._bundle, graph.split)
@@ -187,7 +187,7 @@ class _Golden:
             sent = {name: crossing[name] for name in crossing if name not in graph.split.passthrough}
             expected = sent | strip_prefix(samples, "early:")
             outputs = self._run(graph, self._inputs, expected)
-            self._given |= {f"{graph.split.name}/{name}": outputs[name] for name in sent}
+            self._head_outputs |= {f"{graph.split.name}/{name}": outputs[name] for name in sent}
             return outputs, expected
         if self._crossing is not None:
             crossing = {name: self._from_head(graph.split, name) for name in crossing}
@@ -195,7 +195,7 @@ class _Golden:
         return self._run(graph, {**self._inputs, **crossing}, expected), expected
 
     def save(self, path: Path) -> None:
-        """Write what the heads gave.
+        """Write the outputs of the heads.
 
         Raises:
             DscError: The file cannot be written.
@@ -204,7 +204,7 @@ class _Golden:
 
         pair_id = np.array(self._bundle.manifest.pair_id)
         with new_file(path) as file:
-            np.savez(file, **{PAIR_ID: pair_id, **self._given})  # type: ignore[arg-type]  # names are free
+            np.savez(file, **{PAIR_ID: pair_id, **self._head_outputs})  # type: ignore[arg-type]  # names are free
 
     def _from_head(self, split: Split, name: str) -> np.ndarray:
         if name in split.passthrough:
@@ -216,24 +216,26 @@ class _Golden:
         return array
 
     def _run(self, graph: SideGraph, available: Arrays, wanted: Arrays) -> Arrays:
-        """Run an engine on all samples, some at a time where it takes no batch of so many."""
+        """Run an engine on all samples, in parts where its largest batch is smaller."""
         batch = self._engines.nearest_batch(graph, self._batch)
         engine = self._engines.load(graph, batch)
         if batch == self._batch:
-            return _run(engine, graph.path, available, wanted)
+            return _run_once(engine, graph.path, available, wanted)
         crossing = graph.split.tensors if graph.split is not None else ()
         axes = {info.name: _batch_axis(info) for info in (*self._bundle.inputs, *self._bundle.outputs, *crossing)}
         with contextlib.closing(engine):
             parts = []
             for first in range(0, self._batch, batch):
                 samples = range(first, first + batch)
-                part = {name: _take(array, axes[name], samples, self._batch) for name, array in available.items()}
-                parts.append(_call(engine, graph.path, part, wanted))
-        return {name: _join([part[name] for part in parts], axes[name], self._batch, batch) for name in wanted}
+                part = {
+                    name: _take_samples(array, axes[name], samples, self._batch) for name, array in available.items()
+                }
+                parts.append(_run_open(engine, graph.path, part, wanted))
+        return {name: _join_parts([part[name] for part in parts], axes[name], self._batch, batch) for name in wanted}
 
 
 class _Against:
-    """Whole model or whole pairs, on samples from elsewhere; a pair's other half runs on the reference."""
+    """Runs the model or whole pairs on samples of a file; a pair's other half runs on ``onnxruntime:cpu``."""
 
     def __init__(self, bundle: Bundle, engines: SideEngines, path: Path, samples: Arrays) -> None:
         self._bundle = bundle
@@ -251,10 +253,10 @@ class _Against:
         self._batch = bundle.batch_of({name: array.size for name, array in self._inputs.items()})
 
     def run(self, graph: SideGraph) -> tuple[Arrays, Arrays]:
-        """Return what the whole way computes, and what it should compute."""
+        """Return the outputs of the model or the pair, and the expected ones."""
         engine = self._engines.load(graph, self._batch)
         if graph.split is None:
-            return _run(engine, graph.path, self._inputs, self._outputs), self._outputs
+            return _run_once(engine, graph.path, self._inputs, self._outputs), self._outputs
         reference = get_backend("onnxruntime:cpu")
         if graph.kind == "head":
             return self._run_pair(graph.split, engine, reference.load(self._graphs.read(graph.split.tail)))
@@ -262,19 +264,19 @@ class _Against:
 
     def _run_pair(self, split: Split, on_device: EngineLike, on_server: EngineLike) -> tuple[Arrays, Arrays]:
         sent = [tensor.name for tensor in split.tensors if tensor.name not in split.passthrough]
-        head = _run(on_device, split.head, self._inputs, [*sent, *split.early_outputs])
+        head = _run_once(on_device, split.head, self._inputs, [*sent, *split.early_outputs])
         returned = [name for name in self._outputs if name not in split.early_outputs]
-        tail = _run(on_server, split.tail, {**self._inputs, **head}, returned)
+        tail = _run_once(on_server, split.tail, {**self._inputs, **head}, returned)
         return {**head, **tail}, self._outputs
 
 
 def _batch_axis(info: TensorInfo) -> int | None:
-    """Return the axis that the batch is on; ``None`` where there is none."""
+    """Return the batch axis; ``None`` where there is none."""
     return next((axis for axis, size in enumerate(info.shape) if isinstance(size, str)), None)
 
 
-def _take(array: np.ndarray, axis: int | None, samples: range, batch: int) -> np.ndarray:
-    """Take some of the samples in an array of ``batch``, from the first one again after the last."""
+def _take_samples(array: np.ndarray, axis: int | None, samples: range, batch: int) -> np.ndarray:
+    """Take samples of an array of ``batch`` samples; the first one follows the last."""
     import numpy as np
 
     if axis is None:
@@ -285,23 +287,23 @@ def _take(array: np.ndarray, axis: int | None, samples: range, batch: int) -> np
     return taken
 
 
-def _join(parts: Sequence[np.ndarray], axis: int | None, batch: int, part_batch: int) -> np.ndarray:
-    """Join what was computed for some samples at a time, up to ``batch`` of them."""
+def _join_parts(parts: Sequence[np.ndarray], axis: int | None, batch: int, part_batch: int) -> np.ndarray:
+    """Join the outputs of parts, up to ``batch`` samples."""
     import numpy as np
 
     if axis is None:
         return parts[0]
-    return _take(np.concatenate(parts, axis=axis), axis, range(batch), part_batch * len(parts))
+    return _take_samples(np.concatenate(parts, axis=axis), axis, range(batch), part_batch * len(parts))
 
 
-def _run(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+def _run_once(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
     """Run an engine once, and close it."""
     with contextlib.closing(engine):
-        return _call(engine, graph, available, wanted)
+        return _run_open(engine, graph, available, wanted)
 
 
-def _call(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Run an engine on those of the arrays that it takes, and see that it gives what is wanted."""
+def _run_open(engine: EngineLike, graph: str, available: Arrays, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    """Run an engine on its inputs among the arrays, and check that it returns the wanted outputs."""
     outputs = engine.run({spec.name: available[spec.name] for spec in engine.inputs if spec.name in available})
     missing = [name for name in wanted if name not in outputs]
     if missing:

@@ -1,4 +1,4 @@
-"""Whether a side's engines can be loaded on this machine, and whether their times in the table hold here."""
+"""Check whether a side's engines can be loaded on this machine, and whether their times are valid here."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import logging
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dsc_split._support.files import canonical_json, read_json
-from dsc_split.engines._fingerprint import differences
+from dsc_split.engines._fingerprint import as_json, differences
 from dsc_split.engines._target import Target
 from dsc_split.engines.side._load import (
     UNUSABLE,
@@ -34,43 +33,43 @@ __all__ = ["Fit", "fit_here", "table_here"]
 
 logger = logging.getLogger(__name__)
 
-ELSEWHERE = ("host", "locked_sm_clock_mhz")
-"""Facts that no time depends on, and what `bench --lock-clocks` holds only meanwhile."""
+NOT_COMPARED = ("host", "locked_sm_clock_mhz")
+"""Facts that are not compared: the host's name, and the clock that `bench --lock-clocks` locks only while it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How what was built and timed for a side fits this machine."""
+    """Whether the engines and times of a side are valid on this machine."""
 
     side: str
     """``device`` or ``server``."""
     target: str
     """The target, in its canonical text."""
     loadable: bool
-    """Whether the engines are for this library, in this version, on this GPU and operating system."""
+    """Whether the engines are for this version of the library, this GPU and this operating system."""
     timing_valid: bool
-    """Whether the table's times of this side were taken on a machine like this: same GPU, driver, power mode."""
+    """Whether this side was timed on a machine like this: same GPU, driver, power mode."""
     reasons: tuple[str, ...]
-    """Why either is not so, a sentence each; empty where both are."""
-    changed: Mapping[str, tuple[Any, Any]]
-    """Facts in which the machines differ: what was recorded, and what is here."""
+    """Why either is false, as sentences; empty where both are true."""
+    changed: Mapping[str, tuple[object, object]]
+    """Facts in which the machines differ, each with the recorded value and the value here."""
     rebuild: str | None
-    """The command that builds the engines for this machine; ``None`` where that is not what is wrong."""
+    """The command that builds the engines for this machine; ``None`` where that would not help."""
     retime: str | None
-    """The command that takes the times anew; ``None`` where they hold."""
+    """The command that measures the times again; ``None`` where they are valid."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the fit as plain data."""
+    def to_json(self) -> dict[str, object]:
+        """Return the fit as plain data."""
         return {**dataclasses.asdict(self), "changed": {key: list(values) for key, values in self.changed.items()}}
 
 
 def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | None = None) -> Fit:
-    """Compare what was built and timed for a side with this machine. No engine is loaded.
+    """Compare the engines and times of a side with this machine. No engine is loaded.
 
     Args:
         bundle: The bundle, a folder or packed.
         side: ``device`` or ``server``.
-        target: The target; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
+        target: The target; by default the side's last recorded one, or else ``onnxruntime:cpu``.
 
     Raises:
         UsageError: The side or the target is unknown, or nothing was built for it.
@@ -78,7 +77,7 @@ def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | Non
     """
     chosen = choose_target(bundle, side, target)
     text = str(chosen if isinstance(chosen, Target) else chosen.target)
-    changed: dict[str, tuple[Any, Any]] = {}
+    changed: dict[str, tuple[object, object]] = {}
     reasons: list[str] = []
     rebuild = retime = None
     loadable = False
@@ -89,7 +88,7 @@ def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | Non
             changed = misfit(backend, entry)
             rebuild = rebuild_command(bundle, side, backend)
         SideEngines(bundle, side, chosen)
-        here = _plain(backend.run_fingerprint())
+        here = as_json(backend.run_fingerprint())
         loadable, rebuild = True, None
     except UNUSABLE as e:
         reasons.append(str(e))
@@ -98,10 +97,10 @@ def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | Non
     if rebuild or loadable:
         retime = f"dsc-split bench {shlex.quote(str(bundle.path))} --side {side} --stale"
     if loadable:
-        table = next(_tables_of(bundle, side, text), None)  # the one that is used, whether another one fits or not
-        timed_on = None if table is None else _side(table, side).run_fingerprint
+        table = next(_tables_of(bundle, side, text), None)  # the table in use, even if another one is valid here
+        timed_on = None if table is None else _side_of(table, side).run_fingerprint
         if timed_on is not None:
-            changed = _since(timed_on, here)
+            changed = _timing_differences(timed_on, here)
             reasons += [
                 f"{key} is {now!r} here; it was {then!r} when it was timed." for key, (then, now) in changed.items()
             ]
@@ -123,16 +122,16 @@ def fit_here(bundle: Bundle, side: str, target: str | Target | BackendLike | Non
 
 
 def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | None = None) -> LookupTable:
-    """Give the bundle's table for this machine; rows whose times of ``side`` were taken elsewhere are marked.
+    """Return the bundle's table for this machine. Rows with times of ``side`` from another machine are marked.
 
     Args:
         bundle: The bundle, a folder or packed.
         side: The side that this machine is.
-        target: Its target; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
+        target: Its target; by default the side's last recorded one, or else ``onnxruntime:cpu``.
 
     Returns:
-        The table whose times hold here, or else one for the same target whose rows of ``side`` have ``timing_valid``
-        false.
+        The table whose times are valid here, or else one for the same target, with ``timing_valid`` false in rows with
+        times of ``side``.
 
     Raises:
         UsageError: The side or the target is unknown, or no table has times of it.
@@ -140,7 +139,7 @@ def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | N
     chosen = choose_target(bundle, side, target)
     text = str(chosen if isinstance(chosen, Target) else chosen.target)
     try:
-        here = _plain(entry_backend(bundle, side, chosen, target_entry(bundle, side, chosen)).run_fingerprint())
+        here = as_json(entry_backend(bundle, side, chosen, target_entry(bundle, side, chosen)).run_fingerprint())
     except UNUSABLE as e:
         logger.warning("%s: whether its times hold here cannot be told: %s", text, e)
         here = {}
@@ -150,7 +149,7 @@ def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | N
             f"bundle {str(bundle.path)!r} has no table with times of {text!r} on side {side!r}. "
             f"Make it: dsc-split bench {shlex.quote(str(bundle.path))}"
         )
-    table = next((table for table in found if _is_timed(table, side, here)), None)
+    table = next((table for table in found if _is_timed_here(table, side, here)), None)
     if table is not None:
         return table
     table = found[0]
@@ -159,7 +158,7 @@ def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | N
         dataclasses.replace(
             batch,
             rows=tuple(
-                dataclasses.replace(row, timing_valid=False) if _computes(choices[row.choice], row, side) else row
+                dataclasses.replace(row, timing_valid=False) if _has_time(choices[row.choice], row, side) else row
                 for row in batch.rows
             ),
         )
@@ -169,12 +168,12 @@ def table_here(bundle: Bundle, side: str, target: str | Target | BackendLike | N
 
 
 def _tables_of(bundle: Bundle, side: str, target: str) -> Iterator[LookupTable]:
-    """Read the tables with times of a target, the one that is used first."""
-    return (table for table in _tables(bundle) if _side(table, side).target == target)
+    """Read the tables with times of a target, the table in use first."""
+    return (table for table in _tables(bundle) if _side_of(table, side).target == target)
 
 
 def _tables(bundle: Bundle) -> Iterator[LookupTable]:
-    """Read the tables of a bundle's pairs, that which was asked for last first."""
+    """Read the tables of a bundle's pairs, ``table.json`` first."""
     names = [name for name in bundle.storage.names() if name.startswith("tables/") and name.endswith(".json")]
     for name in ["table.json", *names]:
         listed = name in bundle.manifest.files
@@ -189,29 +188,23 @@ def _tables(bundle: Bundle) -> Iterator[LookupTable]:
             yield table
 
 
-def _side(table: LookupTable, side: str) -> Side:
+def _side_of(table: LookupTable, side: str) -> Side:
     return table.device if side == "device" else table.server
 
 
-def _is_timed(table: LookupTable, side: str, here: Mapping[str, Any]) -> bool:
-    """Tell whether the times of a side were taken on a machine like this."""
-    timed_on = _side(table, side).run_fingerprint
-    return timed_on is not None and not _since(timed_on, here)
+def _is_timed_here(table: LookupTable, side: str, here: Mapping[str, object]) -> bool:
+    """Return whether a side was timed on a machine like this."""
+    timed_on = _side_of(table, side).run_fingerprint
+    return timed_on is not None and not _timing_differences(timed_on, here)
 
 
-def _since(timed_on: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Give what has changed since the times were taken."""
-    changed = differences(timed_on, here)
-    return {key: values for key, values in changed.items() if key not in ELSEWHERE}
+def _timing_differences(timed_on: Mapping[str, object], here: Mapping[str, object]) -> dict[str, tuple[object, object]]:
+    """Return the differences that make times invalid."""
+    return {key: values for key, values in differences(timed_on, here).items() if key not in NOT_COMPARED}
 
 
-def _computes(choice: Choice, row: Row, side: str) -> bool:
-    """Tell whether a row has a time of a side."""
+def _has_time(choice: Choice, row: Row, side: str) -> bool:
+    """Return whether a row has a time of a side."""
     if side == "server":
         return choice.uses_server
     return choice.kind != FULL_OFFLOAD or row.head_ms > 0
-
-
-def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a fingerprint as it comes back from JSON."""
-    return read_json(canonical_json(fingerprint), "fingerprint", DamagedError)

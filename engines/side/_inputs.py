@@ -1,4 +1,4 @@
-"""What an engine is tried and timed on: the golden samples, repeated up to the batch size."""
+"""Inputs for checking and timing an engine: the golden samples, repeated up to the batch size."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["engine_inputs", "tile"]
 
 SEED = 0
-"""Seed of the values where there is no golden sample."""
+"""Seed of the random values where there is no golden sample."""
 
 
 def tile(array: np.ndarray, info: TensorInfo, batch: int) -> np.ndarray:
-    """Repeat or cut ``array`` along the axis that follows the batch, to the size it has at ``batch``.
+    """Repeat or cut ``array`` along the batch axis, to its size at ``batch``.
 
     Raises:
-        BundleError: The tensor does not fit what the manifest says of it.
+        BundleError: The array does not match the manifest.
     """
     free = [axis for axis, size in enumerate(info.shape) if isinstance(size, str)]
     fixed = math.prod(size for size in info.shape if isinstance(size, int))
@@ -48,17 +48,17 @@ def tile(array: np.ndarray, info: TensorInfo, batch: int) -> np.ndarray:
 def engine_inputs(bundle: Bundle, graph: SideGraph, names: Sequence[str], batch: int) -> dict[str, np.ndarray]:
     """Make the inputs of one engine at one batch size.
 
-    Real values matter for speed, so they are the golden samples, those of the cut for a tail. Where the
-    bundle has none (a cut without proof), they are random, in the way that proofs make them.
+    They are the golden samples, because values can change the speed; for a tail, those of the cut. Where the bundle
+    has no samples (a cut without proof), they are random, as in proofs.
 
     Args:
         bundle: The bundle.
-        graph: What the engine computes.
-        names: Inputs that the engine takes.
+        graph: Graph of the engine.
+        names: Names of the engine's inputs.
         batch: Batch size.
 
     Raises:
-        BundleError: An input is not one that the manifest knows, or a sample does not fit.
+        BundleError: The manifest does not know an input, or a sample does not match it.
     """
     infos: dict[str, TensorInfo] = {info.name: info for info in bundle.inputs}
     samples = strip_prefix(golden_samples(bundle, None) or {}, "input:")

@@ -1,11 +1,11 @@
-"""A side's engines as they lie in a bundle: found, compared with what is at hand, and loaded."""
+"""Find a side's engines in a bundle, check that they fit this machine, and load them."""
 
 from __future__ import annotations
 
 import logging
 import shlex
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET, UnsetType
 
@@ -36,7 +36,7 @@ __all__ = ["UNUSABLE", "SideEngines", "choose_target", "entry_backend", "misfit"
 logger = logging.getLogger(__name__)
 
 UNUSABLE = (BackendUnavailable, BundleError, EngineFileError)
-"""Errors that say that engines cannot be used here, though they were built."""
+"""Errors for engines that were built, but cannot be used here."""
 
 
 class SideEngines:
@@ -44,8 +44,8 @@ class SideEngines:
 
     Attributes:
         backend: The back-end, with the options that its engines were built with.
-        graphs: What runs on the side, the whole model first.
-        fallback_reason: Why the graphs themselves run on ONNX Runtime instead; ``None`` where they do not.
+        graphs: Graphs of the side, the whole model first.
+        fallback_reason: Why the graphs run on ONNX Runtime instead of the engines; ``None`` where they do not.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class SideEngines:
         Args:
             bundle: The bundle, a folder or packed.
             side: ``device`` or ``server``.
-            target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given. Where
-                several kinds of machine stand under one target, the engines for this one are taken.
-            fallback: Whether the graphs run on ONNX Runtime where the engines, or their library, cannot be used here:
-                now, or when one is loaded. A warning then says so.
+            target: Target of the engines; by default the side's last recorded one, or else ``onnxruntime:cpu``. If it
+                is recorded for several kinds of machine, the engines for this machine are used.
+            fallback: Whether to run the graphs on ONNX Runtime if the engines or their library cannot be used here,
+                now or when an engine is loaded; a warning is logged.
 
         Raises:
             UsageError: The side or the target is unknown, or nothing was built for it.
-            BackendUnavailable: The back-end's library is not there.
+            BackendUnavailable: The back-end's library is missing.
             EngineMismatch: The engines were built by another version of the library, or for another GPU.
             BundleError: A graph or an engine is missing, a graph was changed, or the manifest's options do not fit.
             SignatureError: The bundle is packed, and its engines are not trusted.
@@ -83,7 +83,7 @@ class SideEngines:
         self.graphs: tuple[SideGraph, ...] = side_graphs(bundle, side, verify=False)
         chosen = choose_target(bundle, side, target)
         try:
-            self.backend: BackendLike = self._open(chosen)
+            self.backend: BackendLike = self._open_backend(chosen)
         except UNUSABLE as e:
             if not fallback:
                 raise
@@ -94,18 +94,18 @@ class SideEngines:
 
         Raises:
             BackendError: There is no such engine, or it cannot be loaded.
-            OutOfMemoryError: It was built for smaller batches, for want of memory.
-            EngineFileError: Its file is damaged; EngineMismatch, if it does not fit.
+            OutOfMemoryError: It was built for smaller batches, because memory was too small.
+            EngineFileError: Its file is damaged; EngineMismatch, if it is for another machine.
             BackendUnavailable: The device cannot be used.
             BundleError: The graph or the weights were changed, or refer to other files.
         """
         try:
-            return self._load(graph, batch)
+            return self._load_engine(graph, batch)
         except UNUSABLE as e:
             if not self._fallback or self.fallback_reason is not None:
                 raise
             self._fall_back(self.backend, e)
-        return self._load(graph, batch)
+        return self._load_engine(graph, batch)
 
     def nearest_batch(self, graph: SideGraph, batch: int) -> int:
         """Return ``batch``, or the nearest batch size that an engine of a graph was built for."""
@@ -114,15 +114,15 @@ class SideEngines:
         return min(near, key=lambda size: abs(size - batch), default=batch)
 
     def precision(self, graph: SideGraph) -> str:
-        """Say what the engine of a graph computes in: ``fp16``, or ``fp32`` where no operation is float16."""
+        """Return the precision of a graph's engine: ``fp16``, or ``fp32`` where no operation is float16."""
         rewritten = [engine.rewritten for (path, _), engine in self._built.items() if path == graph.path]
         halved = any(item and item.halved for item in rewritten)
         return "fp16" if halved else self._bundle.manifest.precision
 
     # ---- finding -------------------------------------------------------------------------------------------
 
-    def _open(self, target: Target | BackendLike) -> BackendLike:
-        """Return the back-end, and see that what lies in the bundle is for it."""
+    def _open_backend(self, target: Target | BackendLike) -> BackendLike:
+        """Return the back-end, and check that the bundle's engines are for it."""
         bundle, side = self._bundle, self._side
         entry = target_entry(bundle, side, target)
         backend = entry_backend(bundle, side, target, entry)
@@ -148,7 +148,7 @@ class SideEngines:
         return backend
 
     def _require_fit(self, backend: BackendLike, entry: TargetEntry) -> None:
-        """Refuse engines that something else built than what is here."""
+        """Check that the engines are for this library and this machine."""
         wrong = misfit(backend, entry)
         if wrong:
             built = ", ".join(f"{key} {recorded!r}" for key, (recorded, _) in wrong.items())
@@ -159,10 +159,10 @@ class SideEngines:
             )
 
     def _fall_back(self, target: Target | BackendLike, error: BackendError | BundleError | EngineFileError) -> None:
-        """Let ONNX Runtime run the graphs from now on.
+        """Run the graphs on ONNX Runtime from now on.
 
         Raises:
-            BackendError, BundleError, EngineFileError: It cannot, either; ``error`` with the reason added.
+            BackendError, BundleError, EngineFileError: This is not possible; ``error`` with the reason added.
         """
         failed = target if isinstance(target, Target) else target.target
         if (failed.backend, failed.architecture) == ("onnxruntime", "cpu"):
@@ -178,11 +178,11 @@ class SideEngines:
 
     # ---- loading -------------------------------------------------------------------------------------------
 
-    def _load(self, graph: SideGraph, batch: int) -> EngineLike:
+    def _load_engine(self, graph: SideGraph, batch: int) -> EngineLike:
         bundle = self._bundle
         if not self.backend.compiles:
             return self.backend.load(self._reader.read(graph.path))
-        engine = self._find(graph, batch)
+        engine = self._find_engine(graph, batch)
         command = f"Build it again: {rebuild_command(bundle, self._side, self.backend)}"
         listed = bundle.manifest.files.get(engine.path)
         if listed is None:
@@ -200,7 +200,7 @@ class SideEngines:
         except EngineFileError as e:
             raise type(e)(str(e).replace(REBUILD, command)) from e
 
-    def _find(self, graph: SideGraph, batch: int) -> EngineEntry:
+    def _find_engine(self, graph: SideGraph, batch: int) -> EngineEntry:
         sizes = sorted(largest for path, largest in self._built if path == graph.path)
         fitting = [size for size in sizes if size >= batch]
         if fitting:
@@ -222,7 +222,7 @@ class SideEngines:
 
 
 def choose_target(bundle: Bundle, side: str, target: str | Target | BackendLike | None) -> Target | BackendLike:
-    """Return the target that is meant: the side's last recorded one, else ``onnxruntime:cpu``, where none is given.
+    """Return ``target``, or by default the side's last recorded one, or else ``onnxruntime:cpu``.
 
     Raises:
         UsageError: It is unknown.
@@ -233,20 +233,20 @@ def choose_target(bundle: Bundle, side: str, target: str | Target | BackendLike 
 
 
 def target_entry(bundle: Bundle, side: str, target: Target | BackendLike) -> TargetEntry | None:
-    """Find what the manifest says of a target: for this kind of machine, or else what was recorded last.
+    """Return a target's entry in the manifest: for this kind of machine, or else the newest.
 
     Raises:
-        BackendUnavailable: Several kinds are recorded, and which one this is cannot be told.
+        BackendUnavailable: Several kinds are recorded, and this machine's kind is unknown.
     """
     found = recorded_targets(bundle, side, str(target if isinstance(target, Target) else target.target))
     here = recorded_here(bundle.manifest, side, get_backend(target)) if len(found) > 1 else None
     return here or next(reversed(found), None)
 
 
-def misfit(backend: BackendLike, entry: TargetEntry) -> dict[str, tuple[Any, Any]]:
-    """Return the facts in which a machine differs from the one that engines were built for, with both values.
+def misfit(backend: BackendLike, entry: TargetEntry) -> dict[str, tuple[object, object]]:
+    """Return the facts in which this machine differs from that of the build, with both values.
 
-    Where an engine says on which system it was built, it runs on no other one.
+    An engine that names an operating system runs only there.
     """
     wrong = differences(entry.fingerprint, backend.build_fingerprint())
     for key, value in system().items():
@@ -257,7 +257,7 @@ def misfit(backend: BackendLike, entry: TargetEntry) -> dict[str, tuple[Any, Any
 
 
 def rebuild_command(bundle: Bundle, side: str, backend: BackendLike, batch: int | None = None) -> str:
-    """Return the command that builds the engines as they were built, also for ``batch``."""
+    """Return the command that builds the engines with the same options, also for ``batch``."""
     command = _build_command(bundle, side, backend.target)
     options = backend.options
     if options is None:
@@ -269,8 +269,8 @@ def entry_backend(bundle: Bundle, side: str, target: Target | BackendLike, entry
     """Return the back-end, with the options that its engines were built with.
 
     Raises:
-        BackendUnavailable: Its library is not there.
-        BundleError: The options in the manifest do not fit.
+        BackendUnavailable: Its library is missing.
+        BundleError: The options in the manifest are wrong.
     """
     if entry is None or isinstance(entry.options, UnsetType):
         return get_backend(target)
@@ -284,7 +284,7 @@ def entry_backend(bundle: Bundle, side: str, target: Target | BackendLike, entry
 
 
 def _onnx_backend(failed: Target) -> BackendLike:
-    """Return ONNX Runtime, on the GPU where the target that failed was for one and it can be used.
+    """Return ONNX Runtime: on the GPU if the failed target was for one and it can be used, or else on the CPU.
 
     Raises:
         BackendUnavailable: It is not installed.
@@ -292,7 +292,7 @@ def _onnx_backend(failed: Target) -> BackendLike:
     if failed.backend != "onnxruntime":
         try:
             backend = get_backend("onnxruntime:cuda")
-            backend.run_fingerprint()  # tells whether there is a GPU
+            backend.run_fingerprint()  # raises without a GPU
         except BackendUnavailable as e:
             logger.info("the graphs cannot run on the GPU: %s", e)
         else:
@@ -301,5 +301,5 @@ def _onnx_backend(failed: Target) -> BackendLike:
 
 
 def _build_command(bundle: Bundle, side: str, target: object) -> str:
-    """Return the command that builds a side's engines, with the usual options."""
+    """Return the command that builds a side's engines with default options."""
     return f"dsc-split build {shlex.quote(str(bundle.path))} --side {side} --target {target}"

@@ -1,4 +1,4 @@
-"""Which graphs of a bundle run on which side, and what the manifest says of a side's targets."""
+"""List the graphs of a side, and read and write a side's targets in the manifest."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ class SideGraph:
     path: str
     """Path of the graph, relative to the bundle."""
     split: Split | None
-    """The pair it belongs to; ``None`` for the whole model."""
+    """Its pair; ``None`` for the whole model."""
 
     @property
     def label(self) -> str:
-        """What it is, in words."""
+        """Name for people: ``whole model``, ``head NAME``."""
         return "whole model" if self.split is None else f"{self.kind} {self.split.name}"
 
 
 def side_graphs(bundle: Bundle, side: str, *, verify: bool = True, whole: bool = False) -> tuple[SideGraph, ...]:
-    """List what runs on a side, the whole model first.
+    """List the graphs of a side, the whole model first.
 
-    On the device that is every head and the whole model; on the server every tail and, unless inputs must not
-    be sent, the whole model.
+    The device has all heads and the whole model. The server has all tails and, unless inputs must not be sent, the
+    whole model.
 
     Args:
         bundle: The bundle.
         side: ``device`` or ``server``.
-        verify: Whether the graphs themselves are needed; where engines are, they may be missing.
-        whole: Whether every byte of the weights is looked at now, or their size alone.
+        verify: Whether to check the graphs and weights; with engines, they may be missing.
+        whole: Whether to check every byte of the weights, or only their size.
 
     Raises:
         UsageError: ``side`` is neither, or the bundle is the other side's part.
-        BundleError: A graph or the weights are not there, or are not what the manifest lists.
+        BundleError: A graph or the weights are missing, or are not what the manifest lists.
     """
     if side not in SIDES:
         raise UsageError(f"side is {side!r}; {' or '.join(map(repr, SIDES))} was expected.")
@@ -86,7 +86,7 @@ def side_graphs(bundle: Bundle, side: str, *, verify: bool = True, whole: bool =
 
 
 def _verify_weights(bundle: Bundle, *, whole: bool) -> None:
-    """Look at the weights, which may be many GB: where they are run, every byte is looked at when they are loaded."""
+    """Check the weights, which may be many GB; when a graph is loaded, every byte is checked then."""
     relative = bundle.manifest.model.weights.path
     if relative is None:
         return
@@ -102,13 +102,13 @@ def _verify_weights(bundle: Bundle, *, whole: bool) -> None:
 
 
 def last_target(bundle: Bundle, side: str) -> str:
-    """Return the target of ``side`` that was asked for last, else ``onnxruntime:cpu``."""
+    """Return the last recorded target of ``side``, or else ``onnxruntime:cpu``."""
     recorded = bundle.targets(side)
     return recorded[-1] if recorded else "onnxruntime:cpu"
 
 
 def recorded_targets(bundle: Bundle, side: str, target: str) -> tuple[TargetEntry, ...]:
-    """List what the manifest says of a target, given in its canonical text: an entry for each kind of machine."""
+    """List the entries of a target, given as its canonical text: one for each kind of machine."""
     return bundle.manifest.targets.named(side, target)
 
 
@@ -118,14 +118,14 @@ def recorded_target(bundle: Bundle, side: str, target: str) -> TargetEntry | Non
 
 
 def recorded_here(manifest: Manifest, side: str, backend: BackendLike) -> TargetEntry | None:
-    """Find what a manifest says of a back-end's target, for the kind of machine that is at hand."""
+    """Return the entry of a back-end's target for this kind of machine, or ``None``."""
     kind = kind_of(backend.build_fingerprint())
     entries = manifest.targets.named(side, str(backend.target))
     return next((entry for entry in reversed(entries) if kind_of(entry.fingerprint) == kind), None)
 
 
 def new_entry(backend: BackendLike) -> TargetEntry:
-    """Make the entry of a back-end's target, as it is on this machine, with nothing built for it."""
+    """Make an entry of a back-end's target for this machine, without engines."""
     fingerprint = backend.build_fingerprint()
     return TargetEntry(target=str(backend.target), fingerprint=fingerprint, id=target_id(fingerprint))
 
@@ -133,8 +133,8 @@ def new_entry(backend: BackendLike) -> TargetEntry:
 def record_target(bundle: Bundle, side: str, backend: BackendLike) -> None:
     """Put a target at the end of the manifest's list for ``side``.
 
-    A target that stands there already, for this kind of machine, moves to the end, with the fingerprint it has now
-    and what was built for it. Where all of this is so already, nothing is written.
+    If the list has the target for this kind of machine, its entry moves to the end, with its engines and the current
+    fingerprint. If nothing changes, nothing is written.
 
     Raises:
         DscError: The manifest cannot be written, or another process holds the bundle.
@@ -148,15 +148,15 @@ def record_target(bundle: Bundle, side: str, backend: BackendLike) -> None:
 
 
 def put_last(draft: Draft, side: str, entry: TargetEntry, before: TargetEntry | None) -> None:
-    """Put an entry at the end of the list for ``side``, in the place of the one that was there before."""
+    """Put an entry at the end of the list for ``side``, and remove ``before``."""
     others = (item for item in draft.manifest.targets.of(side) if item is not before)
     draft.set_targets(side, (*others, entry))
 
 
 def record_check(bundle: Bundle, side: str, backend: BackendLike, check: CheckResult) -> None:
-    """Note beside a target what a check found.
+    """Write the result of a check to a target's entry.
 
-    A target that is not recorded yet is put at the front: checking one does not make it the one asked for last.
+    A new target goes to the front of the list: a check does not make it the default target.
 
     Raises:
         DscError: The manifest cannot be written, or another process holds the bundle.

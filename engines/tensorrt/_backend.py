@@ -1,4 +1,4 @@
-"""What TensorRT and TensorRT for RTX share: build, keep and load engines."""
+"""The common part of TensorRT and TensorRT for RTX: build, cache and load engines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import UNSET, UnsetType
 
 from dsc_split._support.files import new_file, sha256_file
+from dsc_split._support.records import Facts
 from dsc_split._support.sizes import size_text
 from dsc_split.bundles._records import BuilderMemory, EnginePrecision, Rewritten
 from dsc_split.engines._base import Backend, BuildJob, BuiltEngine, Engine
@@ -33,7 +34,7 @@ from dsc_split.engines._options import BuildOptions
 from dsc_split.engines._source import EngineSource
 from dsc_split.engines.side._batches import DEFAULT_BATCHES
 from dsc_split.engines.tensorrt._build import BuiltPlan, Shapes, build_plan, profile_shapes
-from dsc_split.engines.tensorrt._library import TrtLibrary, open_library
+from dsc_split.engines.tensorrt._library import Trt, TrtLibrary, open_library
 from dsc_split.engines.tensorrt._network import ParsedNetwork, parse_network
 from dsc_split.errors import (
     BackendError,
@@ -51,19 +52,19 @@ __all__ = ["TrtBackend"]
 logger = logging.getLogger(__name__)
 
 NOT_CAPTURABLE = "REQUIRE_USER_ALLOCATION is not compatible"
-"""What TensorRT for RTX says of a network that cannot be part of a CUDA graph: its shapes depend on data, say."""
+"""Part of TensorRT for RTX's message about a network that fits no CUDA graph: its shapes depend on data, say."""
 BUILDER_VERSION = 1
-"""Changes when the same graph and options are built otherwise than before: engines in the cache are then built anew."""
+"""Increase it when the same graph and options are built differently: cached engines are then built again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made:
-    """A plan, and what it was built from."""
+class _NetworkBuild:
+    """A plan, and the network that it was built from."""
 
     profile: tuple[int, int, int]
     """Smallest, best and largest batch size."""
     shapes: Shapes
-    """Shapes of the inputs at these."""
+    """Shapes of the inputs at these batch sizes."""
     parsed: ParsedNetwork
     """The network."""
     built: BuiltPlan
@@ -71,38 +72,38 @@ class _Made:
 
 
 class TrtBackend(Backend):
-    """What both libraries share."""
+    """Base of the back-ends of both libraries."""
 
     compiles = True
     library_name: Literal["tensorrt", "tensorrt_rtx"]
     """Import name of the library."""
     tied_to_system: bool
-    """Whether a plan runs only on the operating system and processor architecture that it was built on."""
+    """Whether a plan runs only on the operating system and processor architecture of its build."""
 
     _library: TrtLibrary
 
     # ---- what differs ----------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _gpu_facts(self) -> dict[str, Any]:
-        """Describe the GPU that engines are built for, as far as they depend on it."""
+    def _gpu_facts(self) -> Facts:
+        """Return the facts about the GPU that engines depend on."""
 
     @abc.abstractmethod
-    def _configure(self, config: Any, *, capturable: bool) -> None:
-        """Set what the target needs on a builder's configuration.
+    def _configure(self, config: Trt, *, capturable: bool) -> None:
+        """Set a builder's configuration for the target.
 
         Args:
             config: The configuration.
-            capturable: Whether the engine must fit into a CUDA graph, as far as the library has a say in it.
+            capturable: Whether the engine must fit into a CUDA graph, where the library has this option.
         """
 
-    def _after_build(self, config: Any) -> None:
-        """Keep what a build has learnt."""
+    def _after_build(self, config: Trt) -> None:
+        """Save the kernel timings of a build."""
 
     @property
     @abc.abstractmethod
     def _runs_here(self) -> bool:
-        """Whether the GPU that engines are built for is this machine's."""
+        """Whether this machine has the GPU that engines are built for."""
 
     # ---- the back-end ----------------------------------------------------------------------------------------
 
@@ -110,27 +111,27 @@ class TrtBackend(Backend):
         self._library = open_library(self.library_name, self.extra)
 
     def require_device(self) -> None:
-        """See whether there is a GPU with a driver.
+        """Check that there is a GPU with a driver.
 
         Raises:
             BackendUnavailable: There is none, or the driver is too old.
         """
         self._cuda()
 
-    def live_state(self) -> dict[str, Any]:
-        """Read clocks, temperature and what holds the GPU back."""
+    def live_state(self) -> Facts:
+        """Read clocks, temperature and throttling of the GPU."""
         from dsc_split.engines.gpu._state import gpu_state
 
         return gpu_state()
 
-    def _build_facts(self) -> dict[str, Any]:
+    def _build_facts(self) -> Facts:
         options = self.options.facts() if self.options is not None else {}
         if self.target.architecture != "sm75":
             options.pop("gemm", None)
         facts = {"library": self._library.name, "version": self._library.version, "options": options}
         return {**facts, **self._gpu_facts()}
 
-    def _device_facts(self) -> dict[str, Any]:
+    def _device_facts(self) -> Facts:
         return {"gpu": gpu(), "io": self.target.io}
 
     def _cuda(self) -> CudaLayer:
@@ -150,7 +151,7 @@ class TrtBackend(Backend):
         if path is None:
             path = job.output
             cache, key = EngineCache(), self._cache_key(job, options)
-            cached = _copy(cache.get(key), path) and self._fits(job, read_header(path), options)
+            cached = _copy_cached(cache.get(key), path) and self._matches_job(job, read_header(path), options)
             if not cached:
                 self._build_anew(job, options)
                 cache.put(key, path)
@@ -162,17 +163,17 @@ class TrtBackend(Backend):
         return BuiltEngine(path=path, sha256=sha256, size_bytes=path.stat().st_size, facts=facts, cached=cached)
 
     def _find_listed(self, job: BuildJob, options: BuildOptions) -> Path | None:
-        """Return the engine that the bundle has, where it is this very one and undamaged."""
+        """Return the bundle's engine if it is the requested one and undamaged."""
         path = job.listed
         if path is None or not path.is_file() or sha256_file(path) != job.listed_sha256:
             return None
         try:
-            return path if self._fits(job, read_header(path), options) else None
+            return path if self._matches_job(job, read_header(path), options) else None
         except EngineFileError:
             return None
 
-    def _fits(self, job: BuildJob, header: EngineHeader, options: BuildOptions) -> bool:
-        """Return whether an engine is what a job asks for, whatever its file is called."""
+    def _matches_job(self, job: BuildJob, header: EngineHeader, options: BuildOptions) -> bool:
+        """Return whether an engine is the one that a job requests; its file name does not matter."""
         stated = (header.graph, header.graph_digest, header.label, header.build_fingerprint)
         return (
             stated == (job.path, job.digest, job.label, self.build_fingerprint())
@@ -181,7 +182,7 @@ class TrtBackend(Backend):
             and (not _asks_memory(options) or set(options.batches) <= set(header.memory.activations))
         )
 
-    def _cache_key(self, job: BuildJob, options: BuildOptions) -> dict[str, Any]:
+    def _cache_key(self, job: BuildJob, options: BuildOptions) -> Facts:
         return {
             "builder": BUILDER_VERSION,
             "graph": job.path,
@@ -193,14 +194,14 @@ class TrtBackend(Backend):
         }
 
     def _build_anew(self, job: BuildJob, options: BuildOptions) -> None:
-        graph, rewritten = self._graph(job, options)
+        graph, rewritten = self._prepare_graph(job, options)
         activation_bytes: dict[int, int] = {}
-        made, lowered = self._fit(job, graph, options, activation_bytes)
+        made, lowered = self._build_largest(job, graph, options, activation_bytes)
         precision = self._precision(job, made)
         if _asks_memory(options):
             for batch in options.batches:
                 if batch not in activation_bytes:
-                    other = self._plan(job, graph, (min(made.profile[0], batch), batch, batch), options)
+                    other = self._build_profile(job, graph, (min(made.profile[0], batch), batch, batch), options)
                     activation_bytes[batch] = other.built.activation_bytes
         parsed, built = made.parsed, made.built
         smallest, best, largest = made.profile
@@ -234,27 +235,27 @@ class TrtBackend(Backend):
         )
         write_plan(job.output, description, built.plan)
 
-    def _fit(
+    def _build_largest(
         self, job: BuildJob, graph: bytes, options: BuildOptions, activation_bytes: dict[int, int]
-    ) -> tuple[_Made, str]:
-        """Build for the largest batch whose memory the GPU has; says why it is not the one that was asked for.
+    ) -> tuple[_NetworkBuild, str]:
+        """Build for the largest batch that fits into the GPU; also return why it is smaller than requested, or ``""``.
 
         Args:
             job: What to build.
-            graph: The graph as it is built.
+            graph: The graph, rewritten where needed.
             options: How to build.
-            activation_bytes: Told the memory at every batch size that was tried.
+            activation_bytes: The memory at every batch size that was tried is added to it.
 
         Raises:
-            OutOfMemoryError: There is not enough for any batch.
+            OutOfMemoryError: No batch fits.
         """
         lowered = ""
         available = options.device_memory_bytes
         profiles = _profiles(job, options)
         for profile in profiles:
-            if lowered and profile != profiles[-1] and _hopeless(profile[2], activation_bytes, available):
+            if lowered and profile != profiles[-1] and _is_too_large(profile[2], activation_bytes, available):
                 continue
-            made = self._plan(job, graph, profile, options)
+            made = self._build_profile(job, graph, profile, options)
             activation_bytes[profile[2]] = made.built.activation_bytes
             needed = made.built.activation_bytes + made.built.weights_bytes
             if available is None or needed <= available:
@@ -267,8 +268,10 @@ class TrtBackend(Backend):
             raise OutOfMemoryError(f"{lowered}.")
         raise OutOfMemoryError(f"{lowered}; not even batch {profile[2]} fits ({size_text(needed)}).")
 
-    def _plan(self, job: BuildJob, graph: bytes, profile: tuple[int, int, int], options: BuildOptions) -> _Made:
-        """Build a plan that fits into a CUDA graph, or one that does not where the network has no such."""
+    def _build_profile(
+        self, job: BuildJob, graph: bytes, profile: tuple[int, int, int], options: BuildOptions
+    ) -> _NetworkBuild:
+        """Build a plan that fits into a CUDA graph or, if that is impossible, one that does not."""
         job.tell("parse")
         parsed = parse_network(self._library, graph, job.graph)
         shapes = profile_shapes(parsed, job.tensors, profile)
@@ -283,13 +286,13 @@ class TrtBackend(Backend):
             if NOT_CAPTURABLE not in str(e):
                 raise
             built = build(False)
-        return _Made(profile=profile, shapes=shapes, parsed=parsed, built=built)
+        return _NetworkBuild(profile=profile, shapes=shapes, parsed=parsed, built=built)
 
-    def _precision(self, job: BuildJob, made: _Made) -> EnginePrecision:
-        """Say what the network computes in, as its definition says.
+    def _precision(self, job: BuildJob, made: _NetworkBuild) -> EnginePrecision:
+        """Return the precision of the network's layers.
 
         Raises:
-            BackendError: It was converted to float16, and layers where the time goes are float32.
+            BackendError: It was converted to float16, and layers that take most of the time are float32.
         """
         compute = made.parsed.compute_types()
         if job.kept_float32 is not None:
@@ -305,8 +308,8 @@ class TrtBackend(Backend):
             tf32=made.built.tf32,
         )
 
-    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, Rewritten | None]:
-        """Return the graph to build, and what was rewritten in it, for the GPU has not everything."""
+    def _prepare_graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, Rewritten | None]:
+        """Return the graph to build, and what was rewritten in it for the GPU."""
         return job.source.data, None
 
     # ---- load ------------------------------------------------------------------------------------------------
@@ -320,7 +323,7 @@ class TrtBackend(Backend):
                 f"engine {source.name!r} was built from another graph than the bundle's, {file.header.graph!r}. "
                 f"{REBUILD}"
             )
-        self._compare(source.name, file.header)
+        self._require_match(source.name, file.header)
         cuda = self._cuda()
         return TensorRTEngine(
             self,
@@ -334,9 +337,9 @@ class TrtBackend(Backend):
             runtime_cache=_runtime_cache(file.header.plan_sha256, cuda),
         )
 
-    def _compare(self, name: str, header: EngineHeader) -> None:
-        """Refuse an engine that this library, in this version, on this GPU, did not build."""
-        expected = {"library": self._library.name, "library_version": self._library.version}
+    def _require_match(self, name: str, header: EngineHeader) -> None:
+        """Check that an engine was built by this version of the library, for this GPU."""
+        expected: Facts = {"library": self._library.name, "library_version": self._library.version}
         expected |= {"architecture": self.target.architecture, **self._gpu_facts()}
         own = {name: getattr(header, name) for name in ("library", "library_version", "architecture")}
         tied = {"system": header.system, "machine": header.machine}
@@ -356,7 +359,7 @@ class TrtBackend(Backend):
 
 
 def _runtime_cache(plan_sha256: str, cuda: CudaLayer) -> Path | None:
-    """Name the file that keeps what TensorRT for RTX compiles from a plan for this GPU; ``None`` without a folder."""
+    """Return the file for code that TensorRT for RTX compiles from a plan for this GPU; ``None`` without a folder."""
     folder = cache_folder() / "runtime"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -366,8 +369,8 @@ def _runtime_cache(plan_sha256: str, cuda: CudaLayer) -> Path | None:
     return folder / f"{plan_sha256[:32]}-{cuda.name.replace(' ', '-')}-{cuda.compute_capability}.cache"
 
 
-def _copy(source: Path | None, output: Path) -> bool:
-    """Copy an engine from the cache; tells whether it was there, for another process may just have removed it."""
+def _copy_cached(source: Path | None, output: Path) -> bool:
+    """Copy an engine from the cache; return whether it was there: another process may just have removed it."""
     if source is None:
         return False
     try:
@@ -380,7 +383,7 @@ def _copy(source: Path | None, output: Path) -> bool:
 
 
 def _profiles(job: BuildJob, options: BuildOptions) -> list[tuple[int, int, int]]:
-    """Give the profile that was asked for and, where memory is limited, those for ever smaller batches."""
+    """List the requested profile and, where memory is limited, profiles for smaller batches in descending order."""
     smallest, best, largest = job.profile
     smaller = sorted((size for size in options.batches if size < largest), reverse=True)
     lower = [(min(smallest, batch), min(best, batch), batch) for batch in smaller]
@@ -389,23 +392,23 @@ def _profiles(job: BuildJob, options: BuildOptions) -> list[tuple[int, int, int]
 
 
 def _asks_memory(options: BuildOptions) -> bool:
-    """Tell whether the memory at other batch sizes is wanted; with an engine for each, they tell it themselves."""
+    """Return whether to measure other batch sizes; with an engine for each, that is not needed."""
     return options.memory_per_batch and not options.per_batch
 
 
-def _hopeless(batch: int, activation_bytes: dict[int, int], available: int | None) -> bool:
-    """Return whether a batch size need not be tried: activations grow about as the batch does, give or take a half."""
+def _is_too_large(batch: int, activation_bytes: dict[int, int], available: int | None) -> bool:
+    """Return whether a batch size is surely too large: activations grow like the batch, within a factor of 1.5."""
     tried = min(activation_bytes)
     return available is not None and activation_bytes[tried] * batch / tried > 1.5 * available
 
 
 def _is_kept(layer: str, kept: tuple[str, ...]) -> bool:
-    """Tell whether a layer came from a node that stays float32: the parser may add words to the node's name."""
+    """Return whether a layer is from a node that stays float32: the parser may add words to the node's name."""
     return layer.partition(" ")[0] in kept or layer in kept
 
 
 def _notes(rewritten: Rewritten) -> tuple[str, ...]:
-    """Say what was rewritten, in words."""
+    """Describe the rewritten operations."""
     forms = (
         (rewritten.converted, "equal convolutions"),
         (rewritten.summed, "equal multiplications and sums, whose speed has not been measured"),

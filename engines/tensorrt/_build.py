@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.engines._engine_file import ShapeBounds
-from dsc_split.engines.tensorrt._library import TrtLibrary, interruptible
+from dsc_split.engines.tensorrt._library import Trt, TrtLibrary, interruptible
 from dsc_split.errors import BackendError, OutOfMemoryError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["BuiltPlan", "Shapes", "build_plan", "profile_shapes"]
 
 NO_MEMORY = re.compile(r"OutOfMemory|out of memory|insufficient memory on workspace", re.I)
 NO_TACTIC = "Tactic Selection: no tactics"
-"""What is said where no implementation of a layer gets by with the workspace."""
+"""Message if the workspace is too small for all implementations of a layer."""
 REQUESTED = re.compile(r"Requested size was (\d+)")
 REFUSED_OPERATION = re.compile(r"Cannot compile operation '([^']+)' for ([^:]+): ([^.]+)\.")
 REFUSED_TYPE = re.compile(
@@ -28,33 +28,33 @@ REFUSED_TYPE = re.compile(
 )
 
 MAX_ELEMENTS = 2**31 - 1
-"""Most elements that an input or output may have: beyond, the library no longer counts reliably."""
+"""Largest number of elements of an input or output: the library miscounts larger ones."""
 
 Shapes = dict[str, ShapeBounds]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
-    """A plan, and what the builder says of it."""
+    """A plan, and what the builder reports about it."""
 
     plan: bytes
-    """What the library takes."""
+    """The bytes of the plan."""
     tf32: bool
     """Whether float32 layers may compute in TF32."""
     activation_bytes: int
-    """Memory for activations, scratch included, at the largest shapes of the profile."""
+    """Memory for activations and scratch at the largest shapes of the profile."""
     scratch_bytes: int
-    """Scratch memory of the greediest layer."""
+    """Largest scratch memory of a layer."""
     weights_bytes: int
     """Memory for weights."""
 
 
 def profile_shapes(parsed: ParsedNetwork, tensors: Mapping[str, TensorInfo], profile: tuple[int, int, int]) -> Shapes:
-    """Return smallest, best and largest shape of every input, by name.
+    """Return the smallest, best and largest shape of every input, by name.
 
     Raises:
-        BackendError: The bundle does not know an input, an input's values shape other tensors, or an input or output
-            is too large at the largest batch.
+        BackendError: The bundle does not know an input, an input's values determine shapes, or an input or output is
+            too large at the largest batch.
     """
     shapes: Shapes = {}
     largest = profile[2]
@@ -84,8 +84,8 @@ def build_plan(
     parsed: ParsedNetwork,
     shapes: Shapes,
     options: BuildOptions,
-    configure: Callable[[Any], None],
-    after: Callable[[Any], None],
+    configure: Callable[[Trt], None],
+    after: Callable[[Trt], None],
     tell: Callable[[str], None],
 ) -> BuiltPlan:
     """Build a plan.
@@ -95,9 +95,9 @@ def build_plan(
         parsed: The network.
         shapes: From :func:`profile_shapes`.
         options: How to build.
-        configure: Sets what the target needs on the builder's configuration.
-        after: Takes from the configuration what the build has learnt.
-        tell: Told the name of the phase that the library is in.
+        configure: Sets the builder's configuration for the target.
+        after: Saves the kernel timings in the configuration.
+        tell: Called with the name of each phase of the library.
 
     Raises:
         BackendError: It cannot be built; the message names the operation where the library does.
@@ -137,7 +137,7 @@ def build_plan(
 
 
 def _failure(errors: list[str], options: BuildOptions) -> BackendError:
-    """Turn what the library logged into an error of ours."""
+    """Return the error for what the library logged."""
     text = "; ".join(errors) or "the library gives no reason"
     if match := REFUSED_OPERATION.search(text):
         ways = "Choose another target, or export with --precision fp16"
@@ -154,11 +154,11 @@ def _failure(errors: list[str], options: BuildOptions) -> BackendError:
     return BackendError(text[:1000])
 
 
-def _monitor(trt: Any, tell: Callable[[str], None], interrupted: Callable[[], bool]) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is known at run time alone
-        """Tells the phase, and stops the build when it is interrupted.
+def _monitor(trt: Trt, tell: Callable[[str], None], interrupted: Callable[[], bool]) -> Trt:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is known only at run time
+        """Reports phases, and stops the build after an interrupt.
 
-        The library swallows what these methods raise, so it is kept, and raised when the build has ended.
+        The library ignores exceptions of these methods, so they are kept in ``stopped`` and raised after the build.
         """
 
         def __init__(self) -> None:
@@ -166,17 +166,17 @@ def _monitor(trt: Any, tell: Callable[[str], None], interrupted: Callable[[], bo
             self.stopped: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            """Tell of a phase; ``num_steps`` says little, for nearly all the time goes into one of them."""
+            """Report a phase, without ``num_steps``: one step takes nearly all the time."""
             try:
                 tell(phase_name)
-            except BaseException as e:  # kept for the end of the build
+            except BaseException as e:  # raised after the build
                 self.stopped = self.stopped or e
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            """Tell the library whether to go on."""
+            """Return whether the library continues."""
             return self.stopped is None and not interrupted()
 
         def phase_finish(self, phase_name: str) -> None:
-            """Nothing is to be done."""
+            """Do nothing."""
 
     return Monitor()

@@ -1,21 +1,22 @@
-"""Calls of a TensorRT plan: shapes and memory for one set of inputs, a CUDA graph, and the time between two events."""
+"""Calls of a TensorRT plan: set shapes and memory for the inputs, capture a CUDA graph, and measure the time."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from dsc_split.engines.gpu._cuda import hold
 from dsc_split.engines.gpu._device_arrays import DeviceView
 from dsc_split.engines.gpu._io_tensors import IoTensor, Place
-from dsc_split.engines.tensorrt._library import TrtLogger
+from dsc_split.engines.tensorrt._library import Trt, TrtLogger
 from dsc_split.engines.tensorrt._runtime import LoadedPlan, failure
 from dsc_split.errors import BackendError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from dsc_split._support.records import Facts
     from dsc_split.engines._base import TensorSpec
     from dsc_split.engines._engine_file import PlanProfile
     from dsc_split.engines.gpu._cuda import CudaLayer, Handle
@@ -24,23 +25,23 @@ __all__ = ["BoundCall", "Runner"]
 
 
 class Runner:
-    """A loaded plan with its stream: what every call of an engine shares.
+    """A loaded plan with its stream, shared by all calls of an engine.
 
-    The execution context holds the shapes and addresses of one call at a time, the armed one.
+    The execution context has the shapes and addresses of one call at a time, the armed one.
 
     Attributes:
-        name: Of the engine, for messages.
-        inputs: By name.
-        outputs: By name.
-        cuda: The layer.
-        facts: What is worth recording with a timing.
+        name: Name of the engine, for messages.
+        inputs: Inputs by name.
+        outputs: Outputs by name.
+        cuda: The layer over CUDA.
+        facts: Facts to record with a timing.
     """
 
     def __init__(
         self,
         plan: LoadedPlan,
         *,
-        trt: Any,
+        trt: Trt,
         logger: TrtLogger,
         cuda: CudaLayer,
         name: str,
@@ -54,7 +55,7 @@ class Runner:
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self.cuda = cuda
-        self.facts: dict[str, Any] = {"io": io, "cuda_graph": "nothing was run yet"}
+        self.facts: Facts = {"io": io, "cuda_graph": "nothing was run yet"}
         self._plan = plan
         self._trt = trt
         self._logger = logger
@@ -62,7 +63,7 @@ class Runner:
         self._profile = profile
         self._io = io
         self._armed: BoundCall | None = None
-        self._allocators: dict[str, Any] = {}
+        self._allocators: dict[str, Trt] = {}
         self._pending = False
         self._memory: Handle | None = None
         self._memory_bytes = 0
@@ -78,7 +79,7 @@ class Runner:
 
     @property
     def deferred(self) -> bool:
-        """Whether the armed call has outputs whose shape is known only when they are computed."""
+        """Whether the armed call has outputs whose shape is known only after the computation."""
         return bool(self._allocators)
 
     def close(self) -> None:
@@ -88,17 +89,17 @@ class Runner:
             self._drop_memory()
 
     def new_tensor(self, spec: TensorSpec) -> IoTensor:
-        """Make an input or output, without memory yet."""
+        """Make an input or output without memory."""
         import numpy as np
 
         return IoTensor(self.cuda, np.dtype(spec.dtype), "host" if self.is_on_host(spec.name) else self._io)
 
     def is_on_host(self, name: str) -> bool:
-        """Tell whether TensorRT reads or writes a tensor on the host: one whose values decide about shapes."""
+        """Return whether TensorRT uses a tensor on the host, because its values determine shapes."""
         return bool(self._plan.engine.get_tensor_location(name) == self._trt.TensorLocation.HOST)
 
     def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise where an input's shape is outside the profile."""
+        """Check that an input's shape is in the profile."""
         spec = self.inputs[name]
         fixed = [dim if isinstance(dim, int) else None for dim in spec.shape]
         bounds = self._profile.shapes.get(name)
@@ -119,25 +120,25 @@ class Runner:
             )
 
     def is_armed(self, call: BoundCall) -> bool:
-        """Tell whether the execution context has a call's shapes and addresses."""
+        """Return whether the execution context has a call's shapes and addresses."""
         return self._armed is call
 
     def disarm(self, call: BoundCall) -> None:
-        """Forget that the execution context is set to a call, where it is."""
+        """Mark a call as not armed."""
         if self._armed is call:
             self._armed = None
 
     def arm(self, call: BoundCall, addresses: Mapping[str, int]) -> None:
-        """Give the execution context a call's shapes and addresses, and make room for its outputs.
+        """Set the execution context to a call's shapes and addresses, and allocate memory for its outputs.
 
         Args:
-            call: Its inputs have their shapes.
-            addresses: Of inputs that lie elsewhere than in the call's own memory.
+            call: The call; the shapes of its inputs are set.
+            addresses: Addresses of the inputs that are not in the call's memory.
         """
-        plan = self._plan  # no name for the context itself: a traceback would keep it, and its memory, after close
+        plan = self._plan  # not the context: a traceback would keep a local variable, and its memory, after close
         self._armed = None
         self.drain()
-        self._logger.errors()  # what was said before is not about this call
+        self._logger.errors()  # drop errors that are not about this call
         for name, tensor in call.inputs.items():
             self._accept(plan.context.set_input_shape(name, tensor.shape), f"shape {tensor.shape} of input {name!r}")
             self._accept(plan.context.set_tensor_address(name, addresses.get(name, tensor.address)), f"input {name!r}")
@@ -157,7 +158,7 @@ class Runner:
                 self._accept(plan.context.set_tensor_address(name, tensor.address), f"output {name!r}")
 
     def arm_for_repetition(self, call: BoundCall) -> Handle | None:
-        """Arm a call, run it once, and capture a graph of it; returns the graph where that works."""
+        """Arm a call, run it once, and capture it as a CUDA graph; return the graph, or ``None`` where that fails."""
         self.arm(call, {})
         for tensor in call.inputs.values():
             tensor.to_device(self.stream)
@@ -174,7 +175,7 @@ class Runner:
         return graph
 
     def enqueue(self, stream: int) -> None:
-        """Enqueue the work of what the execution context is set to."""
+        """Enqueue the work of the execution context."""
         if self._plan.context.execute_async_v3(stream):
             return
         for allocator in self._allocators.values():
@@ -182,29 +183,29 @@ class Runner:
         raise failure(f"{self.name!r} cannot be run", self._logger)
 
     def settle(self) -> None:
-        """Give outputs the shapes that were found while they were computed."""
+        """Set the shapes of outputs that were known only after the computation."""
         for allocator in self._allocators.values():
             allocator.tensor.shape = allocator.shape
 
     def order(self, stream: int, after: int) -> None:
-        """Let what is enqueued later in ``stream`` wait for what is in the stream ``after``."""
+        """Let later work in ``stream`` wait for the work that is now in the stream ``after``."""
         self.cuda.record(self._done, after)
         self.cuda.wait(stream, self._done)
 
     def leave(self, stream: int) -> None:
-        """Remember work that goes on in somebody else's stream."""
+        """Remember that work is still running in a stream of the caller."""
         self.cuda.record(self._done, stream)
         self._pending = True
 
     def drain(self) -> None:
-        """Wait for work that was left in somebody else's stream."""
+        """Wait for work in a stream of the caller."""
         if self._pending:
             self.cuda.wait(self.stream, self._done)
             self.cuda.synchronise(self.stream)
             self._pending = False
 
     def _give_memory(self, size_bytes: int) -> None:
-        """Give the execution context memory for activations; it grows and never shrinks."""
+        """Set the execution context's memory for activations, which grows and never shrinks."""
         if self._memory is None or size_bytes > self._memory_bytes:
             self._drop_memory()
             self._memory = self.cuda.allocate(max(1, size_bytes))
@@ -233,11 +234,11 @@ class Runner:
 
 
 class BoundCall:
-    """The bare call: inputs in page-locked memory, outputs in page-locked memory when it returns.
+    """A call without arguments; its inputs and outputs are in page-locked memory.
 
     Attributes:
-        inputs: By name.
-        outputs: By name; their ``host`` arrays hold the results until the next call.
+        inputs: Inputs by name.
+        outputs: Outputs by name; their ``host`` arrays hold the results until the next call.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -255,7 +256,7 @@ class BoundCall:
             self._owned = held.pop_all()
 
     def __call__(self) -> None:
-        """Copy in, compute, copy out, and wait."""
+        """Copy the inputs, compute, copy the outputs, and wait."""
         runner, cuda = self._runner, self._cuda
         stream = runner.stream
         with cuda.active():
@@ -278,7 +279,7 @@ class BoundCall:
             cuda.synchronise(stream)
 
     def compute_ms(self) -> float:
-        """Give the milliseconds that the last call took on the GPU, without copies."""
+        """Return the milliseconds that the last call took on the GPU, without copies."""
         with self._cuda.active():
             return self._cuda.elapsed_ms(self._start, self._end)
 
@@ -295,10 +296,10 @@ class BoundCall:
                 self._fill(name, array)
 
     def place(self, inputs: Mapping[str, np.ndarray | DeviceView], stream: int) -> dict[str, int]:
-        """Take inputs where they are, and upload those that are on the host; returns the addresses of the others.
+        """Use inputs in GPU memory in place, and copy the others to the GPU; return the addresses of the former.
 
         Raises:
-            BackendError: A shape is outside the profile, or an input has to be on the host.
+            BackendError: A shape is outside the profile, or an input must be on the host.
         """
         addresses = {}
         for name, array in inputs.items():
@@ -319,7 +320,7 @@ class BoundCall:
         return addresses
 
     def close(self) -> None:
-        """Free everything that the call holds."""
+        """Free the memory of the call."""
         with self._cuda.active(), contextlib.ExitStack() as stack:
             stack.callback(self._owned.close)
             stack.callback(self._drop_graph)
@@ -338,10 +339,10 @@ class BoundCall:
             self._cuda.free(graph)
 
 
-def _allocator(trt: Any, tensor: IoTensor) -> Any:
-    """Make the object that TensorRT asks for an output's memory and tells its shape."""
+def _allocator(trt: Trt, tensor: IoTensor) -> Trt:
+    """Make the object that TensorRT calls for an output's memory, and with its shape."""
 
-    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]  # the base is known at run time only
+    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc]  # the module is known only at run time
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.tensor = tensor
@@ -364,9 +365,9 @@ def _allocator(trt: Any, tensor: IoTensor) -> Any:
                 if error is not None:
                     raise error
             finally:
-                del error  # it and this frame would keep each other, and the GPU memory that they know of
+                del error  # it and this frame would keep each other and GPU memory
 
-        def notify_shape(self, tensor_name: str, shape: Any) -> None:
+        def notify_shape(self, tensor_name: str, shape: Iterable[int]) -> None:
             self.shape = tuple(shape)
 
     return OutputAllocator()

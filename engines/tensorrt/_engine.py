@@ -1,16 +1,16 @@
-"""Run a TensorRT plan on a GPU: with NumPy arrays, or with arrays in GPU memory, which are used in place."""
+"""Run a TensorRT plan on a GPU, with NumPy arrays, or with arrays in GPU memory without copies."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.engines._base import Backend, Engine, TensorSpec
-from dsc_split.engines.gpu._device_arrays import DeviceArray, DeviceView, as_input, stream_handle
+from dsc_split.engines.gpu._device_arrays import DeviceArray, DeviceView, Shared, as_input, stream_handle
 from dsc_split.engines.tensorrt._calls import BoundCall, Runner
-from dsc_split.engines.tensorrt._library import TrtLogger
+from dsc_split.engines.tensorrt._library import Trt, TrtLogger
 from dsc_split.engines.tensorrt._runtime import LoadedPlan, numpy_dtypes
 from dsc_split.errors import BackendError, EngineFileError
 
@@ -24,12 +24,12 @@ __all__ = ["TensorRTEngine"]
 
 
 class TensorRTEngine(Engine):
-    """A plan on the GPU. It is no more thread-safe than TensorRT: one call at a time.
+    """A plan on the GPU. Like TensorRT itself, it is not thread-safe.
 
-    Inputs are NumPy arrays or arrays in GPU memory, anything with DLPack or the CUDA array interface.
+    Inputs are NumPy arrays, or arrays in GPU memory with DLPack or the CUDA array interface.
 
     Attributes:
-        facts: What is worth recording with a timing: ``io``, ``cuda_graph`` (``True``, or why there is none),
+        facts: Facts to record with a timing: ``io``, ``cuda_graph`` (``True``, or why there is none),
             ``profile``, ``file``, and ``jit`` where the library compiles while it runs.
     """
 
@@ -40,7 +40,7 @@ class TensorRTEngine(Engine):
         header: EngineDescription,
         plan: memoryview,
         *,
-        trt: Any,
+        trt: Trt,
         logger: TrtLogger,
         cuda: CudaLayer,
         io: str = "pinned",
@@ -49,19 +49,19 @@ class TensorRTEngine(Engine):
         """Load a plan.
 
         Args:
-            backend: The back-end that it is for.
-            name: Of the engine, for messages.
-            header: What its file says of it: inputs, outputs, profile.
-            plan: Its bytes; free to go afterwards.
+            backend: The back-end of the engine.
+            name: Name of the engine, for messages.
+            header: Header of its file: inputs, outputs, profile.
+            plan: Bytes of the plan; not needed afterwards.
             trt: The module ``tensorrt`` or ``tensorrt_rtx``.
             logger: The process's logger for it.
-            cuda: The layer to work with; its context is used throughout.
+            cuda: The layer over CUDA; its context is used for everything.
             io: ``pinned`` or ``mapped``.
-            runtime_cache: File that keeps what TensorRT for RTX compiles on this machine.
+            runtime_cache: File for code that TensorRT for RTX compiles on this machine.
 
         Raises:
             EngineFileError: The plan is damaged, was built for something else, or is not what the header says.
-            BackendUnavailable: Driver or CUDA are too old for it.
+            BackendUnavailable: The driver or CUDA is too old for it.
             BackendError: It cannot be loaded, or has elements of a type that NumPy lacks.
         """
         super().__init__(backend, name, _specs(header.inputs), _specs(header.outputs))
@@ -95,29 +95,29 @@ class TensorRTEngine(Engine):
         self.facts["file"] = name
         self.facts |= loaded.facts
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Compute the outputs as NumPy arrays, by name; on an emulated target, sleep what the real one takes longer.
+    def run(self, inputs: Mapping[str, Shared]) -> dict[str, np.ndarray]:
+        """Compute the outputs as NumPy arrays, by name. On an emulated target, then sleep as in :meth:`Engine.run`.
 
         Args:
-            inputs: NumPy arrays, or arrays in GPU memory, which are used in place.
+            inputs: NumPy arrays, or arrays in GPU memory, which are used without a copy.
 
         Raises:
             BackendError: An input is missing, unknown, of another type, rank or shape than the engine takes, or
-                lies where it cannot be used; or TensorRT fails.
-            OutOfMemoryError: Memory ends.
+                in memory that cannot be used; or TensorRT fails.
+            OutOfMemoryError: There is too little memory.
         """
         return super().run(self._as_inputs(inputs, self._runner.stream))
 
-    def run_on_device(self, inputs: Mapping[str, Any], *, stream: Any = None) -> dict[str, DeviceArray]:
-        """Compute the outputs and leave them in GPU memory, by name, at full speed.
+    def run_on_device(self, inputs: Mapping[str, Shared], *, stream: object = None) -> dict[str, DeviceArray]:
+        """Compute the outputs, by name, and leave them in GPU memory; at full speed, also on an emulated target.
 
         Args:
-            inputs: Arrays in GPU memory, which are used in place, or NumPy arrays.
-            stream: A CUDA stream to enqueue the work in, without waiting for it; the inputs must stay as they are
-                until it is done. Without one, the work is done when the call returns.
+            inputs: Arrays in GPU memory, which are used without a copy, or NumPy arrays.
+            stream: A CUDA stream to enqueue the work in, without waiting for it; do not change the inputs until it is
+                done. Without a stream, the work is done when the call returns.
 
         Returns:
-            Arrays that belong to the engine and hold until its next call, or until it is closed.
+            Arrays of the engine, valid until its next call, or until it is closed.
 
         Raises:
             BackendError: As for :meth:`run`.
@@ -128,11 +128,11 @@ class TensorRTEngine(Engine):
         with self.errors():
             return self._run_on_device(views, handle, wait=stream is None)
 
-    def bind(self, inputs: Mapping[str, Any]) -> BoundCall:
-        """Give the bare call, host to host, which holds its memory until the engine is closed.
+    def bind(self, inputs: Mapping[str, Shared]) -> BoundCall:
+        """Return a call without arguments, as in :meth:`Engine.bind`; its memory is freed when the engine is closed.
 
         Args:
-            inputs: Arrays that are copied once, now, into memory of the call.
+            inputs: Arrays that are copied now, once, into memory of the call.
 
         Raises:
             BackendError: As for :meth:`run`.
@@ -141,7 +141,7 @@ class TensorRTEngine(Engine):
         self._check(views)
         return self._bind({name: self._on_host(view) for name, view in views.items()})
 
-    def _run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _run(self, inputs: Mapping[str, Shared]) -> dict[str, np.ndarray]:
         if any(isinstance(array, DeviceView) for array in inputs.values()):
             arrays = self._run_on_device(inputs, self._runner.stream, wait=True)
             return {name: array.copy_to_host() for name, array in arrays.items()}
@@ -161,7 +161,7 @@ class TensorRTEngine(Engine):
         with self._cuda.active(), self._owned:
             self._runner.drain()
 
-    def _run_on_device(self, inputs: Mapping[str, Any], stream: int, *, wait: bool) -> dict[str, DeviceArray]:
+    def _run_on_device(self, inputs: Mapping[str, Shared], stream: int, *, wait: bool) -> dict[str, DeviceArray]:
         runner, call = self._runner, self._device_call
         with self._cuda.active():
             runner.drain()
@@ -185,7 +185,7 @@ class TensorRTEngine(Engine):
             for name, tensor in call.outputs.items()
         }
 
-    def _as_inputs(self, inputs: Mapping[str, Any], stream: int) -> dict[str, Any]:
+    def _as_inputs(self, inputs: Mapping[str, Shared], stream: int) -> dict[str, Shared]:
         return {name: as_input(name, array, self._cuda, stream) for name, array in inputs.items()}
 
     def _on_host(self, view: np.ndarray | DeviceView) -> np.ndarray:
@@ -197,8 +197,8 @@ class TensorRTEngine(Engine):
         )
         return array.copy_to_host()
 
-    def _require_as_described(self, trt: Any, engine: Any) -> None:
-        """Raise where the plan has other inputs or outputs than its file says, or some that NumPy has no type for."""
+    def _require_as_described(self, trt: Trt, engine: Trt) -> None:
+        """Check that the plan has the inputs and outputs of the header, with types that NumPy has."""
         dtypes = numpy_dtypes(trt)
         found = {}
         for index in range(engine.num_io_tensors):

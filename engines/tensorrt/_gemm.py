@@ -1,7 +1,7 @@
-"""Rewrite float32 matrix products into forms that TensorRT for RTX compiles for Turing (SM75).
+"""Rewrite float32 matrix products so that TensorRT for RTX compiles them for Turing (SM75).
 
-For SM75 it refuses every float32 ``Gemm``, ``MatMul`` and two-input ``Einsum``, recurrent layers and 3-D convolutions,
-and takes 2-D convolutions.
+For SM75 it refuses float32 ``Gemm``, ``MatMul``, two-input ``Einsum``, recurrent layers and 3-D convolutions, and
+accepts 2-D convolutions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,7 +35,7 @@ _OPSET_OF_AXES_INPUT = 13
 
 @dataclass(frozen=True, kw_only=True)
 class LeftGemm:
-    """An op that SM75 refuses and that was left as it is."""
+    """An op that SM75 refuses, and that was not rewritten."""
 
     name: str
     """Name of the node."""
@@ -46,16 +46,16 @@ class LeftGemm:
 
     @property
     def is_product(self) -> bool:
-        """Whether it multiplies matrices; what does not can only become float16."""
+        """Whether it multiplies matrices; other ops can only become float16."""
         return self.op_type in PRODUCTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class GemmRewrite:
-    """A graph that computes the same, and what was done to it."""
+    """A rewritten graph that computes the same, and the changes."""
 
     model: onnx.ModelProto
-    """The graph; its external data is that of the original, in the same folder."""
+    """The graph; it uses the external data of the original, in the same folder."""
     converted: tuple[str, ...]
     """Names of the nodes that are now equal convolutions, in graph order."""
     summed: tuple[str, ...]
@@ -63,11 +63,11 @@ class GemmRewrite:
     halved: tuple[str, ...]
     """Names of the nodes that now compute in float16, between casts."""
     left: tuple[LeftGemm, ...]
-    """Nodes that are as they were, and will be refused."""
+    """Nodes that were not rewritten, and will be refused."""
 
 
 def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
-    """Rewrite every float32 op of a graph that SM75 refuses, as far as the policy goes; all else stays as it is.
+    """Rewrite the float32 ops of a graph that SM75 refuses, as far as the policy allows.
 
     Args:
         graph: An ONNX file with its external data beside it.
@@ -94,7 +94,7 @@ def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
                 forms.replace([forms.convert(sums=False)])
                 converted.append(name)
             except NoFormError as e:
-                if sums and node.op_type in PRODUCTS and _sum(node, scope, names):
+                if sums and node.op_type in PRODUCTS and _replace_by_sum(node, scope, names):
                     summed.append(name)
                     continue
                 overflow = _overflow(node)
@@ -115,8 +115,8 @@ def rewrite_gemm(graph: Path, *, policy: str) -> GemmRewrite:
     )
 
 
-def _sum(node: ir.Node, scope: ir.Graph, names: Names) -> bool:
-    """Make a node a multiplication and a sum; tells whether that could be done."""
+def _replace_by_sum(node: ir.Node, scope: ir.Graph, names: Names) -> bool:
+    """Replace a node by a multiplication and a sum; return whether that is possible."""
     forms = Forms(node, scope, names)
     try:
         forms.replace([forms.convert(sums=True)])
@@ -125,14 +125,12 @@ def _sum(node: ir.Node, scope: ir.Graph, names: Names) -> bool:
     return True
 
 
-def prove_rewrite(
-    graph: Path, rewrite: GemmRewrite, feeds: Sequence[Mapping[str, np.ndarray[Any, Any]]]
-) -> tuple[float, float]:
+def prove_rewrite(graph: Path, rewrite: GemmRewrite, feeds: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float]:
     """Run the original and the rewritten graph in ONNX Runtime on the CPU, and compare.
 
     Args:
         graph: The original.
-        rewrite: What :func:`rewrite_gemm` made of it.
+        rewrite: The result of :func:`rewrite_gemm`.
         feeds: Inputs by name, one mapping per run.
 
     Returns:
@@ -159,14 +157,14 @@ def prove_rewrite(
 
 
 def digest(rewrite: GemmRewrite) -> str:
-    """Hash the rewritten graph in its canonical form; returns 64 hexadecimal digits."""
+    """Return the SHA-256 of the rewritten graph in its canonical form: 64 hexadecimal digits."""
     from dsc_split.partitioner._weights_file import encode_graph
 
     return hashlib.sha256(encode_graph(rewrite.model)).hexdigest()
 
 
 def _with_rounding(rewrite: GemmRewrite) -> onnx.ModelProto:
-    """Make ONNX Runtime round to float16 where the rewritten graph does."""
+    """Return the graph, changed so that ONNX Runtime keeps its roundings to float16."""
     if not rewrite.halved:
         return rewrite.model
     import onnx_ir as ir
@@ -191,7 +189,7 @@ def _with_rounding(rewrite: GemmRewrite) -> onnx.ModelProto:
 
 
 def _load(graph: Path) -> ir.Model:
-    """Read a graph; its bodies get shapes and types, and its local functions are inlined."""
+    """Read a graph, infer its shapes and types, and inline its local functions."""
     require("onnx_ir", extra="onnx", purpose="rewrite graphs")
     onnx = require("onnx", extra="onnx", purpose="rewrite graphs")
     import onnx_ir as ir
@@ -212,7 +210,7 @@ def _load(graph: Path) -> ir.Model:
 
 
 def _is_refused(node: ir.Node) -> bool:
-    """Tell whether TensorRT for RTX refuses to compile ``node`` for SM75."""
+    """Return whether TensorRT for RTX refuses to compile ``node`` for SM75."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     if node.domain not in ("", "ai.onnx") or not any(value.dtype and value.dtype.name == "FLOAT" for value in values):
         return False
@@ -224,7 +222,7 @@ def _is_refused(node: ir.Node) -> bool:
 
 
 def _overflow(node: ir.Node) -> str:
-    """Say which weights of ``node`` float16 cannot hold; nothing where it holds them all."""
+    """Return why float16 cannot hold the weights of ``node``; empty where it can."""
     for value in node.inputs:
         if value is None or value.const_value is None or value.const_value.dtype.name != "FLOAT":
             continue

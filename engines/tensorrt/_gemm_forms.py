@@ -1,9 +1,8 @@
-"""The forms that a refused matrix product is rewritten into: a 1x1 convolution, multiply and sum, float16.
+"""Rewrite a refused matrix product as a 1x1 convolution, as multiply and sum, or in float16.
 
 A product with a fixed matrix is a 1x1 convolution over rows: ``[rows, K]`` is ``[rows, K, 1, 1]``, the matrix is the
-kernel ``[N, K, 1, 1]``, and both are the same bytes with other dimensions. Kernels are made by ``Reshape`` and
-``Transpose`` nodes in the graph, which the builder folds, so that no weight is copied and external data stays where
-it is.
+kernel ``[N, K, 1, 1]``; the bytes stay the same. ``Reshape`` and ``Transpose`` nodes in the graph make the kernels, and
+the builder folds them, so no weight is copied, and external data is not changed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,7 +25,7 @@ PRODUCTS = frozenset({"Einsum", "Gemm", "MatMul"})
 
 
 class NoFormError(Exception):
-    """An op has no exact form that SM75 takes; the message is the reason."""
+    """An op has no equal form that SM75 accepts; the message is the reason."""
 
 
 # ---- products as labelled axes -----------------------------------------------------------------------------
@@ -40,7 +39,7 @@ class _Operand:
     labels: str
 
     def size(self, label: str) -> int | None:
-        """Give the size of an axis, or ``None`` where it is open."""
+        """Return the size of an axis, or ``None`` where it is open."""
         shape = self.value.shape
         dim = shape[self.labels.index(label)] if shape is not None else None
         return dim if isinstance(dim, int) else None
@@ -60,13 +59,13 @@ class _Operand:
         return sum(self.size(label) is None for label in labels)
 
     def elements(self, labels: str) -> int:
-        """Multiply the sizes of some axes; -1, what Reshape works out for itself, where one is open."""
+        """Multiply the sizes of some axes; return -1, which Reshape infers, where one is open."""
         sizes = [self.size(label) for label in labels]
         return -1 if None in sizes else math.prod(size for size in sizes if size is not None)
 
 
 def _matmul_labels(left: ir.Value, right: ir.Value, node: ir.Node) -> tuple[str, str, str]:
-    """Label the axes of a ``MatMul``; an axis of size 1 that is stretched has a label of its own."""
+    """Label the axes of a ``MatMul``; an axis of size 1 that is broadcast gets a separate label."""
     shapes = [[dim if isinstance(dim, int) else None for dim in value.shape or ()] for value in (left, right)]
     matrices = ["mk"[-len(shapes[0]) :], "kn"[: len(shapes[1])]]
     batch = [list(reversed(shape[: -len(matrix)])) for shape, matrix in zip(shapes, matrices, strict=True)]
@@ -98,7 +97,7 @@ def _einsum_labels(left: ir.Value, right: ir.Value, node: ir.Node) -> tuple[str,
 
 
 class Names:
-    """Names that nothing in a model has yet."""
+    """Makes names that are not used in a model."""
 
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str | None] = set()
@@ -109,7 +108,7 @@ class Names:
                 self._taken.update((node.name, *(value.name for value in node.outputs)))
 
     def new(self, stem: str) -> str:
-        """Take a name that begins with ``stem``."""
+        """Return an unused name that begins with ``stem``."""
         name, number = stem, 1
         while name in self._taken:
             number += 1
@@ -119,7 +118,7 @@ class Names:
 
 
 class Forms:
-    """What one refused node is replaced by, in the making."""
+    """Makes the nodes that replace one refused node."""
 
     def __init__(self, node: ir.Node, graph: ir.Graph, names: Names) -> None:
         self._node = node
@@ -129,7 +128,7 @@ class Forms:
         self._constants: list[ir.Value] = []
 
     def replace(self, results: Sequence[ir.Value]) -> None:
-        """Put what was made in the place of the node; its outputs keep their names."""
+        """Replace the node by the new nodes; its outputs keep their names."""
         import onnx_ir as ir
 
         for value in self._constants:
@@ -160,13 +159,13 @@ class Forms:
         return [self._op("Cast", made, to=int(ir.DataType.FLOAT)) if made.name else made for made in inner.outputs]
 
     def convert(self, *, sums: bool) -> ir.Value:
-        """Compute what the node computes, in float32, by ops that SM75 takes.
+        """Compute the node in float32 by ops that SM75 accepts.
 
         Args:
             sums: Whether a product of two computed tensors may be multiply and sum.
 
         Raises:
-            NoFormError: There is no such form; nothing was made.
+            NoFormError: There is no equal form; nothing was made.
         """
         values = [value for value in self._node.inputs if value is not None]
         if self._node.op_type == "Gemm":
@@ -205,10 +204,10 @@ class Forms:
             right: The other.
             out: Labels of the result, in order.
             sums: Whether a product of two computed tensors may be multiply and sum.
-            bias: What is added along the axis that ``right`` alone has, a constant matrix then.
+            bias: Added along the axis that only ``right`` has; ``right`` is then a constant matrix.
 
         Raises:
-            NoFormError: There is no form; nothing was made.
+            NoFormError: There is no equal form; nothing was made.
         """
         for matrix, rows in sorted(((right, left), (left, right)), key=lambda pair: not pair[0].is_constant):
             if matrix.is_static and _is_one_matrix(matrix, rows, out):
@@ -220,7 +219,7 @@ class Forms:
         raise NoFormError("it multiplies two computed tensors, and a 1x1 convolution has one kernel")
 
     def _convolve(self, rows: _Operand, matrix: _Operand, out: str, bias: ir.Value | None) -> ir.Value:
-        """Multiply by one matrix: a 1x1 convolution whose channels are what is summed over."""
+        """Multiply by one matrix: a 1x1 convolution; its channels are the summed axes."""
         summed = "".join(label for label in rows.labels if label in matrix.labels)
         made = "".join(label for label in matrix.labels if label not in summed and label in out)
         before, found, after = rows.labels.partition(summed) if summed else (rows.labels, "", "")
@@ -237,7 +236,7 @@ class Forms:
         return self._transpose(_Operand(result, kept), out)
 
     def _sizes(self, rows: _Operand, matrix: _Operand, labels: str) -> ir.Value:
-        """Give the sizes of some axes of two tensors, the second of them static, as a shape for Reshape."""
+        """Return the sizes of some axes of two tensors as a shape for Reshape; the second tensor is static."""
         sizes = [rows.size(label) if label in rows.labels else matrix.size(label) for label in labels]
         if sizes.count(None) <= 1:
             return self._constant(np.array([-1 if size is None else size for size in sizes], np.int64))
@@ -247,7 +246,7 @@ class Forms:
         return self._op("Gather", every, self._constant(np.array(wanted, np.int64)), axis=0)
 
     def _multiply_and_sum(self, left: _Operand, right: _Operand, out: str) -> ir.Value:
-        """Multiply two tensors that are stretched to each other's axes, and sum; the compiler fuses the two."""
+        """Broadcast and multiply two tensors, and sum; the compiler fuses both steps."""
         summed = "".join(dict.fromkeys(label for label in left.labels + right.labels if label not in out))
         order = out[:-1] + summed + out[-1:]
         factors = []
@@ -265,7 +264,7 @@ class Forms:
 
     # ---- single ops ----------------------------------------------------------------------------------------
 
-    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def _op(self, op_type: str, *inputs: ir.Value, **attributes: int | Sequence[int]) -> ir.Value:
         import onnx_ir as ir
 
         name = self._names.new(f"{self._node.name}.{op_type.lower()}")
@@ -274,7 +273,7 @@ class Forms:
         self._nodes.append(node)
         return node.outputs[0]
 
-    def _constant(self, array: np.ndarray[Any, Any] | np.generic) -> ir.Value:
+    def _constant(self, array: np.ndarray | np.generic) -> ir.Value:
         import onnx_ir as ir
 
         name = self._names.new(f"{self._node.name}.constant")
@@ -286,21 +285,21 @@ class Forms:
         return self._op("Reshape", value, self._constant(np.array(shape, np.int64)))
 
     def _transpose(self, operand: _Operand, labels: str) -> ir.Value:
-        """Put the axes of a tensor into the order of ``labels``."""
+        """Transpose a tensor into the axis order of ``labels``."""
         if operand.labels == labels:
             return operand.value
         return self._op("Transpose", operand.value, perm=[operand.labels.index(label) for label in labels])
 
 
 def _is_one_matrix(matrix: _Operand, rows: _Operand, out: str) -> bool:
-    """Tell whether every row is multiplied by the same matrix, and nothing else is summed over."""
+    """Return whether every row is multiplied by the same matrix, and no other axis is summed."""
     shared = any(label in out for label in matrix.labels if label in rows.labels)
     alone = [(x, label) for x, y in ((matrix, rows), (rows, matrix)) for label in x.labels if label not in y.labels]
     return not shared and all(label in out or x.size(label) == 1 for x, label in alone)
 
 
 def _is_bias(c: ir.Value, right: _Operand) -> bool:
-    """Tell whether the last input of a ``Gemm`` is one constant for each column of a constant matrix."""
+    """Return whether the last input of a ``Gemm`` is one constant for each column of a constant matrix."""
     if c.const_value is None or not right.is_constant:
         return False
     *ones, last = c.const_value.shape.numpy() or (1,)

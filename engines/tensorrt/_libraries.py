@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT for RTX: one back-end on two libraries.
+"""The back-ends TensorRT and TensorRT for RTX.
 
-TensorRT for RTX builds for any GPU that it knows, on any machine, without one. Full TensorRT builds on the GPU that
-will run the engine, for it times its kernels there.
+TensorRT for RTX builds for any GPU that it knows, on any machine, also without a GPU. Full TensorRT builds on the GPU
+that runs the engine, because it times its kernels there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.files import write_bytes
 from dsc_split.bundles._records import Rewritten
@@ -22,18 +22,20 @@ from dsc_split.engines.tensorrt._backend import TrtBackend
 from dsc_split.errors import BackendError, BackendUnavailable, DscError, UsageError
 
 if TYPE_CHECKING:
+    from dsc_split._support.records import Facts
     from dsc_split.engines.tensorrt._gemm import LeftGemm
+    from dsc_split.engines.tensorrt._library import Trt
 
 __all__ = ["TensorRTBackend", "TensorRTRTXBackend"]
 
 logger = logging.getLogger(__name__)
 
 _OTHER_WAYS = {"conv": ("sum", "fp16"), "sum": ("fp16",), "fp16": ()}
-"""Policies for float32 matrix products that do more than the one that failed."""
+"""For each policy for float32 matrix products, those that rewrite more of them."""
 
 
 def _refusal(left: Sequence[LeftGemm], policy: str) -> str:
-    """Say which operation SM75 lacks, and what can be done about it."""
+    """Return the message about an operation that SM75 lacks, with advice."""
     first = next((item for item in left if not item.is_product), left[0])
     ways = _OTHER_WAYS[policy] if first.is_product else tuple({"fp16"} - {policy})
     more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
@@ -53,10 +55,10 @@ class TensorRTRTXBackend(TrtBackend):
             raise UsageError(f"target {str(self.target)!r} times no kernels: leave --timing-cache out.")
         super()._require()
 
-    def _gpu_facts(self) -> dict[str, Any]:
-        return {}  # the target's architecture says it all
+    def _gpu_facts(self) -> Facts:
+        return {}  # the target's architecture is enough
 
-    def _configure(self, config: Any, *, capturable: bool) -> None:
+    def _configure(self, config: Trt, *, capturable: bool) -> None:
         trt = self._library.trt
         if capturable and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -75,27 +77,27 @@ class TensorRTRTXBackend(TrtBackend):
         except BackendUnavailable:
             return False
 
-    def _graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, Rewritten | None]:
-        """Rewrite float32 matrix products for SM75, and prove that the graph computes what it did.
+    def _prepare_graph(self, job: BuildJob, options: BuildOptions) -> tuple[bytes, Rewritten | None]:
+        """Rewrite float32 matrix products for SM75, and check that the graph computes the same.
 
         Raises:
-            BackendError: One cannot be rewritten, or the rewritten graph computes something else.
+            BackendError: A product cannot be rewritten, or the rewritten graph computes something else.
         """
         if self.target.architecture != "sm75":
-            return super()._graph(job, options)
+            return super()._prepare_graph(job, options)
         from dsc_split.engines.tensorrt._gemm import digest, prove_rewrite, rewrite_gemm
         from dsc_split.partitioner._weights_file import encode_graph
         from dsc_split.partitioner.proof._proof import TOLERANCE
 
         try:
             rewrite = rewrite_gemm(job.graph, policy=options.gemm)
-        except BackendUnavailable as e:  # one engine less, not the end of all
+        except BackendUnavailable as e:  # only this engine fails
             raise BackendError(f"a float32 graph has to be looked over for SM75: {e}") from e
         if rewrite.left:
             raise BackendError(_refusal(rewrite.left, options.gemm))
         count = len(rewrite.converted) + len(rewrite.summed) + len(rewrite.halved)
         if not count:
-            return super()._graph(job, options)
+            return super()._prepare_graph(job, options)
         job.tell("prove the rewritten graph")
         try:
             _, max_rel = prove_rewrite(job.graph, rewrite, [job.feeds()])
@@ -125,12 +127,12 @@ class TensorRTBackend(TrtBackend):
     tied_to_system = True
     _runs_here = True
 
-    def _gpu_facts(self) -> dict[str, Any]:
+    def _gpu_facts(self) -> Facts:
         cuda = self._cuda()
         return {"gpu": cuda.name, "compute_capability": cuda.compute_capability}
 
-    def _configure(self, config: Any, *, capturable: bool) -> None:
-        """Give the builder the timings of earlier builds: it then chooses the same kernels, and faster.
+    def _configure(self, config: Trt, *, capturable: bool) -> None:
+        """Load the kernel timings of earlier builds: the builder then chooses the same kernels, and is faster.
 
         Raises:
             BackendError: The file cannot be used.
@@ -150,7 +152,7 @@ class TensorRTBackend(TrtBackend):
         if cache is None or not config.set_timing_cache(cache, False):
             raise BackendError(f"timing cache {str(path)!r} is not of this TensorRT and GPU. Remove it.")
 
-    def _after_build(self, config: Any) -> None:
+    def _after_build(self, config: Trt) -> None:
         if self.options is None or self.options.timing_cache_sha256 is None:
             path = self._timing_cache
             try:

@@ -1,7 +1,7 @@
-"""The TensorRT libraries: which one, which version, and the one logger that a process may have.
+"""Import a TensorRT library and set its logger, of which a process may have only one.
 
-``tensorrt`` and ``tensorrt_rtx`` have nearly one interface; where they differ, and where versions do, the attribute is
-asked for with ``hasattr``, never the version.
+``tensorrt`` and ``tensorrt_rtx`` have nearly the same interface. Where libraries or versions differ, the code checks
+for the attribute with ``hasattr``, never for the version.
 """
 
 from __future__ import annotations
@@ -21,27 +21,30 @@ from dsc_split.errors import BackendUnavailable
 
 __all__ = ["TrtLibrary", "TrtLogger", "interruptible", "open_library"]
 
+Trt = Any
+"""The module ``tensorrt`` or ``tensorrt_rtx``, or an object of it: they have no types."""
+
 OLDEST = (10, 3)
-"""Oldest ``tensorrt`` that has all that is used."""
+"""Oldest version of ``tensorrt`` that works."""
 
 NOISE = re.compile(r"catchCudaError|^\[?checkMacros|The logger passed into|CUDA lazy loading is not enabled", re.I)
-"""What is logged as an error wherever there is no GPU, and says nothing of the build."""
+"""Errors that are logged on machines without a GPU, and do not concern the build."""
 
 MEMORY_LINE = re.compile(r"^\s*(Total Activation|Max Scratch|Total Weights) Memory: (\d+) bytes")
 
 
 class TrtLogger:
-    """What the library has logged and nobody has read yet; may be written from any of its threads."""
+    """Collects what the library logs, from any of its threads, until it is read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._errors: list[str] = []
         self._memory: dict[str, int] = {}
-        self.native: Any = None
-        """The library's own logger object, which writes here."""
+        self.native: Trt = None
+        """The library's logger object, which calls :meth:`note`."""
 
     def note(self, text: str, *, is_error: bool) -> None:
-        """Keep what matters of one line."""
+        """Keep a line if it is an error or a size of memory."""
         if match := MEMORY_LINE.match(text):
             with self._lock:
                 name = {"Total Activation": "activation_bytes", "Max Scratch": "scratch_bytes"}
@@ -51,13 +54,13 @@ class TrtLogger:
                 self._errors.append(" ".join(text.split()))
 
     def errors(self) -> list[str]:
-        """Give the errors since the last call, each once, and forget them."""
+        """Return the errors since the last call, without duplicates, and drop them."""
         with self._lock:
             errors, self._errors = list(dict.fromkeys(self._errors)), []
         return errors
 
     def memory(self) -> dict[str, int]:
-        """Give the memory that the last build reported, in bytes, and forget it."""
+        """Return the memory that the last build reported, in bytes, and drop it."""
         with self._lock:
             memory, self._memory = self._memory, {}
         return memory
@@ -65,21 +68,21 @@ class TrtLogger:
 
 @dataclass(frozen=True, kw_only=True)
 class TrtLibrary:
-    """One of the two libraries, imported."""
+    """An imported TensorRT library."""
 
-    trt: Any
+    trt: Trt
     """The module."""
     name: str
     """Its import name: ``tensorrt`` or ``tensorrt_rtx``."""
     version: str
     """Full version: major.minor.patch.build."""
     logger: TrtLogger
-    """What it logs."""
+    """Its logger."""
 
 
 @functools.lru_cache(maxsize=2)
 def open_library(name: str, extra: str) -> TrtLibrary:
-    """Import ``tensorrt`` or ``tensorrt_rtx``, and give it its logger: it takes the first one of a process alone.
+    """Import ``tensorrt`` or ``tensorrt_rtx``, and set its logger: the library keeps the first one of a process.
 
     Raises:
         BackendUnavailable: It is not installed, cannot be loaded, or is too old.
@@ -91,7 +94,7 @@ def open_library(name: str, extra: str) -> TrtLibrary:
             f"{name!r} is installed and cannot be loaded: {e}. Install it again: pip install 'dsc-split[{extra}]'"
         ) from e
     version = str(trt.__version__)
-    if name == "tensorrt" and _numbers(version) < OLDEST:
+    if name == "tensorrt" and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise BackendUnavailable(f"tensorrt is {version}; {oldest} or later was expected. Update it.")
     logger = TrtLogger()
@@ -99,19 +102,15 @@ def open_library(name: str, extra: str) -> TrtLibrary:
     return TrtLibrary(trt=trt, name=name, version=version, logger=logger)
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-
-
-def _native_logger(trt: Any, logger: TrtLogger) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known at run time alone
-        """Hands every line on."""
+def _native_logger(trt: Trt, logger: TrtLogger) -> Trt:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known only at run time
+        """Passes every line to a TrtLogger."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
-        def log(self, severity: Any, text: str) -> None:
-            """Take one line, of whatever severity: the library does not filter."""
+        def log(self, severity: Trt, text: str) -> None:
+            """Take one line of any severity: the library does not filter."""
             if severity <= trt.ILogger.INFO:
                 logger.note(text, is_error=severity <= trt.ILogger.ERROR)
 
@@ -120,10 +119,10 @@ def _native_logger(trt: Any, logger: TrtLogger) -> Any:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Keep an interrupt for the end of the block, and tell whether there was one.
+    """Delay an interrupt to the end of the block; yields a function that returns whether there was one.
 
-    The library calls Python back, to log and to tell its progress, and swallows what is raised there: an interrupt
-    would be lost.
+    The library calls Python to log and to report progress, and ignores exceptions from these calls: an interrupt would
+    be lost.
 
     Raises:
         KeyboardInterrupt: There was one.
@@ -133,7 +132,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     def remember(number: int, frame: FrameType | None) -> None:
         interrupted.set()
 
-    # Only the main thread may set handlers, and a handler of the user's own stays.
+    # Only the main thread may set handlers, and a handler of the user is kept.
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,14 +1,14 @@
-"""A plan, loaded: TensorRT's runtime, engine and execution context, and what each refuses put into words."""
+"""Load a plan with TensorRT's runtime, and turn its errors into errors of dsc-split."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from dsc_split._support.files import write_bytes
 from dsc_split._support.memory import says_out_of_memory
-from dsc_split.engines.tensorrt._library import TrtLogger
+from dsc_split._support.records import Facts
+from dsc_split.engines.tensorrt._library import Trt, TrtLogger
 from dsc_split.errors import (
     BackendError,
     BackendUnavailable,
@@ -23,7 +23,7 @@ __all__ = ["LoadedPlan", "failure", "numpy_dtypes"]
 log = logging.getLogger(__name__)
 
 MISMATCH_TEXTS = ("version tag does not match", "incompatible device", "not compatible with this version")
-"""Lower-case pieces of what TensorRT says of a plan that was built for something else."""
+"""Lower-case parts of TensorRT's messages about a plan that was built for something else."""
 
 DIAGNOSTICS: tuple[tuple[str, type[DscError], str], ...] = (
     ("MALFORMED_ENGINE", EngineFileError, "its plan is damaged"),
@@ -34,7 +34,7 @@ DIAGNOSTICS: tuple[tuple[str, type[DscError], str], ...] = (
     ("INSUFFICIENT_GPU_MEMORY", OutOfMemoryError, "the GPU has too little memory for it"),
     ("CUDA_ERROR", BackendUnavailable, "CUDA failed when the GPU was asked"),
 )
-"""What TensorRT for RTX finds wrong with a plan before it is loaded, the gravest first."""
+"""Reasons of TensorRT for RTX not to load a plan, the most serious first."""
 
 
 class LoadedPlan:
@@ -43,15 +43,15 @@ class LoadedPlan:
     Attributes:
         engine: TensorRT's engine.
         context: Its execution context.
-        needs_memory: Whether the context has to be given memory for activations, for the shapes that it is set to.
-        facts: What is worth recording with a timing.
+        needs_memory: Whether the caller must give the context memory for activations, for its current shapes.
+        facts: Facts to record with a timing.
     """
 
     def __init__(
         self,
         plan: memoryview,
         *,
-        trt: Any,
+        trt: Trt,
         logger: TrtLogger,
         name: str,
         target: str,
@@ -60,32 +60,32 @@ class LoadedPlan:
         """Load a plan; the GPU's context must be current.
 
         Args:
-            plan: The bytes; free to go afterwards.
+            plan: The bytes; not needed afterwards.
             trt: The module ``tensorrt`` or ``tensorrt_rtx``.
             logger: The process's logger for it.
-            name: Of the engine, for messages.
-            target: That the engine is for, for messages.
-            runtime_cache: File that keeps what TensorRT for RTX compiles on this machine.
+            name: Name of the engine, for messages.
+            target: Target of the engine, for messages.
+            runtime_cache: File for code that TensorRT for RTX compiles on this machine.
 
         Raises:
             EngineMismatch: It was built for another version or GPU.
             EngineFileError: It is damaged.
-            OutOfMemoryError: It does not fit.
-            BackendUnavailable: Driver or CUDA are too old for it.
-            BackendError: TensorRT refuses it for another reason.
+            OutOfMemoryError: There is too little memory.
+            BackendUnavailable: The driver or CUDA is too old for it.
+            BackendError: TensorRT cannot load it for another reason.
         """
-        self.facts: dict[str, Any] = {}
+        self.facts: Facts = {}
         self.needs_memory = False
         self._logger = logger
         self._name = name
         self._rebuild = f"Build it again: dsc-split build BUNDLE --side SIDE --target {target}"
         self._cache_path = runtime_cache
-        self._cache: Any = None
+        self._cache: Trt = None
         self._cache_bytes = 0
-        self._runtime: Any = None
-        self.engine: Any = None
-        self.context: Any = None
-        logger.errors()  # what was said before is not about this plan
+        self._runtime: Trt = None
+        self.engine: Trt = None
+        self.context: Trt = None
+        logger.errors()  # drop errors that are not about this plan
         try:
             self._load(plan, trt)
         except BaseException:
@@ -93,14 +93,14 @@ class LoadedPlan:
             raise
 
     def close(self) -> None:
-        """Save the runtime cache where it grew, and free everything, the youngest first."""
+        """Save the runtime cache if it grew, and free everything, the newest object first."""
         self._save_cache()
         self.context = None
         self._cache = None
         self.engine = None
         self._runtime = None
 
-    def _load(self, plan: memoryview, trt: Any) -> None:
+    def _load(self, plan: memoryview, trt: Trt) -> None:
         self._runtime = trt.Runtime(self._logger.native)
         if hasattr(self._runtime, "get_engine_validity"):
             self._require_valid(trt, plan)
@@ -111,7 +111,7 @@ class LoadedPlan:
         if self.context is None:
             raise self._load_failure("no execution context can be made")
 
-    def _require_valid(self, trt: Any, plan: memoryview) -> None:
+    def _require_valid(self, trt: Trt, plan: memoryview) -> None:
         validity, found = self._runtime.get_engine_validity(plan)
         if validity == trt.EngineValidity.SUBOPTIMAL:
             self.facts["validity"] = "suboptimal: it runs on this GPU, but was not built for it"
@@ -122,20 +122,20 @@ class LoadedPlan:
                 raise error(f"engine {self._name!r} cannot be loaded: {words}. {self._rebuild}")
         raise self._load_failure("TensorRT says it is not valid here")
 
-    def _create_context(self, trt: Any) -> Any:
+    def _create_context(self, trt: Trt) -> Trt:
         if not hasattr(self.engine, "create_runtime_config"):
             return self.engine.create_execution_context()
         config = self.engine.create_runtime_config()
         if hasattr(config, "create_runtime_cache"):
             self.facts["jit"] = True
-            # Plans that can be captured in a CUDA graph accept no other strategy, and all accept this one.
+            # Every plan accepts this strategy; plans for CUDA graphs accept no other.
             config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             self.needs_memory = True
             self._cache = config.create_runtime_cache()
             self._load_cache()
             config.set_runtime_cache(self._cache)
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
-            # Kernels made for the shapes at hand are there before the first call ends, not some calls later.
+            # Compile kernels for the current shapes during the first call, not some calls later.
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return self.engine.create_execution_context(config)
 
@@ -165,7 +165,7 @@ class LoadedPlan:
             log.warning("runtime cache %s is not kept: %s", self._cache_path, e)
 
     def _load_failure(self, what: str) -> DscError:
-        text = _said(self._logger)
+        text = _read_errors(self._logger)
         if any(piece in text.lower() for piece in MISMATCH_TEXTS):
             return EngineMismatch(
                 f"engine {self._name!r} was built for another version or GPU than is here: {text} {self._rebuild}"
@@ -174,24 +174,24 @@ class LoadedPlan:
 
 
 def failure(what: str, said: str | TrtLogger) -> BackendError:
-    """Make the error for something that TensorRT refused.
+    """Return the error for a failure of TensorRT.
 
     Args:
-        what: What failed, in words, without a full stop.
-        said: The library's own words, or its logger.
+        what: What failed, without a full stop.
+        said: The library's message, or its logger.
     """
-    text = said if isinstance(said, str) else _said(said)
+    text = said if isinstance(said, str) else _read_errors(said)
     if says_out_of_memory(text):
         return OutOfMemoryError(f"{what}: out of memory ({text})")
     return BackendError(f"{what}: {text}")
 
 
-def _said(logger: TrtLogger) -> str:
+def _read_errors(logger: TrtLogger) -> str:
     return " ".join(" ".join(text.split()) for text in logger.errors()) or "the library gives no reason."
 
 
-def numpy_dtypes(trt: Any) -> dict[Any, str]:
-    """Give the names of those of TensorRT's element types that NumPy has, too."""
+def numpy_dtypes(trt: Trt) -> dict[Trt, str]:
+    """Return the names of TensorRT's element types that NumPy has, too."""
     names = {
         "FLOAT": "float32",
         "HALF": "float16",

@@ -11,9 +11,9 @@ import pytest
 from tests.support.engine_header import HEADER
 
 from dsc_split._support.sizes import parse_size
-from dsc_split.engines import _cache
 from dsc_split.engines._cache import EngineCache, cache_folder
 from dsc_split.engines._engine_file import read_plan, write_plan
+from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.errors import DscError, UsageError
 
 
@@ -34,7 +34,7 @@ def cache(tmp_path: Path) -> EngineCache:
 
 def use(cache: EngineCache, number: int, second: int) -> None:
     """Say that an entry was used at a time."""
-    os.utime(cache._record_path(_cache._digest(key(number))), (second, second))
+    os.utime(cache._record_path(fingerprint_digest(key(number))), (second, second))
 
 
 def test_engine_that_was_put_in_is_found(cache: EngineCache, tmp_path: Path) -> None:

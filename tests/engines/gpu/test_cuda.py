@@ -73,8 +73,8 @@ calls = {
     "elapsed": lambda: cuda.elapsed_ms(event, event),
     "capture": lambda: cuda.capture(1, lambda: None),
     "end capture": lambda: cuda._end_capture(1),
-    "instantiate": lambda: cuda._do("cudaGraphInstantiate", "", runtime.cudaGraph_t(4096), 0),
-    "destroy": lambda: cuda._do("cudaGraphDestroy", "", runtime.cudaGraph_t(4096)),
+    "instantiate": lambda: cuda._call_runtime("cudaGraphInstantiate", "", runtime.cudaGraph_t(4096), 0),
+    "destroy": lambda: cuda._call_runtime("cudaGraphDestroy", "", runtime.cudaGraph_t(4096)),
     "launch": lambda: cuda.launch(handle("graph"), 1),
     "synchronise": lambda: cuda.synchronise(1),
     **{

@@ -2,7 +2,7 @@
 
 Read from the source. In the files of the back-end the module is called ``trt`` (or ``self._trt``), and objects of the
 library carry the names of the table ``OBJECTS``, or are what a method of ``MAKERS`` returned. A variable that is
-annotated as something else than ``Any`` is ours, and so are those that ``OURS`` lists.
+annotated as something else than ``Any`` or ``Trt`` is ours, and so are those that ``OURS`` lists.
 
 A name may be absent from a version where ``hasattr`` asks for it; below an ``if`` that asks for another name which this
 version lacks, and in functions that are called there alone; and in a class that says that it is of the other library.
@@ -63,8 +63,8 @@ MAKERS = {
     "create_timing_cache": "ITimingCache",
     "deserialize_cuda_engine": "ICudaEngine",
 }
-OURS = {"_calls.py": {"profile", "tensor"}, "_engine.py": {"tensor"}}
-THEIRS = {"Any", "Any | None"}
+OURS = {"_backend.py": {"profile"}, "_calls.py": {"profile", "tensor"}, "_engine.py": {"profile", "tensor"}}
+THEIRS = {"Any", "Trt"}
 
 Name = tuple[str, str]
 """A class, or the module, or "" where it is not known; and a name of it."""
