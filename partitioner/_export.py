@@ -1,4 +1,4 @@
-"""A source in, a bundle out: the graph and its weights, the pairs, their proof, golden samples, the manifest."""
+"""Export a source into a bundle: graph and weights, pairs, their proof, golden samples, manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec import UNSET
@@ -40,7 +39,14 @@ from dsc_split.partitioner.graph._opset import fit_opset
 from dsc_split.partitioner.graph._shapes import BATCH
 from dsc_split.partitioner.precision._conversion import check_precision, convert_to_half, must_convert
 from dsc_split.partitioner.precision._float16 import precision_of
-from dsc_split.partitioner.proof._proof import TOLERANCE, Reference, largest_batch, relative_error, run_reference
+from dsc_split.partitioner.proof._proof import (
+    TOLERANCE,
+    Arrays,
+    Reference,
+    largest_batch,
+    relative_error,
+    run_reference,
+)
 from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions
 
 __all__ = ["ExportOptions", "export_bundle"]
@@ -48,11 +54,11 @@ __all__ = ["ExportOptions", "export_bundle"]
 logger = logging.getLogger(__name__)
 
 _EXPORT_TOLERANCE = 1e-3
-"""Largest ``max|difference| / max|reference|`` between PyTorch and the exported graph. Their kernels differ, so this
-is wider than a pair's proof; an export that lost or changed an operation is off by orders more."""
+"""Largest ``max|difference| / max|reference|`` between PyTorch and the exported graph. Their kernels differ, so it is
+larger than for the proof of a pair; an export that lost or changed an operation is off by far more."""
 
 _WIDE = ".fp32"
-"""Folder of the float32 graph and weights while a float16 bundle is made; it never gets out of the unfinished one."""
+"""Folder of the float32 graph and weights while a float16 bundle is made; the finished bundle does not have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +68,23 @@ class ExportOptions:
     source: SourceOptions = field(default_factory=SourceOptions)
     cut: CutOptions = field(default_factory=CutOptions)
     uint8_input: bool = False
-    """Put cast, scaling and normalisation into the graph, so that full offload sends 8-bit images."""
+    """Whether to put cast, scaling and normalisation into the graph, so that full offload sends 8-bit images."""
     mean: tuple[float, ...] | None = None
     """Mean per channel of inputs in 0..1; by default the model's own."""
     std: tuple[float, ...] | None = None
     """Standard deviation per channel of inputs in 0..1; by default the model's own."""
     input_bytes: int | None = None
-    """What full offload really sends per sample (a JPEG, say), where that is not the inputs' own size."""
+    """Bytes that full offload sends per sample, if they are not the inputs' own size: those of a JPEG, for example."""
     full_offload: bool = True
     """Whether inputs may be sent to the server as they are."""
     precision: str | None = None
-    """``fp32`` or ``fp16``, which converts a float32 graph as a whole; by default a graph stays what it is."""
+    """``fp16`` converts a float32 graph as a whole; ``fp32`` refuses a float16 graph; by default a graph is kept."""
     io_precision: str | None = None
-    """With ``fp16``: ``fp32`` leaves inputs and outputs as they are; by default they become float16, too."""
+    """With ``fp16``: ``fp32`` keeps inputs and outputs as they are; by default they become float16 too."""
     opset_limits: Mapping[str, int] = field(default_factory=dict)
-    """Highest opset that is parsed, by target; a graph of a higher one is converted down, and proven again."""
+    """Highest opset that each target parses; a graph with a higher opset is converted down, and checked again."""
     command: tuple[str, ...] = ()
-    """The words after the program's name, for the manifest; folders in them are left out."""
+    """The words of the command line after the program's name, for the manifest; folders in them are left out."""
 
 
 def export_bundle(
@@ -92,16 +98,15 @@ def export_bundle(
 
     Args:
         source: As for :func:`load_model`.
-        output: The folder to make. A bundle that stands there is replaced, its cells kept; anything else is not
-            touched.
+        output: The folder to make. A bundle there is replaced, and its cells are kept; anything else there is an error.
         options: What the user says about the export.
-        progress: Told what is going on.
+        progress: Told each step.
 
     Returns:
-        The bundle. Without a useful cut it has no splits, and full and no offload are what is left to choose from.
+        The bundle. If there is no useful cut, it has no splits; the choices are then full offload and no offload.
 
     Raises:
-        UsageError: No such source, an option that does not fit, or ``output`` is something else than a bundle.
+        UsageError: There is no such source, an option does not fit, or ``output`` exists and is no bundle.
         ModelFileError: A model or weights file is damaged, hostile, or does not fit.
         ExportError: PyTorch cannot export the model, or the graph does not compute what it computes.
         CutError: A cut that was named cannot be made, or no pair passed its proof.
@@ -115,15 +120,11 @@ def export_bundle(
     if options.input_bytes is not None and options.input_bytes < 1:
         raise UsageError(f"--input-bytes is {options.input_bytes}; at least 1 is expected.")
     check_precision(options.precision, options.io_precision)
-    require(
-        "onnxruntime",
-        extra="cpu",
-        purpose="prove that the graph and its pairs compute what the model computes",
-    )
+    require("onnxruntime", extra="cpu", purpose="prove that the graph and its pairs compute what the model computes")
     loaded = load_model(source, options.source, progress=progress)
     with unfinished_folder(place) as partial:
         try:
-            _write(loaded, source, partial, options, progress)
+            _write_bundle(loaded, source, partial, options, progress)
             if Bundle.is_bundle(place):
                 with lock_folder(place):
                     put_in_place(partial, place)
@@ -145,7 +146,9 @@ def _check_output(folder: Path) -> None:
         raise UsageError(f"--output {str(folder)!r} is the current folder, which is not replaced. Choose another name.")
 
 
-def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOptions, progress: ProgressListener) -> None:
+def _write_bundle(
+    loaded: LoadedModel, source: str, folder: Path, options: ExportOptions, progress: ProgressListener
+) -> None:
     model = loaded.model
     converts = must_convert(model, options.precision, options.io_precision)
     graphs, wide = folder / "onnx", folder / _WIDE
@@ -173,7 +176,7 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
         notes.append(f"the graph was converted from opset {opset} to {model.opset_imports['']}")
     export_error = None if random_node else _compare_with_torch(loaded, references)
     if options.uint8_input:
-        stored = _take_uint8(loaded, options, path)
+        stored = _add_uint8_input(loaded, options, path)
         infos = input_infos(model)
         sample = sample if _fits(sample, infos) else None
         references = run_reference(path, infos, batches, sample)
@@ -219,7 +222,7 @@ def _write(loaded: LoadedModel, source: str, folder: Path, options: ExportOption
 
 
 def _compare_opsets(before: Sequence[Reference], after: Sequence[Reference], opset: int) -> None:
-    """Compare what a graph answered before and after it was converted down from ``opset``.
+    """Compare the outputs of a graph before and after it was converted down from ``opset``.
 
     Raises:
         ExportError: They disagree.
@@ -236,13 +239,13 @@ def _compare_opsets(before: Sequence[Reference], after: Sequence[Reference], ops
 
 
 def _run_at_batches(
-    path: Path, infos: Sequence[TensorInfo], batches: Sequence[int], sample: Mapping[str, np.ndarray[Any, Any]] | None
+    path: Path, infos: Sequence[TensorInfo], batches: Sequence[int], sample: Arrays | None
 ) -> list[Reference]:
-    """Run the whole model; a graph whose batch is a symbol in name alone is told apart from one that never runs.
+    """Run the whole model; raise another error if it runs at the first batch only, though its batch is a symbol.
 
     Raises:
-        ExportError: It runs at the first batch and not at all of them.
-        BackendError: It does not run.
+        ExportError: It runs at the first batch, and not at all others.
+        BackendError: It does not run at all.
     """
     try:
         return run_reference(path, infos, batches, sample)
@@ -262,14 +265,14 @@ def _run_at_batches(
         ) from e
 
 
-def _fits(sample: Mapping[str, np.ndarray[Any, Any]] | None, infos: Sequence[TensorInfo]) -> bool:
-    """Tell whether a sample still has the inputs' types, once images have become 8-bit."""
+def _fits(sample: Arrays | None, infos: Sequence[TensorInfo]) -> bool:
+    """Return whether a sample fits the types of the inputs after images became 8-bit."""
     return sample is not None and all(
         np.can_cast(sample[info.name].dtype, info.dtype) for info in infos if info.name in sample
     )
 
 
-def _take_uint8(loaded: LoadedModel, options: ExportOptions, path: Path) -> StoredFile:
+def _add_uint8_input(loaded: LoadedModel, options: ExportOptions, path: Path) -> StoredFile:
     from dsc_split.partitioner._preprocess import add_uint8_input
 
     own_mean, own_std = loaded.normalisation or (None, None)
@@ -322,7 +325,7 @@ def _manifest(
     conversion: Conversion | None,
     notes: Sequence[str],
 ) -> Manifest:
-    """Return the manifest of a bundle whose model is written, and that has no pairs yet."""
+    """Return the manifest of a bundle whose model is written and that has no pairs yet."""
     files = {"onnx/model.onnx": stored.listed_as("model")}
     if weights is not None:
         files["onnx/weights.data"] = weights.listed_as("weights")
@@ -365,13 +368,13 @@ def _manifest(
 
 
 def _source_digest(source: str) -> str | None:
-    """Hash the file that a source is, or is in; ``None`` where it is a name of a library's."""
+    """Hash the file of a source; ``None`` if it is a name in a library."""
     path = next((path for path in (Path(source), Path(source.rpartition(":")[0])) if path.is_file()), None)
     return None if path is None else sha256_file(path)
 
 
 def _without_folder(source: str) -> str:
-    """Give a word as it is put into the manifest: a file's name, and not where on this machine it lay."""
+    """Return a word of the command line as the manifest has it: the name of a file, without its folder."""
     option, equals, path = source.rpartition("=")
     return f"{option}{equals}{Path(path).name}" if "/" in path or "\\" in path else source
 
@@ -380,17 +383,7 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
-    for package in (
-        "dsc-split",
-        "torch",
-        "torchvision",
-        "timm",
-        "onnx",
-        "onnx-ir",
-        "onnxscript",
-        "onnxruntime",
-        "numpy",
-    ):
+    for package in "dsc-split torch torchvision timm onnx onnx-ir onnxscript onnxruntime numpy".split():
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -1,11 +1,11 @@
-"""A source as a normalised graph: what ``cuts`` and ``export`` start from."""
+"""Load a source as a normalised graph: ``cuts`` and ``export`` start from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import TensorInfo
@@ -33,7 +33,7 @@ def load_model(
         source: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FUNCTION``, ``package.module:FUNCTION``,
             ``MODEL.pt2`` or ``MODEL.onnx``.
         options: What the user says about it.
-        progress: Told what is going on.
+        progress: Told each step.
 
     Raises:
         UsageError: No such source, or an option that does not fit it.
@@ -49,7 +49,7 @@ def load_model(
     sample = load_sample(options.sample) if options.sample else None
     infos = input_infos(model)
 
-    def run(graph: bytes, batch: int, seed: int, names: Sequence[str]) -> Mapping[str, Any]:
+    def run(graph: bytes, batch: int, seed: int, names: Sequence[str]) -> Mapping[str, object]:
         from dsc_split.partitioner.proof._reference import open_session, run_session
 
         session = open_session(graph, weights_folder=_weights_folder(model))
@@ -84,7 +84,7 @@ def input_infos(model: ir.Model) -> tuple[TensorInfo, ...]:
     """Describe the inputs of a graph.
 
     Raises:
-        UsageError: The size or type of one is not known.
+        UsageError: The size or type of an input is not known.
     """
     infos = []
     for value in model.graph.inputs:
@@ -100,9 +100,9 @@ def input_infos(model: ir.Model) -> tuple[TensorInfo, ...]:
 
 
 def fixed_batch_of(model: ir.Model) -> int | None:
-    """Give the only batch size that a graph takes, or ``None`` where the batch is a symbol.
+    """Return the only batch size that a graph takes, or ``None`` where the batch is a symbol.
 
-    Without a symbol the batch is what stands first in every input, where they agree, else 1.
+    Without a symbol, the batch size is the first dimension of every input, if they agree; else it is 1.
     """
     shapes = [
         list(value.shape) for value in model.graph.inputs if value.shape is not None and not value.is_initializer()

@@ -1,4 +1,4 @@
-"""Move what turns an 8-bit image into the model's input into the graph, so that the image is sent as is."""
+"""Add the scaling and normalisation of 8-bit images to a graph, so that images are sent as they are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsc_split.errors import UsageError
+from dsc_split.partitioner.graph._names import unused_name
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -17,11 +18,11 @@ __all__ = ["add_uint8_input"]
 
 
 def add_uint8_input(model: ir.Model, mean: Sequence[float], std: Sequence[float]) -> ir.Model:
-    """Make every image input of ``model`` take ``uint8``; ``(x / 255 - mean) / std`` becomes part of it.
+    """Change every image input of ``model`` to ``uint8``, and compute ``(x / 255 - mean) / std`` in the graph.
 
     Args:
-        model: Changed in place. An image is an input of rank 4 of floats with as many channels, on axis 1, as
-            ``mean`` has entries; it keeps its name.
+        model: Changed in place. An image is a float input of rank 4 whose axis 1, the channels, is as long as
+            ``mean``; it keeps its name.
         mean: Mean per channel, of values in 0..1.
         std: Standard deviation per channel, of values in 0..1.
 
@@ -60,21 +61,16 @@ def _is_image(value: ir.Value, channels: int) -> bool:
 
 
 def _prepend(graph: ir.Graph, image: ir.Value, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Let ``image`` come out of new nodes behind a ``uint8`` input of the same name."""
+    """Replace ``image`` by a ``uint8`` input of the same name and the nodes that normalise it."""
     import onnx_ir as ir
 
     assert image.name is not None
     assert image.dtype is not None
-    taken = set(graph.initializers)
-    taken.update(value.name for node in graph.all_nodes() for value in node.outputs if value.name)
-    taken.update(value.name for value in graph.inputs if value.name)
+    made = [*graph.inputs, *(value for node in graph.all_nodes() for value in node.outputs)]
+    taken = {*graph.initializers, *(value.name for value in made if value.name)}
 
     def name(suffix: str) -> str:
-        found = f"{image_name}_{suffix}"
-        while found in taken:
-            found += "_"
-        taken.add(found)
-        return found
+        return unused_name(f"{image_name}_{suffix}", taken)
 
     def constant(suffix: str, values: np.ndarray) -> ir.Value:
         array = values.reshape(1, -1, 1, 1).astype(image_dtype.numpy())

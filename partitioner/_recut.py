@@ -1,11 +1,11 @@
-"""Write the pairs of chosen cuts into a bundle, prove each, and keep golden samples."""
+"""Write the pairs of chosen cuts into a bundle, prove each, and store golden samples."""
 
 from __future__ import annotations
 
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import UNSET
@@ -45,20 +45,20 @@ __all__ = ["bundle_cuts", "cut_bundle", "cut_into", "output_infos"]
 logger = logging.getLogger(__name__)
 
 _GOLDEN_BATCH = 2
-"""Batch of the golden samples, where the batch is a symbol: the smallest that tells samples apart."""
+"""Batch size of the golden samples if the batch is a symbol: the smallest at which a mix-up of samples shows."""
 
 
 def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: ProgressListener = silent) -> Bundle:
-    """Cut the model of a bundle anew: other cuts, other rules. Cells stay; pairs that are no longer asked for go.
+    """Cut the model of a bundle again, with other options. Measured cells stay; pairs of other cuts are removed.
 
     Args:
         bundle: The bundle; it is locked meanwhile.
         options: Which cuts to make.
-        progress: Told what is going on.
+        progress: Told each step.
 
     Raises:
         BundleBusyError: Another command is writing the bundle.
-        CutError: A cut that was named cannot be made, or no pair passed its proof; the bundle is as it was.
+        CutError: A cut that was named cannot be made, or no pair passed its proof; the bundle is not changed.
         BundleError: The bundle's model is damaged.
         DscError: A file cannot be written.
     """
@@ -75,8 +75,8 @@ def cut_bundle(bundle: Bundle, options: CutOptions | None = None, *, progress: P
     return Bundle.open(bundle.path)
 
 
-def _golden_inputs(bundle: Bundle) -> dict[str, np.ndarray[Any, Any]] | None:
-    """Return the inputs that the bundle was exported with, for they may be real ones; ``None`` where it has none.
+def _golden_inputs(bundle: Bundle) -> dict[str, np.ndarray] | None:
+    """Return the inputs of the golden samples, which may be real data; ``None`` if the bundle has none.
 
     Raises:
         BundleError: The file is damaged.
@@ -90,8 +90,8 @@ def bundle_cuts(bundle: Bundle, options: CutOptions | None = None, *, input_byte
 
     Args:
         bundle: The bundle.
-        options: How cuts are looked for.
-        input_bytes: What full offload sends per sample, where that is not what the bundle says.
+        options: How to search for cuts.
+        input_bytes: Bytes that full offload sends per sample; by default those that the bundle says.
 
     Raises:
         BundleError: The bundle's model is damaged.
@@ -100,7 +100,7 @@ def bundle_cuts(bundle: Bundle, options: CutOptions | None = None, *, input_byte
 
 
 def output_infos(model: ir.Model, references: Sequence[Reference]) -> tuple[TensorInfo, ...]:
-    """Describe the outputs of the whole model; one whose size depends on the data counts as empty."""
+    """Describe the outputs of the whole model; an output whose size depends on the data counts as empty."""
     infos = []
     for value in model.graph.outputs:
         info = tensor_info(value)
@@ -124,14 +124,13 @@ def cut_into(
     *,
     progress: ProgressListener = silent,
 ) -> None:
-    """Write pairs, samples and manifest into a bundle that the caller holds.
+    """Write pairs, samples and manifest into a bundle that the caller has locked.
 
     Args:
-        bundle: Its model and weights are written, its manifest is complete but for the splits.
+        bundle: Its model and weights are written; its manifest is complete except for the splits.
         options: Which cuts to make.
-        run_whole: Gives what the whole model answers, once it is known what to cut; ``None`` for no proof, and no
-            golden samples.
-        progress: Told what is going on.
+        run_whole: Runs the whole model, after the cuts are chosen; ``None`` for no proof and no golden samples.
+        progress: Told each step.
 
     Raises:
         CutError: A cut that was named cannot be made, or no pair passed its proof.
@@ -176,7 +175,7 @@ def cut_into(
         samples=samples,
         targets=_without_engines(bundle.manifest.targets),
     )
-    _finish(bundle, manifest, contents, roles)
+    _replace_files(bundle, manifest, contents, roles)
 
 
 def _read_model(bundle: Bundle) -> onnx.ModelProto:
@@ -194,11 +193,11 @@ def _read_model(bundle: Bundle) -> onnx.ModelProto:
 
 
 def _check_files(bundle: Bundle, *, weights_whole: bool = False) -> None:
-    """Refuse a bundle whose graph or weights are not what the manifest lists.
+    """Refuse a bundle whose graph or weights are not those that the manifest lists.
 
     Args:
         bundle: The bundle.
-        weights_whole: Whether every byte of the weights is looked at, or their size alone.
+        weights_whole: Whether to check the SHA-256 of the weights, or only their size.
 
     Raises:
         BundleError: A file is missing or was changed.
@@ -239,7 +238,7 @@ def _list_cuts(
 
 
 def _split_of(cut: Cut) -> Split:
-    """Return the pair of a cut; its errors are not known yet."""
+    """Return the pair of a cut, without its errors."""
     return Split(
         name=cut.name,
         tensors=tuple(
@@ -271,7 +270,7 @@ def _split_of(cut: Cut) -> Split:
 def _prove(
     bundle: Bundle, split: Split, head: bytes, tail: bytes, references: Sequence[Reference]
 ) -> Split | FailedSplit:
-    """Prove one pair; returns it with its error, or why it failed."""
+    """Prove one pair; return it with its error, or why it failed."""
     try:
         error = prove_pair(head, tail, split, references, weights_folder=bundle.model_path.parent)
     except BackendError as e:
@@ -295,7 +294,7 @@ def _batch_of(bundle: Bundle, reference: Reference) -> int:
 def _make_samples(
     bundle: Bundle, splits: Sequence[Split], graphs: Mapping[str, bytes], references: Sequence[Reference]
 ) -> tuple[SampleFiles, dict[str, bytes]]:
-    """Keep one run of the reference: inputs and outputs of the whole, and what crosses each cut.
+    """Encode one run of the reference: inputs and outputs of the whole model, and the tensors that cross each cut.
 
     Returns:
         The entry of the manifest, and the files' contents by path.
@@ -322,17 +321,17 @@ def _make_samples(
     contents = {}
     for name, each in arrays.items():
         buffer = io.BytesIO()
-        # Strings come as Python objects, which no reader should have to unpickle.
+        # Strings are Python objects here, which NumPy would pickle.
         plain = {key: value.astype(str) if value.dtype == object else value for key, value in each.items()}
-        np.savez(buffer, **plain)  # type: ignore[arg-type]  # names are free, and the stub thinks of allow_pickle
+        np.savez(buffer, **plain)  # type: ignore[arg-type]  # the stub takes a name for allow_pickle
         contents[paths[name]] = buffer.getvalue()
     return SampleFiles(batch=_batch_of(bundle, golden), files=paths), contents
 
 
 def _without_engines(targets: Targets) -> Targets:
-    """Return the targets as they are once their graphs are replaced.
+    """Return the targets without their engines, which belong to the old graphs.
 
-    Engines go with their files; those of graphs that came back wait in the cache.
+    If a graph comes back later, its engine is still in the cache.
     """
 
     def emptied(entry: TargetEntry) -> TargetEntry:
@@ -342,16 +341,16 @@ def _without_engines(targets: Targets) -> Targets:
     return Targets(device=tuple(map(emptied, targets.device)), server=tuple(map(emptied, targets.server)))
 
 
-def _finish(bundle: Bundle, manifest: Manifest, contents: Mapping[str, bytes], roles: Mapping[str, str]) -> None:
-    """Write all files aside, then put them in place, the manifest last, and remove those it no longer lists.
+def _replace_files(bundle: Bundle, manifest: Manifest, contents: Mapping[str, bytes], roles: Mapping[str, str]) -> None:
+    """Write all files to a folder aside, move them into place, the manifest last, and remove those no longer listed.
 
-    Pairs of other options may have the same names, so a bundle that was only half written would be a wrong one.
+    Pairs of other options may have the same names, so a bundle that is half old and half new would be wrong.
 
     Args:
-        bundle: The bundle as it is.
-        manifest: What it will be, but for its files.
+        bundle: The bundle with its old manifest.
+        manifest: The new manifest, without its files.
         contents: The files to write, by path.
-        roles: What they are, by path.
+        roles: The role of each file, by path.
     """
     old_pair_id = bundle.manifest.pair_id
     written: dict[str, FileEntry] = {}
@@ -363,7 +362,7 @@ def _finish(bundle: Bundle, manifest: Manifest, contents: Mapping[str, bytes], r
             written[path] = store_bytes(data, aside / path).listed_as(roles[path])
         manifest = next_manifest(_with_files(bundle, manifest, written))
         write_bytes(aside / MANIFEST, encode_manifest(manifest))
-        if manifest.pair_id != old_pair_id:  # a table of other pairs would send requests to graphs that are gone
+        if manifest.pair_id != old_pair_id:  # a table of the old pairs would name graphs that are gone
             if (bundle.path / "table.json").exists():
                 logger.warning("the tables are of the pairs there were, and go; give --link and --count again")
             (bundle.path / "table.json").unlink(missing_ok=True)
@@ -377,13 +376,13 @@ def _finish(bundle: Bundle, manifest: Manifest, contents: Mapping[str, bytes], r
         discard(aside)
     bundle.manifest = manifest
     (bundle.path / ENVELOPE).unlink(missing_ok=True)
-    for name in bundle.storage.names():  # those of a run that was stopped, too
+    for name in bundle.storage.names():  # also files of a run that was stopped
         if name.startswith(("onnx/", "samples/", "engines/")) and name not in manifest.files:
             bundle.file(name).unlink(missing_ok=True)
 
 
 def _with_files(bundle: Bundle, manifest: Manifest, written: Mapping[str, FileEntry]) -> Manifest:
-    """List the model's files and those that were written, and give the pairs their identity."""
+    """Put the model's files and the written ones into a manifest, and compute its pair_id."""
     model = manifest.model
     kept = {path: entry for path, entry in manifest.files.items() if path in (model.path, model.weights.path)}
     manifest = replace(manifest, files={**kept, **written})

@@ -1,12 +1,13 @@
-"""Write a model into a bundle: the graph, and its weights once, in one file beside it."""
+"""Write the graph of a model into a bundle, and its weights once, into one file beside it."""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.files import new_file, write_bytes
 from dsc_split.bundles._records import FileEntry
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["StoredFile", "encode_graph", "store_bytes", "store_graph", "store_weights"]
+__all__ = ["StoredFile", "encode_graph", "store_bytes", "store_graph", "store_weights", "stored_tensors"]
 
 INLINE_BELOW_BYTES = 1024
-"""Smaller tensors stay in the graph: shape inference reads them there."""
+"""Smaller tensors stay in the graph, where shape inference reads them."""
 
 _ALIGNMENT = 64
 _BLOCK_BYTES = 16 * 1024 * 1024
@@ -37,19 +38,19 @@ class StoredFile:
 
 
 def store_weights(model: ir.Model, path: Path) -> StoredFile | None:
-    """Write every large initialiser of ``model`` to ``path``, each byte once, hashing on the way.
+    """Write every large initialiser of ``model`` to ``path``, each once, and hash the file meanwhile.
 
-    The model's initialisers then refer to the file; small ones stay as they are.
+    The large initialisers of the model then refer to the file; small ones stay in the model.
 
     Returns:
-        What was written, or ``None`` where nothing is large enough.
+        The file, or ``None`` if no initialiser is large.
 
     Raises:
         DscError: The file cannot be written.
     """
     import onnx_ir as ir
 
-    _take_in_small(model)
+    _load_small(model)
     placed: dict[int, tuple[int, int]] = {}
     large = [
         (value, value.const_value)
@@ -65,7 +66,7 @@ def store_weights(model: ir.Model, path: Path) -> StoredFile | None:
     position = 0
     with new_file(path) as file:
 
-        def write(data: Any) -> None:
+        def write(data: bytes | memoryview) -> None:
             nonlocal position
             digest.update(data)
             file.write(data)
@@ -94,8 +95,8 @@ def store_weights(model: ir.Model, path: Path) -> StoredFile | None:
     return StoredFile(sha256=digest.hexdigest(), size_bytes=position)
 
 
-def _take_in_small(model: ir.Model) -> None:
-    """Read small weights that lie in the source's own file, so that the graph no longer refers to it."""
+def _load_small(model: ir.Model) -> None:
+    """Load small weights from the source's weights file into the graph, so that it no longer refers to that file."""
     import onnx_ir as ir
 
     for graph in model.graphs():
@@ -105,7 +106,7 @@ def _take_in_small(model: ir.Model) -> None:
                 value.const_value = ir.tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=value.name)
 
 
-def _blocks(tensor: ir.TensorProtocol) -> Any:
+def _blocks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
     import numpy as np
 
     array = tensor.numpy()
@@ -118,8 +119,20 @@ def _blocks(tensor: ir.TensorProtocol) -> Any:
 
 
 def encode_graph(proto: onnx.ModelProto) -> bytes:
-    """Give a graph in its canonical form, the one that digests are taken of."""
+    """Return the bytes of a graph in its canonical form, which digests are computed from."""
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that a model stores: in its graph, in its functions, and in the bodies of nodes."""
+    graphs: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    for graph in graphs:
+        yield from getattr(graph, "initializer", ())
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            yield from (sparse.values, sparse.indices)
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+            graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def store_graph(model: ir.Model, path: Path) -> StoredFile:

@@ -1,4 +1,4 @@
-"""Use the table: the rate estimate and the switching policy, and the tails in a model repository for Triton.
+"""Use the table: estimate the rate, switch between choices, and write tails to a model repository for Triton.
 
 ::
 
@@ -6,7 +6,7 @@
     decision = policy.decide(time.monotonic(), batch=8)
     print(decision.choice.name, decision.reason)
 
-The estimate and the policy need Python's standard library alone; what writes for Triton is imported when it is used.
+The estimate and the policy need only Python's standard library; the export for Triton is imported when it is used.
 """
 
 import typing

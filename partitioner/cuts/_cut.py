@@ -1,8 +1,8 @@
-"""Make the head and the tail of a cut: two graphs that refer to the weights of the whole one.
+"""Make the head and the tail of a cut: two graphs that refer to the weights of the whole model.
 
-Nothing but nodes is copied: initialisers keep their reference into the one weights file. What the tail cannot take
-from the head because it is no data (the batch size, read off the shape of an early value) it computes from the
-shape of what crosses.
+Only nodes are copied: initialisers keep their reference into the one weights file. The head sends data only. If the
+tail needs the batch size, which the whole model reads from the shape of an early value, the tail computes it from the
+shape of a tensor that crosses.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ class SplitPair:
     """The two graphs of one cut."""
 
     head: onnx.ModelProto
-    """Takes the model's inputs that it needs; gives what crosses, then the early outputs that do not cross."""
+    """Takes the inputs of the model that it needs; returns the tensors that cross, then the other early outputs."""
     tail: onnx.ModelProto
-    """Takes what crosses; gives the other outputs, in the model's order."""
+    """Takes the tensors that cross; returns the other outputs, in the order of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Part:
+class _Slice:
     nodes: list[int]
-    """Positions of the nodes taken over, ascending."""
+    """Positions of the nodes to copy, ascending."""
     initializers: list[str]
     queries: list[int]
-    """Positions of the shape queries to be answered from what crosses."""
+    """Positions of the ``Shape`` and ``Size`` nodes whose results are computed from the tensors that cross."""
 
 
 class Cutter:
-    """Cuts one graph at any number of places; each costs what its nodes cost."""
+    """Cuts one graph at any number of places."""
 
     def __init__(self, proto: onnx.ModelProto, model: ir.Model) -> None:
         """Index a graph.
 
         Args:
-            proto: The whole model, normalised, as it lies in the bundle; it is not changed.
-            model: The same, deserialised.
+            proto: The whole model, normalised, as in the bundle; it is not changed.
+            model: The same model, deserialised.
         """
         self._proto = proto
         self._model = model
@@ -92,13 +92,13 @@ class Cutter:
             tail=self._assemble(cut, "tail", tail, crossing, tail_outputs),
         )
 
-    def _slice(self, outputs: Sequence[str], *, crossing: Sequence[str], after: int) -> _Part:
-        """Walk back from ``outputs`` to what crosses, and no further.
+    def _slice(self, outputs: Sequence[str], *, crossing: Sequence[str], after: int) -> _Slice:
+        """Walk back from ``outputs`` to the values that cross, and no further.
 
         Args:
-            outputs: Names of the values wanted.
-            crossing: Names of the values that are given; none for a head.
-            after: Data nodes up to this position are not to be taken over.
+            outputs: Names of the values to compute.
+            crossing: Names of the values that cross; none for a head.
+            after: Data nodes up to this position must not be needed.
         """
         index = self._index
         given = {self._values[name] for name in crossing}
@@ -130,25 +130,18 @@ class Cutter:
             assert value not in index.is_data or position > after, f"{value.name} goes round the cut"
             nodes.add(position)
             pending.extend(index.reads[position])
-        return _Part(nodes=sorted(nodes), initializers=list(initializers), queries=sorted(queries))
+        return _Slice(nodes=sorted(nodes), initializers=list(initializers), queries=sorted(queries))
 
     # ---- writing -------------------------------------------------------------------------------------------
 
     def _assemble(
-        self, cut: Cut, side: str, part: _Part, inputs: Sequence[str], outputs: Sequence[str]
+        self, cut: Cut, side: str, part: _Slice, inputs: Sequence[str], outputs: Sequence[str]
     ) -> onnx.ModelProto:
         import onnx
 
         whole = self._proto
         model = onnx.ModelProto()
-        for name in (
-            "ir_version",
-            "producer_name",
-            "producer_version",
-            "domain",
-            "model_version",
-            "doc_string",
-        ):
+        for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
             if whole.HasField(name):
                 setattr(model, name, getattr(whole, name))
         model.opset_import.extend(whole.opset_import)
@@ -194,7 +187,7 @@ class Cutter:
         return [function for key, function in self._functions.items() if key in used]
 
     def _answer_queries(self, graph: onnx.GraphProto, queries: Sequence[int], cut: Cut) -> None:
-        """Add nodes that give each query's answer under the query's own name."""
+        """Add nodes that compute the result of each ``Shape`` or ``Size`` node, under the same name."""
         from onnx import helper
 
         lines_of = {position: shape_lines(self._index.nodes[position]) for position in queries}
@@ -219,7 +212,7 @@ class Cutter:
                 graph.node.append(helper.make_node("Reshape", [total, shape], [name], name=f"{_PREFIX}{name}"))
 
     def _batch_from_shape(self, graph: onnx.GraphProto, cut: Cut) -> str:
-        """Add nodes that find the batch, as a vector of one element, from the shape of a tensor that crosses."""
+        """Add nodes that compute the batch size, a vector of one element, from the shape of a tensor that crosses."""
         from onnx import helper
 
         tensor, axis, line = self._batch_carrier(cut)

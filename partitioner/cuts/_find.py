@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from dsc_split.bundle import TensorInfo
 from dsc_split.errors import UsageError
@@ -25,16 +25,16 @@ Ratio = Literal["bytes", "elements"]
 
 @dataclass(frozen=True, kw_only=True)
 class CutTensor:
-    """One of the tensors that cross a cut."""
+    """A tensor that crosses a cut."""
 
     info: TensorInfo | None
-    """Type and size; ``None`` where they are not known, and the cut is refused."""
+    """Type and size; ``None`` if they are not known; the cut is then refused."""
     name: str
     """ONNX value name."""
     op_type: str
     """Op that makes it; empty for a graph input."""
     passthrough: bool
-    """A graph input that the tail reads: sent as it is."""
+    """Whether it is a graph input that the tail reads: it is sent as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,34 +42,34 @@ class Cut:
     """A place in the graph after which the tail can start: the set of tensors that cross it."""
 
     name: str
-    """Safe as a file name, unique in its list without regard to case, at most 100 characters."""
+    """Safe as a file name, at most 100 characters, unique in its list even if case is ignored."""
     modules: tuple[str, ...]
     """Every module that ends here, the outermost first."""
     position: int
     """Position in graph order of the last node before the cut."""
     tensors: tuple[CutTensor, ...]
-    """What crosses, in the order in which it comes to be."""
+    """The tensors that cross, in graph order."""
     early_outputs: tuple[str, ...]
-    """Graph outputs that are finished before the cut; they stay on the device."""
+    """Graph outputs that are computed before the cut; they stay on the device."""
     elements: int
-    """Elements that cross, per sample; 0 where they are not known."""
+    """Elements that cross, per sample; 0 if not known."""
     size_bytes: int
-    """Bytes that cross, per sample, before any encoding; 0 where they are not known."""
+    """Bytes that cross, per sample, before any encoding; 0 if not known."""
     ratio: float
-    """Size against the input, in the unit asked for."""
+    """Size divided by that of the input, in bytes or in elements."""
     natural: bool = False
     """``ratio`` is below 1."""
     compressive: bool = False
     """Natural, and strictly smaller than every earlier cut of the list (Eq. 3)."""
     frontier: bool = False
-    """Strictly smaller than every earlier cut of the list, whatever its ratio."""
+    """Strictly smaller than every earlier cut of the list, also if ``ratio`` is 1 or more."""
     refused: bool = False
     """No pair can be made here."""
     reason: str = ""
     """Why it is not compressive, or why it is refused."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the form of ``dsc-split cuts --json``."""
+    def to_json(self) -> dict[str, object]:
+        """Return the form of ``dsc-split cuts --json``."""
         return {
             "name": self.name,
             "modules": list(self.modules),
@@ -99,7 +99,7 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class CutList:
-    """The cuts of a model, in graph order, with what they are measured against."""
+    """The cuts of a model, in graph order, and the size of its input."""
 
     model: str
     """The model's name."""
@@ -109,8 +109,8 @@ class CutList:
     """Elements of the inputs, per sample."""
     cuts: tuple[Cut, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the form of ``dsc-split cuts --json``."""
+    def to_json(self) -> dict[str, object]:
+        """Return the form of ``dsc-split cuts --json``."""
         return {
             "model": self.model,
             "input_bytes": self.input_bytes,
@@ -130,16 +130,16 @@ def find_cuts(
 ) -> CutList:
     """List the places where ``model`` can be cut, in graph order, in time linear in its nodes.
 
-    Inputs and outputs are no cuts, and neither are their casts: what casts alone come before, or after, is left out.
+    Inputs and outputs are no cuts. Nor are places with nothing but casts before them, or nothing but casts after them.
 
     Args:
         model: Normalised (:func:`dsc_split.partitioner.load_model`, or a bundle's graph).
-        modules: Keep the cuts that are the output of a module whose path matches, ``*`` not crossing a dot, and
-            judge among those alone; an edge between a layer and its activation is then left out.
-        ratio: Compare bytes on the wire, or elements as the paper does.
+        modules: Keep only the cuts at the output of a module whose path matches (``*`` stands for any characters but
+            a dot), and compare only these; a cut between a layer and its activation is then left out.
+        ratio: Compare bytes, or elements as the paper does.
         max_tensors: Tensors that may cross a cut at once.
-        input_bytes: What full offload sends per sample, where that is not the inputs' own size.
-        fixed_batch: The only batch of the model, if it has one; sizes are then shares of it.
+        input_bytes: Bytes that full offload sends per sample; by default the inputs' own size.
+        fixed_batch: The only batch size of the model, if it has one; sizes per sample are computed at it.
 
     Raises:
         UsageError: ``max_tensors`` is below 1, or the size of an input is not known.
@@ -154,7 +154,7 @@ def find_cuts(
     cuts = []
     for position, live, early in _borders(index, model, max_tensors):
         module_paths = ends.ending_at(position, live)
-        # Every cut gets its name before any is filtered, so that a name does not depend on the pattern.
+        # Every place gets its name before the filter, so that names do not depend on the pattern.
         name = unique_name(ends.suggest(position, live, module_paths), taken)
         if not (computing and computing[0] <= position < computing[-1]):
             continue
@@ -178,12 +178,12 @@ def _is_cast(node: ir.Node) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What sizes are measured against: one sample's input."""
+    """The size that cuts are compared with: the input of one sample."""
 
     input_bytes: int
     input_elements: int
     batch: int
-    """Batch at which sizes are taken."""
+    """Batch size at which sizes are taken."""
 
     @classmethod
     def of(cls, model: ir.Model, input_bytes: int | None, fixed_batch: int | None) -> Scale:
@@ -208,9 +208,9 @@ def _per_sample(total: int, batch: int) -> int:
 
 
 def live_sets(index: GraphIndex, model: ir.Model) -> Iterator[tuple[int, dict[ir.Value, None]]]:
-    """Yield ``(position, live)`` after each data node: the values made before and read after, in order of making.
+    """Yield ``(position, live)`` after each data node; ``live`` are the values made before and read after, in order.
 
-    The dictionary is the same object each time, changed in place.
+    The dictionary is the same object each time, and changes.
     """
     unread = {value: len(positions) for value, positions in index.readers.items()}
     live = {value: None for value in model.graph.inputs if unread.get(value)}
@@ -229,7 +229,7 @@ def live_sets(index: GraphIndex, model: ir.Model) -> Iterator[tuple[int, dict[ir
 def _borders(
     index: GraphIndex, model: ir.Model, max_tensors: int
 ) -> Iterator[tuple[int, tuple[ir.Value, ...], tuple[str, ...]]]:
-    """Yield ``(position, what crosses, early outputs)`` of every live set that is small enough, once each."""
+    """Yield ``(position, crossing values, early outputs)`` of each live set that is small enough, once."""
     outputs = [(index.position.get(value, -1), value) for value in model.graph.outputs if value in index.is_data]
     previous: tuple[ir.Value, ...] = ()
     for position, live in live_sets(index, model):
@@ -286,7 +286,7 @@ _SENDABLE = frozenset(
 
 
 def _refusal(index: GraphIndex, position: int, live: Sequence[ir.Value], tensors: Sequence[CutTensor]) -> str:
-    """Say why no pair can be made at a place, or nothing."""
+    """Return why no pair can be made at a place; empty if one can."""
     if index.random_node is not None:
         node = index.random_node
         return f"refused: {node.op_type} node {node.name!r} answers differently each time, so no proof can hold"
@@ -309,7 +309,7 @@ def _refusal(index: GraphIndex, position: int, live: Sequence[ir.Value], tensors
 
 
 def _reader_of_batch(index: GraphIndex, position: int) -> ir.Node | None:
-    """Find what the tail cannot compute without the batch from before ``position``: data, or an output."""
+    """Find a node of data or of an output in the tail that needs the batch size from before ``position``."""
     tainted = {
         value
         for at in index.needs_batch
@@ -328,7 +328,7 @@ def _reader_of_batch(index: GraphIndex, position: int) -> ir.Node | None:
 
 
 def _judge(cuts: Sequence[Cut], ratio: Ratio, input_size: int) -> Iterator[Cut]:
-    """Tell the natural, compressive and frontier cuts; the earlier of two equal ones wins."""
+    """Mark the natural, compressive and frontier cuts; of two equal cuts, only the earlier one is on the frontier."""
     smallest: tuple[int, str] | None = None
     for cut in cuts:
         if cut.refused:
@@ -346,11 +346,5 @@ def _judge(cuts: Sequence[Cut], ratio: Ratio, input_size: int) -> Iterator[Cut]:
             reason = ""
         if frontier:
             smallest = (size, cut.name)
-        yield replace(
-            cut,
-            ratio=share,
-            natural=natural,
-            frontier=frontier,
-            compressive=natural and frontier,
-            reason=reason,
-        )
+        compressive = natural and frontier
+        yield replace(cut, ratio=share, natural=natural, frontier=frontier, compressive=compressive, reason=reason)

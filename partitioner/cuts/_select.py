@@ -1,10 +1,11 @@
-"""Which of the cuts found are to be made: what ``--cuts`` says."""
+"""Choose which of the cuts to make, as ``--cuts`` says."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from dsc_split.errors import CutError, UsageError
 from dsc_split.partitioner.cuts._find import Cut, CutList, Ratio, live_sets
@@ -23,44 +24,53 @@ class CutOptions:
     """Which cuts to look for, and which of them to make."""
 
     cuts: str | None = None
-    """``compressive``, ``natural``, ``frontier``, ``all``, or names separated by commas; a name is a cut's, a
-    module's or a tensor's. ``None``: ``compressive``, or ``frontier`` where full offload is excluded or its size
-    is stated (a JPEG smaller than every natural cut must not leave nothing to choose from)."""
+    """``compressive``, ``natural``, ``frontier``, ``all``, or names of cuts, modules or tensors, separated by commas.
+    ``None``: ``compressive``, or ``frontier`` if full offload is excluded or its size is stated (if that is a JPEG
+    smaller than every cut, no cut is compressive)."""
     modules: str | None = None
-    """Only outputs of modules whose path matches; ``*`` does not cross a dot."""
+    """Only cuts at the output of a module whose path matches; ``*`` stands for any characters but a dot."""
     ratio: Ratio = "bytes"
-    """What sizes are compared in."""
+    """The unit in which sizes are compared."""
     max_tensors: int = 1
     """Tensors that may cross at once."""
     prove: bool = True
     """Whether every pair is run against the whole model."""
 
     @classmethod
-    def checked(cls, *, ratio: str = "bytes", **options: Any) -> CutOptions:
-        """Make options from what a user wrote.
+    def checked(
+        cls,
+        *,
+        cuts: str | None = None,
+        modules: str | None = None,
+        ratio: str = "bytes",
+        max_tensors: int = 1,
+        prove: bool = True,
+    ) -> CutOptions:
+        """Make options from the words of a user.
 
         Raises:
             UsageError: ``ratio`` is neither ``bytes`` nor ``elements``, or ``max_tensors`` is below 1.
         """
         if ratio not in ("bytes", "elements"):
             raise UsageError(f"--ratio is {ratio!r}; 'bytes' or 'elements' is expected.")
-        if options.get("max_tensors", 1) < 1:
-            raise UsageError(f"--max-tensors is {options['max_tensors']}; at least one tensor crosses a cut.")
-        return cls(ratio=cast("Ratio", ratio), **options)
+        if max_tensors < 1:
+            raise UsageError(f"--max-tensors is {max_tensors}; at least one tensor crosses a cut.")
+        unit = cast("Ratio", ratio)
+        return cls(cuts=cuts, modules=modules, ratio=unit, max_tensors=max_tensors, prove=prove)
 
 
 def select_cuts(found: CutList, model: ir.Model, wanted: str, *, modules: str | None = None) -> list[Cut]:
-    """Pick cuts from those found.
+    """Pick cuts from a list.
 
     Args:
         found: From :func:`find_cuts`.
-        model: The graph that they were found in, to say why a place is no cut.
+        model: The graph of these cuts; messages name its nodes.
         wanted: A set's name, or names separated by commas.
-        modules: The pattern that the cuts found were kept by, if there was one.
+        modules: The pattern that :func:`find_cuts` was called with, if any.
 
     Raises:
-        CutError: A name is unknown, does not separate the graph, or is of a cut that is refused; or ``modules``
-            left no cut.
+        CutError: A name is unknown, does not separate the graph, or is that of a refused cut; or no cut matches
+            ``modules``.
     """
     if modules is not None and not found.cuts:
         raise CutError(
@@ -74,7 +84,7 @@ def select_cuts(found: CutList, model: ir.Model, wanted: str, *, modules: str | 
         raise CutError(f"--cuts {wanted!r} names nothing. Give {', '.join(_SETS)}, or names separated by commas.")
     chosen = {}
     for name in names:
-        cut = _find(found, name)
+        cut = _find_by_name(found, name)
         if cut is None:
             raise CutError(_why_not(found, model, name))
         if cut.refused:
@@ -83,22 +93,18 @@ def select_cuts(found: CutList, model: ir.Model, wanted: str, *, modules: str | 
     return sorted(chosen.values(), key=lambda cut: cut.position)
 
 
-def _find(found: CutList, name: str) -> Cut | None:
-    """Find a cut by its own name, else by a module that ends there, else by a tensor that crosses alone."""
-    for cut in found.cuts:
-        if cut.name == name:
-            return cut
-    for cut in found.cuts:
-        if name in cut.modules:
-            return cut
-    for cut in found.cuts:
-        if [tensor.name for tensor in cut.tensors] == [name]:
-            return cut
-    return None
+def _find_by_name(found: CutList, name: str) -> Cut | None:
+    """Find a cut by its own name, else by a module that ends there, else by the only tensor that crosses."""
+    matches: tuple[Callable[[Cut], bool], ...] = (
+        lambda cut: cut.name == name,
+        lambda cut: name in cut.modules,
+        lambda cut: [tensor.name for tensor in cut.tensors] == [name],
+    )
+    return next((cut for match in matches for cut in found.cuts if match(cut)), None)
 
 
 def _why_not(found: CutList, model: ir.Model, name: str) -> str:
-    """Say why there is no cut of that name: what goes round the place, or what it may have been meant to be."""
+    """Return why there is no cut of that name: which tensor also crosses there, or which name is similar."""
     index = index_graph(model)
     inside = [
         position

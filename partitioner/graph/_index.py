@@ -1,8 +1,8 @@
-"""What a cut search needs to know of a graph: which values carry data, who reads them, which module made them.
+"""Index a graph for the cut search: which values carry data, which nodes read them, and which module made them.
 
-A value is **data** when it depends on what is in the inputs. One that depends on constants and on the inputs'
-shapes alone is **free**: either side computes it for itself, so it never crosses a cut. The one way from data to
-free is through ``Shape`` and ``Size`` of a value whose shape is known as straight lines in the batch.
+A value is **data** when it depends on the contents of the inputs. A value that depends only on constants and on the
+shapes of the inputs is **free**: both sides compute it, so it never crosses a cut. Only ``Shape`` and ``Size`` make a
+free value from data, and only where every dimension of the data is a straight line in the batch, as in ``2*batch``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dsc_split.partitioner.graph._shapes import Line, count_elements, known_shap
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["MODULE_CLASSES_KEY", "MODULE_KEY", "GraphIndex", "index_graph", "shape_lines"]
+__all__ = ["MODULE_CLASSES_KEY", "MODULE_KEY", "GraphIndex", "index_graph", "scopes", "shape_lines"]
 
 MODULE_KEY = "dsc_split.module"
 """Node metadata: dotted path of the innermost module call that the node comes from; empty for the root."""
@@ -37,25 +37,25 @@ class GraphIndex:
     nodes: list[ir.Node]
     """The main graph's nodes, sorted topologically."""
     reads: list[tuple[ir.Value, ...]]
-    """For each node, what it reads: its inputs and what its If / Loop / Scan bodies capture."""
+    """For each node, the values it reads: its inputs, and those that its If / Loop / Scan bodies capture."""
     is_data: set[ir.Value]
-    """Values that depend on what is in the inputs."""
+    """Values that depend on the contents of the inputs."""
     data_nodes: list[int]
     """Positions of the nodes that make data, ascending."""
     readers: dict[ir.Value, list[int]]
     """Positions of the data nodes that read a data value."""
     position: dict[ir.Value, int]
-    """Position of the node that makes a value; inputs are not in it."""
+    """Position of the node that makes each value; inputs are not listed."""
     random_node: ir.Node | None
-    """A node whose result differs from run to run, if there is one."""
+    """A node whose result differs from run to run; ``None`` if there is none."""
     needs_batch: list[int]
-    """Positions of the free nodes that learn the batch from the shape of a data value."""
+    """Positions of the free nodes that read the batch size from the shape of a data value."""
     modules: list[str] = field(default_factory=list)
-    """For each node, the innermost module it comes from; empty for the root or where it is not known."""
+    """For each node, the innermost module it comes from; empty for the root, or where the module is not known."""
 
 
 def shape_lines(node: ir.Node) -> tuple[Line, ...] | None:
-    """Give what a ``Shape`` or ``Size`` node answers, as straight lines in the batch; ``None`` where not known."""
+    """Return the result of a ``Shape`` or ``Size`` node as straight lines in the batch; ``None`` if it is not known."""
     value = node.inputs[0]
     shape = known_shape(value) if value is not None else None
     if shape is None:
@@ -72,7 +72,7 @@ def shape_lines(node: ir.Node) -> tuple[Line, ...] | None:
 
 
 def is_shape_query(node: ir.Node) -> bool:
-    """Tell whether a node reads nothing of its input but the shape."""
+    """Return whether a node reads only the shape of its input."""
     return node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx")
 
 
@@ -119,7 +119,7 @@ def index_graph(model: ir.Model) -> GraphIndex:
 
 
 def reads_of(node: ir.Node, graph: ir.Graph) -> tuple[ir.Value, ...]:
-    """List what ``node`` of ``graph`` reads, each once: its inputs and what its bodies capture."""
+    """List the values that ``node`` of ``graph`` reads, each once: its inputs, and those that its bodies capture."""
     return tuple(dict.fromkeys([value for value in node.inputs if value is not None] + _captured(node, graph)))
 
 
@@ -164,22 +164,23 @@ def _graphs_in(graph: ir.Graph) -> Iterator[ir.Graph]:
             yield from _graphs_in(body)
 
 
+def scopes(model: ir.Model) -> list[ir.Graph | ir.Function]:
+    """List the main graph and the functions of ``model``."""
+    return [model.graph, *model.functions.values()]
+
+
 def _random_functions(model: ir.Model) -> set[tuple[str, str, str]]:
-    """Find the local functions that call a random op, through other functions too."""
+    """Find the functions of the model that call a random op, directly or through other functions."""
     functions = model.functions
 
     @functools.cache
     def random(key: tuple[str, str, str]) -> bool:
         return any(
-            _is_random_op(node) or (_function_key(node) in functions and random(_function_key(node)))
+            _is_random_op(node) or (node.op_identifier() in functions and random(node.op_identifier()))
             for node in walk(functions[key])
         )
 
     return {key for key in functions if random(key)}
-
-
-def _function_key(node: ir.Node) -> tuple[str, str, str]:
-    return node.op_identifier()
 
 
 def _is_random_op(node: ir.Node) -> bool:
@@ -195,6 +196,6 @@ def _is_random_op(node: ir.Node) -> bool:
 
 def _is_random(node: ir.Node, random_functions: set[tuple[str, str, str]]) -> bool:
     def random(each: ir.Node) -> bool:
-        return _is_random_op(each) or (bool(random_functions) and _function_key(each) in random_functions)
+        return _is_random_op(each) or (bool(random_functions) and each.op_identifier() in random_functions)
 
     return random(node) or any(random(inner) for body in bodies(node) for inner in walk(body))

@@ -1,10 +1,10 @@
-"""Finding the shapes that a file does not state: by ONNX's inference, then by running the graph."""
+"""Find the shapes that a file does not state: first by ONNX's shape inference, then by running the graph."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.optional import require
 from dsc_split.errors import ModelFileError
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["complete_shapes"]
+__all__ = ["RunGraph", "complete_shapes"]
 
 logger = logging.getLogger(__name__)
 
+RunGraph = Callable[[bytes, int, int, Sequence[str]], Mapping[str, object]]
+"""Runs a serialised graph: ``(graph, batch, seed, output names)`` to values by name."""
+
 _DATA_SIZED = frozenset({"Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"})
-"""Ops whose results have a size that depends on what is in their inputs."""
+"""Ops whose results have a size that depends on the contents of their inputs."""
 
 _SIZING_INPUTS = {
     "CenterCropPad": (1,),
@@ -39,27 +42,22 @@ _SIZING_INPUTS = {
     "Tile": (1,),
     "TopK": (1,),
 }
-"""Inputs, by place, whose content decides the size of the result."""
+"""Positions of the inputs whose contents decide the size of the result, by op."""
 
 
-def complete_shapes(
-    model: ir.Model,
-    *,
-    batches: Sequence[int],
-    run: Callable[[bytes, int, int, Sequence[str]], Mapping[str, Any]],
-) -> list[str]:
-    """Fill in the shapes and types that the values of the main graph lack; changes ``model``.
+def complete_shapes(model: ir.Model, *, batches: Sequence[int], run: RunGraph) -> list[str]:
+    """Fill in the missing shapes and types of the values of the main graph; changes ``model``.
 
-    First ONNX's own inference, at each batch as a number, which settles what a symbol leaves open; then, for what is
-    still unknown, by running the graph with those values as outputs.
+    ONNX's own inference comes first, once per batch size: it finds more with a number than with a symbol. For the
+    values that are still unknown, the graph is run with them as outputs.
 
     Args:
         model: Its inputs have known shapes in :data:`BATCH`.
-        batches: Batch sizes to look at: 1, 2, 3, or the only one of a fixed batch.
-        run: Runs a serialised graph: ``(graph, batch, seed, output names)`` to values by name.
+        batches: Batch sizes to try: 1, 2 and 3, or the only one of a fixed batch.
+        run: Runs the graph.
 
     Returns:
-        Names of the values that stay unknown: their size depends on the data, or is no line in the batch.
+        Names of the values that stay unknown: their size depends on the data, or is no straight line in the batch.
     """
     unknown = _unknown_values(model)
     if unknown:
@@ -88,7 +86,7 @@ def _unknown_values(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def _data_sized(model: ir.Model, unknown: Mapping[str, ir.Value]) -> set[ir.Value]:
-    """Find the unknown values whose size follows from what is in the inputs: one run says nothing about the next."""
+    """Find the unknown values whose size depends on the contents of the inputs: it differs from run to run."""
     content: set[ir.Value | None] = set(model.graph.inputs)
     sized: set[ir.Value] = set()
     for node in model.graph:
@@ -117,7 +115,7 @@ def _infer_at_batches(model: ir.Model, unknown: Mapping[str, ir.Value], batches:
     stated = [info for info in proto.graph.value_info if info.name not in unknown]
     seen: dict[str, dict[int, tuple[int, ...]]] = {}
     for batch in batches:
-        # What is put back is copied, so each batch starts from what the file says.
+        # ``extend`` copies, so each batch starts from the shapes of the file.
         for field, infos in [*borders, (proto.graph.value_info, stated)]:
             del field[:]
             field.extend(infos)
@@ -141,15 +139,15 @@ def _infer_at_batches(model: ir.Model, unknown: Mapping[str, ir.Value], batches:
 
 
 def _leave_out_weights(tensor: onnx.TensorProto) -> None:
-    """Make a large ``TensorProto`` say that its data lies elsewhere: inference reads small ones alone."""
+    """Drop the data of a large tensor, and mark it as external: inference reads only small tensors."""
     if len(tensor.raw_data) >= INLINE_BELOW_BYTES:
         tensor.ClearField("raw_data")
         tensor.data_location = tensor.EXTERNAL
         tensor.external_data.add(key="location", value="left out")
 
 
-def _set_batch(info: Any, batch: int) -> None:
-    """Put a number for the batch into a ``ValueInfoProto``; forget dimensions that are not known."""
+def _set_batch(info: onnx.ValueInfoProto, batch: int) -> None:
+    """Replace the batch symbol in a shape by a number; drop dimensions that are not known."""
     if info.type.WhichOneof("value") != "tensor_type":
         return
     for dim in info.type.tensor_type.shape.dim:
@@ -177,12 +175,7 @@ def _set_shapes(
 _OBSERVED_AT_ONCE = 64
 
 
-def _observe(
-    model: ir.Model,
-    unknown: Mapping[str, ir.Value],
-    batches: Sequence[int],
-    run: Callable[[bytes, int, int, Sequence[str]], Mapping[str, Any]],
-) -> None:
+def _observe(model: ir.Model, unknown: Mapping[str, ir.Value], batches: Sequence[int], run: RunGraph) -> None:
     import numpy as np
     import onnx_ir as ir
     from google.protobuf.message import EncodeError

@@ -1,9 +1,10 @@
-"""Names of cuts, and which modules end at one."""
+"""Make names for cuts and values, and find the modules that end at a cut."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -15,13 +16,13 @@ from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, GraphIndex
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["ModuleEnds", "matches_pattern", "unique_name"]
+__all__ = ["ModuleEnds", "matches_pattern", "unique_name", "unused_name"]
 
 _MAX_NAME = 100
 _RESERVED = re.compile(
     r"(?i)(con|prn|aux|nul|com\d|lpt\d|model|weights|(full|no)-offload|compressive|natural|frontier|all)(\.|$)"
 )
-"""File names that Windows keeps for itself, and words that mean something else in a bundle or after ``--cuts``."""
+"""File names that Windows reserves, and words with another meaning in a bundle or after ``--cuts``."""
 
 _ACTIVATION_CLASSES = frozenset(
     "ReLU ReLU6 LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh "
@@ -35,20 +36,20 @@ _ACTIVATION_OPS = frozenset(
 
 
 def matches_pattern(path: str, pattern: str) -> bool:
-    """Tell whether a module path matches, ``*`` standing for anything but a dot.
+    """Return whether a module path matches a pattern; ``*`` stands for any characters but a dot.
 
-    The mark of a repeated call (``relu@1``) is not part of a module's path.
+    The number of a repeated call (``relu@1``) does not count.
     """
     parts, patterns = re.sub(r"@\d+", "", path).split("."), pattern.split(".")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
 def unique_name(suggestion: str, taken: set[str]) -> str:
-    """Make a suggestion safe as a file name, and unlike every name in ``taken``, which it joins.
+    """Turn a suggestion into a safe file name that is not in ``taken``, and add it there.
 
     Args:
-        suggestion: Any text.
-        taken: Names given out so far, in lower case.
+        suggestion: A text with any characters.
+        taken: The names that are in use, in lower case.
     """
     name = re.sub(r"[^\w.@+-]", "_", suggestion, flags=re.ASCII).strip(".") or "cut"
     if name.startswith("-") or _RESERVED.match(name):
@@ -63,8 +64,16 @@ def unique_name(suggestion: str, taken: set[str]) -> str:
     return name
 
 
+def unused_name(wanted: str, taken: set[str]) -> str:
+    """Add underscores to a name until it is not in ``taken``, and add it there."""
+    while wanted in taken:
+        wanted += "_"
+    taken.add(wanted)
+    return wanted
+
+
 class ModuleEnds:
-    """Knows where in the graph each module ends."""
+    """Finds where in the graph each module ends."""
 
     def __init__(self, index: GraphIndex, model: ir.Model) -> None:
         self._index = index
@@ -80,18 +89,17 @@ class ModuleEnds:
                 self._last[path] = position
 
     def ending_at(self, position: int, live: Sequence[ir.Value]) -> tuple[str, ...]:
-        """List the modules whose output is what crosses after ``position``, the outermost first."""
-        paths = self._common(live)
-        return tuple(path for path in paths if self._last[path] <= position)
+        """List the modules whose output crosses after ``position``, the outermost first."""
+        return tuple(path for path in self._shared_modules(live) if self._last[path] <= position)
 
     def suggest(self, position: int, live: Sequence[ir.Value], ending: Sequence[str]) -> str:
-        """Suggest a name: the outermost module that ends here, else the innermost one and which op of it.
+        """Suggest a name: the outermost module that ends here, else the innermost module and an op (``stem@Add.2``).
 
-        Ops are counted within their module, for the exporter's tensor names change from version to version.
+        Ops are counted within their module, because the exporter's tensor names differ between its versions.
         """
         if ending:
             return ending[0]
-        inside = self._common(live)
+        inside = self._shared_modules(live)
         if not inside or len(live) > 1:
             return "+".join(value.name or "" for value in live)
         made = self._index.position[live[0]]
@@ -99,19 +107,19 @@ class ModuleEnds:
         return f"{inside[-1]}@{self._index.nodes[made].op_type}" + (f".{number}" if number > 1 else "")
 
     def feeds_activation(self, live: Sequence[ir.Value]) -> bool:
-        """Tell whether the one tensor that crosses is read by the activation that belongs to its layer alone."""
+        """Return whether one tensor crosses, and only the activation of its layer reads it."""
         if len(live) != 1:
             return False
         value = live[0]
         positions = self._index.readers.get(value, [])
         made_in = self._index.modules[self._index.position[value]] if value in self._index.position else None
-        by_class = [self._is_activation(self._index.modules[position], made_in) for position in positions]
-        return bool(positions) and (all(by_class) or self._by_op(value, positions))
+        by_class = [self._is_activation_module(self._index.modules[position], made_in) for position in positions]
+        return bool(positions) and (all(by_class) or self._is_activation_op(value, positions))
 
-    def _is_activation(self, module: str, made_in: str | None) -> bool:
+    def _is_activation_module(self, module: str, made_in: str | None) -> bool:
         return module != made_in and self._classes.get(module, "").rpartition(".")[2] in _ACTIVATION_CLASSES
 
-    def _by_op(self, value: ir.Value, positions: Sequence[int]) -> bool:
+    def _is_activation_op(self, value: ir.Value, positions: Sequence[int]) -> bool:
         nodes = [self._index.nodes[position] for position in positions]
         if len(nodes) == 1:
             node = nodes[0]
@@ -122,8 +130,8 @@ class ModuleEnds:
             return False
         return gates[0].outputs[0] in products[0].inputs
 
-    def _common(self, live: Sequence[ir.Value]) -> list[str]:
-        """List the modules that every tensor was made in, the outermost first."""
+    def _shared_modules(self, live: Sequence[ir.Value]) -> list[str]:
+        """List the modules that all tensors were made in, the outermost first."""
         chains = [
             _with_parents(self._index.modules[self._index.position[value]]) if value in self._index.position else []
             for value in live
@@ -132,8 +140,5 @@ class ModuleEnds:
 
 
 def _with_parents(path: str) -> list[str]:
-    """``"a.b.c"`` to ``["a", "a.b", "a.b.c"]``; the root is left out."""
-    if not path:
-        return []
-    parts = path.split(".")
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+    """``"a.b.c"`` to ``["a", "a.b", "a.b.c"]``; an empty path, which is the root, to none."""
+    return list(itertools.accumulate(path.split("."), "{}.{}".format)) if path else []

@@ -1,39 +1,39 @@
-"""Bring a graph from anywhere into the one form that the rest works on.
+"""Bring a graph of any origin into the one form that all later steps expect.
 
-Afterwards: the only symbol in a shape is the batch, shapes are straight lines in it or absent, initialisers are no
-inputs, large constants are initialisers, nodes are in execution order with none dead, every value has a name, no
-output is an input, and no metadata is left but the modules.
+Afterwards:
+
+- The only symbol in a shape is the batch; every dimension is a straight line in it, or the shape is absent.
+- No initialiser is an input, and large constants are initialisers.
+- Nodes are in execution order, and each is used; every value has a name; no output is an input.
+- The only metadata left is that of the modules.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING
 
 from dsc_split.errors import ModelFileError
 from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, MODULE_KEY
-from dsc_split.partitioner.graph._infer_shapes import complete_shapes
+from dsc_split.partitioner.graph._infer_shapes import RunGraph, complete_shapes
 from dsc_split.partitioner.graph._shapes import BATCH, line_of, line_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["RunGraph", "normalize", "settle_shapes"]
+__all__ = ["normalize", "settle_shapes"]
 
 logger = logging.getLogger(__name__)
-
-RunGraph = Callable[[bytes, int, int, Sequence[str]], Mapping[str, Any]]
-"""Runs a serialised graph: ``(graph, batch, seed, output names)`` to values by name."""
 
 
 def normalize(model: ir.Model, *, fixed_batch: int | None, run: RunGraph) -> None:
     """Normalise ``model`` in place.
 
     Args:
-        model: Its inputs have complete shapes, with :data:`BATCH` the only symbol.
-        fixed_batch: The only batch, where there is no symbol.
-        run: How to run the graph, for shapes that no inference finds.
+        model: Its inputs have complete shapes, and :data:`BATCH` is the only symbol in them.
+        fixed_batch: The only batch size, if there is no symbol.
+        run: Runs the graph, for shapes that inference does not find.
 
     Raises:
         ModelFileError: The graph is not one that ONNX allows.
@@ -65,10 +65,10 @@ def normalize(model: ir.Model, *, fixed_batch: int | None, run: RunGraph) -> Non
 
 
 def _trim_metadata(model: ir.Model) -> None:
-    """Drop what nobody reads, stack traces with the paths of the exporting machine among it."""
+    """Drop metadata that nothing reads, such as stack traces with paths of the exporting machine."""
     import onnx_ir as ir
 
-    def keep(props: Any, *keys: str) -> None:
+    def keep(props: MutableMapping[str, str], *keys: str) -> None:
         kept = {key: props[key] for key in keys if key in props}
         props.clear()
         props.update(kept)
@@ -77,12 +77,12 @@ def _trim_metadata(model: ir.Model) -> None:
         graph.doc_string = None
         keep(graph.metadata_props)
         for value in [*graph.inputs, *graph.initializers.values()]:
-            _trim_value(value)
+            clear_metadata(value)
         for node in graph:
             keep(node.metadata_props, MODULE_KEY)
             node.doc_string = None
             for value in node.outputs:
-                _trim_value(value)
+                clear_metadata(value)
     for function in model.functions.values():
         function.doc_string = None
         keep(function.metadata_props)
@@ -94,17 +94,18 @@ def _trim_metadata(model: ir.Model) -> None:
         del model.metadata_props[key]
 
 
-def _trim_value(value: ir.Value) -> None:
+def clear_metadata(value: ir.Value) -> None:
+    """Drop the metadata and the description of a value."""
     value.doc_string = None
     value.metadata_props.clear()
 
 
 def settle_shapes(model: ir.Model, *, symbols: tuple[str, ...], sizes: Mapping[str, int]) -> None:
-    """Write every dimension as a number or a line in the batch; forget a shape that has another one.
+    """Write every dimension as a number or as a straight line in the batch; drop a shape with any other dimension.
 
     Args:
         model: Changed in place.
-        symbols: What its shapes call the batch.
+        symbols: The symbols in its shapes that mean the batch.
         sizes: Values of other symbols.
     """
     import onnx_ir as ir

@@ -1,14 +1,14 @@
-"""Bring a graph down to an opset that its targets parse, node by node and in place.
+"""Convert a graph down to an opset that its targets parse, node by node and in place.
 
-Most of what a higher opset changes in an op is that it takes more types. So a node is what it was before, under the
-lower number, where the lower schema takes its inputs, attributes and types; elsewhere the graph is refused by name.
-What the schemas do not show, the export finds when it runs both graphs.
+A higher opset mostly lets an op take more types. So a node needs no change if the lower schema takes its inputs,
+attributes and types; if it does not, the graph is refused, and the message names the node. The schemas do not show
+every difference: the export runs both graphs and compares their results.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.errors import UsageError
 from dsc_split.partitioner.graph._schemas import Types, formal_of, infer_types, nodes_by_opset, schema_of, type_text
@@ -21,17 +21,18 @@ __all__ = ["fit_opset"]
 
 
 def fit_opset(model: ir.Model, limits: Mapping[str, int]) -> bool:
-    """Convert ``model`` down to the lowest of some opsets, where its own is higher.
+    """Convert ``model`` down to the lowest of the given opsets, if its own is higher.
 
     Args:
         model: Normalised; changed in place, weights untouched. The caller proves that it computes the same.
         limits: Highest opset that is parsed, by target, as the user wrote it.
 
     Returns:
-        Whether anything was changed.
+        Whether the model was changed.
 
     Raises:
-        UsageError: An op has no conversion; the message names it, the target and the ways out. The model is as it was.
+        UsageError: A node cannot be converted; the message names it, the target and what to do. The model is not
+            changed.
     """
     own = model.opset_imports.get("", 1)
     target, limit = min(limits.items(), key=lambda item: item[1], default=("", own))
@@ -52,6 +53,8 @@ def fit_opset(model: ir.Model, limits: Mapping[str, int]) -> bool:
                 f"node {node.name!r} cannot be converted down, for {reason}. Export the model with opset {limit} or "
                 "lower, or choose a target that parses more."
             )
+        assert old is not None
+        assert new is not None
         changes.append((node, old, new))
     for node, old, new in changes:
         _rewrite(node, old, new)
@@ -61,8 +64,8 @@ def fit_opset(model: ir.Model, limits: Mapping[str, int]) -> bool:
     return True
 
 
-def _misfit(node: ir.Node, old: Any, new: onnx.defs.OpSchema | None, types: Types) -> str:
-    """Say why a node cannot be read by a lower schema, or nothing."""
+def _misfit(node: ir.Node, old: onnx.defs.OpSchema | None, new: onnx.defs.OpSchema | None, types: Types) -> str:
+    """Return why a node does not fit a lower schema; empty if it fits."""
     if old is None:
         return "ONNX does not know it"
     if new is None:
@@ -103,8 +106,8 @@ def _is_default(attribute: ir.Attr, schema: onnx.defs.OpSchema) -> bool:
     return bool((default.decode() if isinstance(default, bytes) else default) == attribute.value)
 
 
-def _rewrite(node: ir.Node, old: Any, new: Any) -> None:
-    """Write a node so that the lower schema reads what the higher one read."""
+def _rewrite(node: ir.Node, old: onnx.defs.OpSchema, new: onnx.defs.OpSchema) -> None:
+    """Change the attributes of a node so that it means the same by the lower schema."""
     import onnx
     import onnx_ir as ir
 

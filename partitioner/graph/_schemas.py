@@ -1,13 +1,13 @@
-"""What ONNX says of an op at an opset, and the type of every value, in If / Loop / Scan bodies and functions too."""
+"""Find the schema of an op at an opset, and the type of every value, also in If / Loop / Scan bodies and functions."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dsc_split.partitioner.graph._index import bodies, walk
+from dsc_split.partitioner.graph._index import bodies, scopes, walk
 
 if TYPE_CHECKING:
     import onnx
@@ -21,11 +21,11 @@ FunctionKey = tuple[str, str, str]
 """Domain, name and overload of a function of the model."""
 
 Types = dict["ir.Value", "ir.TypeProtocol"]
-"""Types by value; values whose type nobody knows are not in it."""
+"""Types by value; a value whose type is not known is not listed."""
 
 
 def schema_of(node: ir.Node, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | None:
-    """Find the schema of an op, or ``None`` where ONNX has none: another domain, or an opset before it came."""
+    """Return the schema of an op; ``None`` if ONNX has none: the domain is another, or the opset is too old."""
     import onnx
 
     domain = "" if node.domain == "ai.onnx" else node.domain
@@ -35,8 +35,10 @@ def schema_of(node: ir.Node, opsets: Mapping[str, int]) -> onnx.defs.OpSchema | 
         return None
 
 
-def formal_of(formals: Sequence[Any], position: int) -> Any:
-    """Give the formal parameter at a position; the last one may stand for any number; ``None`` beyond that."""
+def formal_of(
+    formals: Sequence[onnx.defs.OpSchema.FormalParameter], position: int
+) -> onnx.defs.OpSchema.FormalParameter | None:
+    """Return the formal parameter at a position; the last one may stand for many; ``None`` if there is none."""
     import onnx
 
     if position < len(formals):
@@ -46,7 +48,7 @@ def formal_of(formals: Sequence[Any], position: int) -> Any:
 
 
 def type_text(given: ir.TypeProtocol) -> str:
-    """Write a type as schemas do: ``tensor(float)``, ``seq(tensor(float16))``."""
+    """Return a type as schemas write it: ``tensor(float)``, ``seq(tensor(float16))``."""
     import onnx_ir as ir
 
     if isinstance(given, (ir.SequenceType, ir.OptionalType)):
@@ -56,24 +58,23 @@ def type_text(given: ir.TypeProtocol) -> str:
 
 
 def nodes_by_opset(model: ir.Model) -> Iterator[tuple[ir.Node, Mapping[str, int]]]:
-    """Yield every node, in bodies and functions too, with the opsets that it is read by."""
-    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for scope in scopes:
+    """Yield every node, also of bodies and functions, with the opsets that apply to it."""
+    for scope in scopes(model):
         for node in walk(scope):
             yield node, scope.opset_imports
 
 
 def infer_types(model: ir.Model) -> tuple[Types, dict[FunctionKey, set[tuple[str, ...]]]]:
-    """Find the types of all values: the stated ones, and by ONNX's rules those that nobody stated.
+    """Find the types of all values: those that the model states, and the others by ONNX's type inference.
 
     Args:
         model: Sorted topologically.
 
     Returns:
-        The types, and for each function of the model the types of inputs that it is called with, as texts.
+        The types, and for each function of the model the input types of its calls, as texts.
     """
     inference = _Inference(model)
-    inference.scope(model.graph, model.graph.opset_imports)
+    inference.infer_scope(model.graph, model.graph.opset_imports)
     return inference.types, inference.calls
 
 
@@ -83,47 +84,47 @@ class _Inference:
         self.calls: dict[FunctionKey, set[tuple[str, ...]]] = {}
         self._functions = model.functions
 
-    def scope(self, graph: ir.Graph | ir.Function, opsets: Mapping[str, int]) -> None:
-        """Type the values of a graph or function; its inputs may have been typed before, by who calls it."""
+    def infer_scope(self, graph: ir.Graph | ir.Function, opsets: Mapping[str, int]) -> None:
+        """Find the types in a graph or function; those of its inputs may be known already from its caller."""
         initializers = getattr(graph, "initializers", {})
         for value in [*graph.inputs, *initializers.values()]:
             if value.type is not None:
                 self.types[value] = value.type
         for node in graph:
-            inferred = self._outputs(node, opsets)
+            inferred = self._output_types(node, opsets)
             for value, found in itertools.zip_longest(node.outputs, inferred[: len(node.outputs)]):
                 known = value.type or found
                 if known is not None:
                     self.types[value] = known
 
-    def _outputs(self, node: ir.Node, opsets: Mapping[str, int]) -> Sequence[ir.TypeProtocol | None]:
+    def _output_types(self, node: ir.Node, opsets: Mapping[str, int]) -> Sequence[ir.TypeProtocol | None]:
         if node.op_identifier() in self._functions:
-            return self._call(node)
+            return self._call_types(node)
         inner = list(bodies(node))
         if inner:
             given = node.inputs[2:] if node.op_type == "Loop" else node.inputs
             for body in inner:
                 formals = body.inputs[2:] if node.op_type == "Loop" else body.inputs
-                self._pass(given, formals)
-                self.scope(body, opsets)
+                self._pass_types(given, formals)
+                self.infer_scope(body, opsets)
             first = inner[0].outputs[1:] if node.op_type == "Loop" else inner[0].outputs
             return [self.types.get(value) for value in first]
         if all(value.type is not None for value in node.outputs):
             return ()
         return self._by_schema(node, opsets)
 
-    def _pass(self, given: Sequence[ir.Value | None], formals: Sequence[ir.Value]) -> None:
+    def _pass_types(self, given: Sequence[ir.Value | None], formals: Sequence[ir.Value]) -> None:
         for actual, formal in zip(given, formals, strict=False):
             if actual is not None and actual in self.types and formal.type is None:
                 self.types[formal] = self.types[actual]
 
-    def _call(self, node: ir.Node) -> Sequence[ir.TypeProtocol | None]:
+    def _call_types(self, node: ir.Node) -> Sequence[ir.TypeProtocol | None]:
         key = node.op_identifier()
         function = self._functions[key]
         signature = tuple(type_text(self.types[v]) if v in self.types else "" for v in node.inputs if v is not None)
         self.calls.setdefault(key, set()).add(signature)
-        self._pass(node.inputs, function.inputs)
-        self.scope(function, function.opset_imports)
+        self._pass_types(node.inputs, function.inputs)
+        self.infer_scope(function, function.opset_imports)
         return [self.types.get(value) for value in function.outputs]
 
     def _by_schema(self, node: ir.Node, opsets: Mapping[str, int]) -> Sequence[ir.TypeProtocol | None]:

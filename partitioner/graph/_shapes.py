@@ -1,14 +1,15 @@
-"""How large a value is at each batch size: its dimensions as straight lines in the batch.
+"""The size of a value at each batch size: its dimensions as straight lines in the batch.
 
-A dimension is known when it is a number, or an expression in the batch symbol alone that is a straight line:
-``batch``, ``64*batch``, ``batch + 1``. That covers what networks do to a batch (merge it into windows, split heads
-off), and lets the tail find the batch again from the shape of what crosses the cut.
+A dimension is known when it is a number, or an expression with no symbol but the batch that is a straight line:
+``batch``, ``64*batch``, ``batch + 1``. That covers what networks do to a batch: merge it into windows, split off
+heads. From such a shape the tail can compute the batch size again.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,9 @@ class Line:
 
 
 def fit_line(points: Mapping[int, int]) -> Line | None:
-    """Find the straight line through ``{batch: size}``, or ``None`` where there is none.
+    """Return the straight line through the points ``{batch: size}``; ``None`` if there is none.
 
-    With one point alone the size is taken as it is.
+    One point gives a constant.
     """
     (first, at_first), *rest = sorted(points.items())
     if not rest:
@@ -65,7 +66,7 @@ def line_of(
         fixed: Values of other symbols.
 
     Returns:
-        The line, or ``None`` where the dimension is unknown, has other symbols, or is no straight line.
+        The line; ``None`` if the dimension is unknown, has other symbols, or is no straight line.
     """
     if isinstance(dim, int):
         return Line(0, dim) if dim >= 0 else None
@@ -96,7 +97,7 @@ def line_text(line: Line) -> int | str:
 
 
 def known_shape(value: ir.Value) -> tuple[Line, ...] | None:
-    """Give the dimensions of a value, or ``None`` where one is not known."""
+    """Return the dimensions of a value; ``None`` if one is not known."""
     if value.shape is None:
         return None
     lines = []
@@ -110,16 +111,12 @@ def known_shape(value: ir.Value) -> tuple[Line, ...] | None:
 
 @functools.lru_cache(maxsize=4096)
 def count_elements(shape: tuple[Line, ...]) -> Line | None:
-    """Multiply the dimensions; ``None`` where the product is no straight line in the batch."""
-    return fit_line({b: _product(line.at(b) for line in shape) for b in _CHECKED_BATCHES})
-
-
-def _product(numbers: Iterable[int]) -> int:
-    return functools.reduce(lambda a, b: a * b, numbers, 1)
+    """Multiply the dimensions; ``None`` if the product is no straight line in the batch."""
+    return fit_line({batch: math.prod(line.at(batch) for line in shape) for batch in _CHECKED_BATCHES})
 
 
 def tensor_info(value: ir.Value) -> TensorInfo | None:
-    """Describe a value that crosses a border, or ``None`` where its type or size is not known."""
+    """Describe a value that is sent; ``None`` if its type or size is not known."""
     shape = known_shape(value)
     elements = count_elements(shape) if shape is not None else None
     if value.dtype is None or elements is None or shape is None:

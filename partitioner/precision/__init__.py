@@ -1,3 +1,3 @@
-"""Float16: which values become float16, the conversion of the whole graph, and what it costs."""
+"""Float16: which values become float16, the conversion of the whole graph, and the error that it causes."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Convert an exported graph to float16, store it, and say what that costs against float32."""
+"""Convert an exported graph to float16, store it, and measure its error against float32."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,32 +30,32 @@ logger = logging.getLogger(__name__)
 _LOOKED_AT_ONCE = 64
 
 _NOTED_ABOVE = 1e-2
-"""Error of an output, as a share of its largest value, that the user is told of. One rounding is off by at most 5e-4,
-and networks end up around 1e-3."""
+"""Above this error of an output, as a share of its largest value, there is a note. One rounding is off by at most
+5e-4, and a whole network by about 1e-3."""
 
 _REFUSED_ABOVE = 0.1
-"""Error of an output, as a share of its largest value, that is no bundle: beyond the sum of roundings, something was
-cut off, vanished or cancelled out."""
+"""Above this error of an output, as a share of its largest value, no bundle is made: roundings alone do not add up to
+it, so a number overflowed, vanished or cancelled out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A float16 graph that lies in its folder, and what it answers."""
+    """A float16 graph that is stored in its folder, and its results."""
 
     stored: StoredFile
     """The graph's file."""
     weights: StoredFile | None
-    """The weights' file; ``None`` where all are in the graph."""
+    """The weights' file; ``None`` if all weights are in the graph."""
     references: list[Reference]
-    """What it answers to the inputs that the float32 graph was run on, rounded as its inputs are."""
+    """Its outputs for the inputs that the float32 graph was run on, rounded if its own inputs are float16."""
     conversion: Conversion
-    """What the manifest says of it."""
+    """The conversion's record in the manifest."""
     notes: list[str]
     """Sentences the user should read."""
 
 
 def check_precision(precision: str | None, io_precision: str | None) -> None:
-    """Refuse words that are no precision, and ``io_precision`` where nothing is converted.
+    """Refuse words that are no precision, and ``io_precision`` if nothing is converted.
 
     Raises:
         UsageError: The message names the option.
@@ -68,13 +68,13 @@ def check_precision(precision: str | None, io_precision: str | None) -> None:
 
 
 def must_convert(model: ir.Model, precision: str | None, io_precision: str | None) -> bool:
-    """Tell whether a graph has to be converted to be of the precision that was asked for.
+    """Return whether a graph has to be converted to the precision that was asked for.
 
-    A graph with float16 in it is converted too, as long as something else in it is float32 and may become float16. With
-    ``io_precision`` ``fp32``, float32 inputs and outputs do not count, and there may be none in float16.
+    A graph with float16 in it is converted too, if something else in it is float32 and may become float16. With
+    ``io_precision`` ``fp32``, float32 inputs and outputs do not count, and float16 ones are refused.
 
     Raises:
-        UsageError: It cannot be brought to that precision.
+        UsageError: It cannot be converted to that precision.
     """
     import onnx_ir as ir
 
@@ -115,23 +115,23 @@ def convert_to_half(
     sample: Arrays | None,
     comparable: bool,
 ) -> Converted:
-    """Convert a graph to float16, store it, and run it as the float32 one was run.
+    """Convert a graph to float16, store it, and run it on the inputs of the float32 graph.
 
-    What it costs is measured with every rounding that the graph asks for, though ONNX Runtime alone leaves most out.
+    The error is measured with every rounding that the graph asks for; ONNX Runtime leaves out most of them on the CPU.
 
     Args:
-        model: The float32 graph, whose weights lie in a file; changed in place.
+        model: The float32 graph, whose weights are in a file; changed in place.
         io_precision: As for :func:`to_half`.
         wide: The float32 graph's file.
-        folder: Where ``model.onnx`` and ``weights.data`` are put.
-        references: What the float32 graph answered.
-        batches: The batches of ``references``.
+        folder: Where to write ``model.onnx`` and ``weights.data``.
+        references: Results of the float32 graph.
+        batches: The batch sizes of ``references``.
         sample: The sample of ``references``.
-        comparable: Whether the graph answers the same each time.
+        comparable: Whether the graph returns the same in every run.
 
     Raises:
-        ExportError: Nothing became float16, an output is far off, or one is no longer finite; the message names the
-            first value.
+        ExportError: Nothing became float16, or an output is far off or no longer finite; the message names the first
+            such value.
         BackendError: ONNX Runtime cannot run the float16 graph.
         DscError: A file cannot be written.
     """
@@ -180,7 +180,7 @@ def _weight_notes(report: HalfReport) -> list[str]:
 
 
 def _round_everywhere(model: ir.Model) -> onnx.ModelProto:
-    """Copy a graph so that ONNX Runtime rounds each float16 value in it, as a GPU does."""
+    """Return a copy of a graph in which ONNX Runtime rounds each float16 value, as a GPU does."""
     import onnx_ir as ir
 
     copy = ir.serde.deserialize_model(ir.serde.serialize_model(model))
@@ -191,10 +191,10 @@ def _round_everywhere(model: ir.Model) -> onnx.ModelProto:
 def _measure(
     references: Sequence[Reference], halves: Sequence[Reference], causes: Sequence[str]
 ) -> tuple[float | None, float | None, list[str]]:
-    """Measure float16 against float32 over the outputs that are floats; say of the others whether they differ.
+    """Measure the error of float outputs against float32, and note which other outputs differ.
 
     Raises:
-        ExportError: An output is too far off; the message says what of ``causes`` is known.
+        ExportError: An output is too far off; the message repeats ``causes``.
     """
     max_abs, max_rel = 0.0, dict[str, float]()
     different = dict[str, None]()
@@ -229,7 +229,7 @@ def _check_finite(
     wide: Path, graph: onnx.ModelProto, folder: Path, references: Sequence[Reference], halves: Sequence[Reference]
 ) -> None:
     for before, after in zip(references, halves, strict=True):
-        lost = [name for name in before.outputs if _loses(before.outputs[name], after.outputs[name])]
+        lost = [name for name in before.outputs if _loses_finite(before.outputs[name], after.outputs[name])]
         if lost:
             raise ExportError(
                 f"in float16, output {lost[0]!r} is not finite where it is in float32. "
@@ -238,14 +238,14 @@ def _check_finite(
             )
 
 
-def _loses(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> bool:
+def _loses_finite(before: np.ndarray, after: np.ndarray) -> bool:
     if before.dtype.kind != "f" or before.shape != after.shape:
         return False
     return bool((np.isfinite(before) & ~np.isfinite(after)).any())
 
 
 def _first_lost(wide: Path, graph: onnx.ModelProto, folder: Path, before: Reference, after: Reference) -> str:
-    """Find the first value in graph order that is not finite though it is in float32; says so in a sentence."""
+    """Name in a sentence the first value, in graph order, that is finite in float32 and not in float16."""
     import onnx
 
     graphs = (onnx.load(str(wide), load_external_data=False), graph)
@@ -254,11 +254,11 @@ def _first_lost(wide: Path, graph: onnx.ModelProto, folder: Path, before: Refere
     for start in range(0, len(names), _LOOKED_AT_ONCE):
         chunk = names[start : start + _LOOKED_AT_ONCE]
         seen = [
-            _values(each, chunk, beside, reference.inputs)
+            _run_for(each, chunk, beside, reference.inputs)
             for each, beside, reference in zip(graphs, (wide.parent, folder), (before, after), strict=True)
         ]
         for name in chunk:
-            if all(isinstance(values[name], np.ndarray) for values in seen) and _loses(seen[0][name], seen[1][name]):
+            if all(isinstance(values[name], np.ndarray) for values in seen) and _loses_finite(*(v[name] for v in seen)):
                 node = made[1][name]
                 largest = np.abs(seen[0][name][np.isfinite(seen[0][name])]).max()
                 return (
@@ -268,8 +268,8 @@ def _first_lost(wide: Path, graph: onnx.ModelProto, folder: Path, before: Refere
     return "No value before it could be told to be the cause."
 
 
-def _values(graph: onnx.ModelProto, names: Sequence[str], folder: Path, feed: Arrays) -> dict[str, Any]:
-    """Run a graph for some of its values."""
+def _run_for(graph: onnx.ModelProto, names: Sequence[str], folder: Path, feed: Arrays) -> dict[str, np.ndarray]:
+    """Run a graph and return the values of these names."""
     import onnx
 
     del graph.graph.output[:]

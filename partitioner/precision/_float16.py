@@ -1,17 +1,18 @@
-"""Turn a float32 graph into a float16 one, as a whole and before it is cut, so that both sides agree on every type."""
+"""Convert a whole float32 graph to float16, before it is cut: so head and tail agree on every type."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dsc_split.bundles._records import KeptNode, Precision
 from dsc_split.errors import ExportError
-from dsc_split.partitioner.graph._index import MODULE_KEY, bodies, walk
+from dsc_split.partitioner.graph._index import MODULE_KEY, bodies, scopes, walk
+from dsc_split.partitioner.graph._names import unused_name
 from dsc_split.partitioner.graph._schemas import schema_of
 from dsc_split.partitioner.precision._float16_rules import TYPE_ATTRIBUTES, HalfRules, is_float
 
@@ -23,19 +24,19 @@ __all__ = ["HalfReport", "leaves_float32", "precision_of", "to_half", "values_of
 logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 22
-"""Numbers of a weight that are looked at together."""
+"""Numbers of a weight that are converted at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalfReport:
-    """What a conversion to float16 did."""
+    """The result of a conversion to float16."""
 
     weights_converted: int
-    """Numbers in initialisers and constants that became float16; what two ops share counts once."""
+    """Numbers in initialisers and constants that became float16; a tensor that two ops share counts once."""
     weights_overflowed: int
-    """Those that a float16 cannot reach: they became the largest one, 65504, with their sign."""
+    """Those that are too large for a float16: they became the largest one, 65504, with their sign."""
     weights_vanished: int
-    """Those that are not zero, and became zero."""
+    """Those that are not zero and became zero."""
     overflowed_in: tuple[str, ...]
     """Names of the initialisers and constants with numbers that overflowed."""
     kept_float32: tuple[KeptNode, ...]
@@ -43,7 +44,7 @@ class HalfReport:
 
 
 def precision_of(model: ir.Model) -> Precision:
-    """Tell what a graph computes in: ``fp16`` as soon as one value is a 16-bit float."""
+    """Return the precision of a graph: ``fp16`` if any value is a 16-bit float, else ``fp32``."""
     import onnx_ir as ir
 
     half = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
@@ -51,7 +52,7 @@ def precision_of(model: ir.Model) -> Precision:
 
 
 def leaves_float32(model: ir.Model, *, io_precision: str | None = None) -> bool:
-    """Tell whether something in a graph is float32 that :func:`to_half` makes float16, casts and constants aside.
+    """Return whether :func:`to_half` would make anything float16, apart from casts and constants.
 
     Args:
         model: As for :func:`to_half`; not changed.
@@ -61,21 +62,21 @@ def leaves_float32(model: ir.Model, *, io_precision: str | None = None) -> bool:
 
 
 def to_half(model: ir.Model, *, io_precision: str | None = None) -> HalfReport:
-    """Make every float32 value of ``model`` a float16 one, but those that must stay.
+    """Convert every float32 value of ``model`` to float16, except those that must stay float32.
 
-    Nodes keep their names, order and modules, and values their names, so that cuts keep theirs. Weights are read one
-    at a time, to count them, and become float16 when they are stored.
+    Nodes keep their names, order and modules, and values keep their names; so cuts keep their names too. Weights are
+    read one at a time, to count them, and converted when they are stored.
 
     Args:
         model: Normalised; changed in place.
-        io_precision: ``fp32`` leaves the types of inputs and outputs alone, with casts behind the inputs and before
-            the outputs; else they become float16 like the rest.
+        io_precision: ``fp32`` keeps the types of inputs and outputs, and adds casts after the inputs and before the
+            outputs; otherwise they become float16 too.
 
     Returns:
-        What was done.
+        Counts of the weights, and the nodes that stay float32.
 
     Raises:
-        ExportError: A value that must change its type between two nodes is no tensor.
+        ExportError: A value that needs a cast between two nodes is no tensor.
     """
     return _Conversion(model, keep_io=io_precision == "fp32").run()
 
@@ -89,11 +90,11 @@ class _Conversion:
         self._half: set[ir.Value] = set()
         self._copies: dict[ir.Value, ir.Value] = {}
         self._narrowed: dict[ir.Value, ir.Value] = {}
-        self._taken = {value.name for scope in self._scopes() for value in values_of(scope) if value.name}
+        self._taken = {value.name for scope in scopes(model) for value in values_of(scope) if value.name}
 
     def run(self) -> HalfReport:
         rules, model = self._rules, self._model
-        order = [node for scope in self._scopes() for node in walk(scope)]
+        order = [node for scope in scopes(model) for node in walk(scope)]
         self._choose_values(order)
         self._convert_weights(order)
         self._convert_scope(model.graph, half_outputs=not self._keep_io)
@@ -112,17 +113,16 @@ class _Conversion:
         )
 
     def has_work(self) -> bool:
-        """Tell whether a node, an input or an output is float32 and is to become float16."""
+        """Return whether a node, an input or an output has a float32 value that becomes float16."""
         rules = self._rules
-        nodes = (node for scope in self._scopes() for node in walk(scope) if node.op_type not in ("Cast", "Constant"))
+        computing = (
+            node for scope in scopes(self._model) for node in walk(scope) if node.op_type not in ("Cast", "Constant")
+        )
         return any(
             any(self._is_float(value) and rules.wants_half(node, i) for i, value in enumerate(node.inputs))
             or any(self._is_float(value) and rules.makes_half(node, i) for i, value in enumerate(node.outputs))
-            for node in nodes
+            for node in computing
         ) or any(map(self._is_float, () if self._keep_io else (*self._model.graph.inputs, *self._model.graph.outputs)))
-
-    def _scopes(self) -> list[ir.Graph | ir.Function]:
-        return [self._model.graph, *self._model.functions.values()]
 
     # ---- what becomes float16 ------------------------------------------------------------------------------
 
@@ -130,7 +130,7 @@ class _Conversion:
         return is_float(self._rules.types, value)
 
     def _choose_values(self, order: Sequence[ir.Node]) -> None:
-        """Collect the values that become float16, but for weights."""
+        """Collect the values that become float16, except weights."""
         rules = self._rules
         given = [] if self._keep_io else list(self._model.graph.inputs)
         for key, function in self._model.functions.items():
@@ -144,7 +144,7 @@ class _Conversion:
         self._half.update(value for value in given if self._is_float(value))
 
     def _uses(self, order: Sequence[ir.Node]) -> Iterator[tuple[ir.Value, bool]]:
-        """Yield each float32 value that is read, with whether float16 is wanted there."""
+        """Yield each float32 value that is read, and whether it is read as float16 there."""
         for node in order:
             for i, value in enumerate(node.inputs):
                 if value is not None and self._is_float(value):
@@ -154,7 +154,7 @@ class _Conversion:
         yield from ((value, not self._keep_io) for value in self._model.graph.outputs)
 
     def _convert_weights(self, order: Sequence[ir.Node]) -> None:
-        """Convert initialisers and constants; one that float32 is wanted of as well stays, beside its copy."""
+        """Convert initialisers and constants; one that is read in both types stays, and gets a float16 copy."""
         wanted: dict[ir.Value, set[bool]] = {}
         for value, half in self._uses(order):
             wanted.setdefault(value, set()).add(half)
@@ -174,7 +174,10 @@ class _Conversion:
         import onnx_ir as ir
 
         copy = ir.Value(
-            name=self._name(f"{value.name}_float16"), shape=value.shape, type=value.type, const_value=value.const_value
+            name=unused_name(f"{value.name}_float16", self._taken),
+            shape=value.shape,
+            type=value.type,
+            const_value=value.const_value,
         )
         graph.register_initializer(copy)
         self._copies[value] = copy
@@ -191,7 +194,7 @@ class _Conversion:
                 self._convert_scope(body, half_outputs=node not in self._rules.kept)
             for i, read in enumerate(node.inputs):
                 if read is not None and self._is_float(read):
-                    node.replace_input_with(i, self._as(read, node, half=self._rules.wants_half(node, i)))
+                    node.replace_input_with(i, self._cast_for(read, node, half=self._rules.wants_half(node, i)))
             if any(value in self._half for value in node.outputs):
                 self._set_attributes(node)
             for value in node.outputs:
@@ -199,13 +202,13 @@ class _Conversion:
                     _set_half(value)
         for i, value in enumerate(scope.outputs):
             if self._is_float(value) and (value in self._half) != half_outputs:
-                scope.outputs[i] = self._as_output(value, scope, half=half_outputs)
+                scope.outputs[i] = self._cast_output(value, scope, half=half_outputs)
 
-    def _as(self, value: ir.Value, node: ir.Node, *, half: bool) -> ir.Value:
-        """Give ``value`` in the type that ``node`` reads it in.
+    def _cast_for(self, value: ir.Value, node: ir.Node, *, half: bool) -> ir.Value:
+        """Return ``value`` in the type that ``node`` reads.
 
-        What float32 leaves is cast where it comes to be, and what float16 leaves where it is read: so nothing more
-        than before crosses between any two nodes, and cuts stay cuts.
+        A float32 value is cast to float16 right after it is made, and a float16 value to float32 right before it is
+        read. So no cast adds a tensor that crosses a cut, and cuts stay cuts.
         """
         if half == (value in self._half):
             return value
@@ -220,8 +223,8 @@ class _Conversion:
             self._narrowed[value] = self._cast_where_made(value, half=True)
         return self._narrowed[value]
 
-    def _as_output(self, value: ir.Value, scope: ir.Graph | ir.Function, *, half: bool) -> ir.Value:
-        """Give an output of a scope in another type."""
+    def _cast_output(self, value: ir.Value, scope: ir.Graph | ir.Function, *, half: bool) -> ir.Value:
+        """Return an output of a scope in the other type."""
         if half and value in self._narrowed:
             return self._narrowed[value]
         if value.graph is scope or value.producer() in set(scope):
@@ -231,7 +234,7 @@ class _Conversion:
         return cast.outputs[0]
 
     def _cast_where_made(self, value: ir.Value, *, half: bool) -> ir.Value:
-        """Cast a value as soon as it is there; the result takes over its name, for it is what others read."""
+        """Cast a value right after it is made; the result takes over its name, because other nodes read the result."""
         producer = value.producer()
         module = producer.metadata_props.get(MODULE_KEY) if producer is not None else None
         cast = self._cast(value, half=half, module=module)
@@ -246,7 +249,7 @@ class _Conversion:
         result = cast.outputs[0]
         stays = value.is_graph_input() or (half and self._keep_io and value.is_graph_output())
         if not stays:
-            name, value.name = value.name, self._name(f"{value.name}_{'float32' if half else 'float16'}")
+            name, value.name = value.name, unused_name(f"{value.name}_{'float32' if half else 'float16'}", self._taken)
             result.name = name
         return result
 
@@ -259,7 +262,7 @@ class _Conversion:
                 "node can cast between those that take float16 and those that do not. Export it with --precision fp32."
             )
         target = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
-        name = self._name(f"{value.name}_{'float16' if half else 'float32'}")
+        name = unused_name(f"{value.name}_{'float16' if half else 'float32'}", self._taken)
         node = ir.node("Cast", [value], {"to": int(target)}, name=f"node_{name}")
         if module is not None:
             node.metadata_props[MODULE_KEY] = module
@@ -267,14 +270,8 @@ class _Conversion:
         result.name, result.shape, result.type = name, value.shape, ir.TensorType(target)
         return node
 
-    def _name(self, wanted: str) -> str:
-        while wanted in self._taken:
-            wanted += "_"
-        self._taken.add(wanted)
-        return wanted
-
     def _set_attributes(self, node: ir.Node) -> None:
-        """Make an op whose attributes decide its type give float16."""
+        """Change the attributes of an op that decide its output type to float16."""
         import onnx_ir as ir
 
         if node.domain not in ("", "ai.onnx"):
@@ -302,10 +299,10 @@ class _Weights:
         self._done: dict[object, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
 
     def convert(self, tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-        """Give a float16 tensor that is computed when it is read, and count now what it will lose."""
+        """Return a float16 tensor that is computed when it is read; what it loses is counted now."""
         import onnx_ir as ir
 
-        # Values may share a tensor, or a place in a file.
+        # Values may share a tensor, or a stretch of a file.
         key: object = id(tensor)
         if isinstance(tensor, ir.ExternalTensor):
             key = (tensor.path, tensor.offset, tensor.length, tuple(tensor.shape.numpy()))
@@ -322,7 +319,7 @@ class _Weights:
             self.overflowed_in.append(name)
         shape = ir.Shape(list(tensor.shape.numpy()))
         result = ir.LazyTensor(_reader(tensor), ir.DataType.FLOAT16, shape, name=name)
-        self._done[key] = (tensor, result)  # the source too, for an id is one's own only while one lives
+        self._done[key] = (tensor, result)  # with the source: an id is unique only while its object lives
         return result
 
 
@@ -331,11 +328,11 @@ _BEYOND = 65520.0
 """The smallest number that rounds to infinity and not to the largest float16."""
 
 
-def _halve(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Round to float16; what is finite stays so.
+def _halve(array: np.ndarray) -> np.ndarray:
+    """Round to float16; a finite number stays finite.
 
-    Models write "minus infinity" as the lowest float32, to mask with. As an infinity it would make NaN of a softmax
-    over nothing else.
+    Models use the lowest float32 as "minus infinity" in masks. With a real infinity, the softmax of a row that is
+    masked as a whole would be NaN.
     """
     limited = np.where(np.isfinite(array), np.clip(array, -_LARGEST, _LARGEST), array)
     return limited.astype(np.float16)
@@ -353,8 +350,8 @@ def _reader(tensor: ir.TensorProtocol) -> Callable[[], ir.TensorProtocol]:
     return read
 
 
-def _blocks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the numbers of a tensor in parts, so that no copies of a whole large one are made."""
+def _blocks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
+    """Yield the numbers of a tensor in blocks, so that a large tensor is never copied as a whole."""
     flat = tensor.numpy().reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         yield flat[start : start + _BLOCK]

@@ -1,25 +1,19 @@
-"""Which values of a graph become float16 and which nodes go on in float32, before anything is changed.
+"""Decide which values of a graph become float16 and which nodes stay float32, before anything is changed.
 
-ONNX's schemas decide: a value becomes float16 where the op that makes it may make float16. What they do not know
-stands in two tables here. Beyond that, what decides a size, an index or a comparison (how far to resize, where to
-slice, which window a pixel is in) is computed as exactly as before, as long as it follows from shapes and constants.
+ONNX's schemas decide: a value becomes float16 if the schema lets the op that makes it make float16. Two tables here
+hold the exceptions. A value that decides a size, an index or a comparison (a resize scale, a slice start) also stays
+float32, if it depends on shapes and constants only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.partitioner.graph._index import bodies, is_shape_query, walk
-from dsc_split.partitioner.graph._schemas import (
-    Types,
-    formal_of,
-    infer_types,
-    nodes_by_opset,
-    schema_of,
-    type_text,
-)
+from dsc_split.partitioner.graph._schemas import Types, formal_of, infer_types, nodes_by_opset, schema_of, type_text
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 __all__ = ["TYPE_ATTRIBUTES", "HalfRules", "is_float"]
@@ -41,7 +35,7 @@ _KEPT_INPUTS = {
     "QuantizeLinear": {1: "scale"},
     "Resize": {1: "roi", 2: "scales"},  # they decide the size of the output
 }
-"""Inputs, by place, that stay float32 though the rest of the op need not."""
+"""Positions of the inputs that stay float32 although the rest of the op becomes float16, by op."""
 
 _EXACT = "what it computes decides a size, an index or a comparison, and not by the data"
 
@@ -60,60 +54,62 @@ TYPE_ATTRIBUTES = {
     "RandomUniformLike": "dtype",
     "SequenceEmpty": "dtype",
 }
-"""Ops whose output has the type that an attribute says, and which attribute."""
+"""Ops with an attribute that decides the type of their output, and its name."""
 
 
 def is_float(types: Types, value: ir.Value | None) -> bool:
-    """Tell whether a value is float32, or a sequence of such."""
+    """Return whether a value is a float32 tensor, or a sequence of them."""
     import onnx_ir as ir
 
     return value is not None and value in types and types[value].dtype == ir.DataType.FLOAT
 
 
 class HalfRules:
-    """Decides on every node of a model once; the model is not changed."""
+    """Decides once for every node of a model; the model is not changed."""
 
     def __init__(self, model: ir.Model) -> None:
         self._functions = model.functions
         self.types, self._calls = infer_types(model)
         self.opsets = dict(nodes_by_opset(model))
-        """The opsets that each node is read by."""
+        """The opsets that apply to each node."""
         self._data = _data_values(model)
         self.kept: dict[ir.Node, str] = {}
-        """Nodes that go on in float32 as a whole, and why."""
+        """Nodes that stay float32 as a whole, and why."""
         self.kept_functions = {
-            key for key, function in model.functions.items() if len(self._calls.get(key, ())) != 1 or _is_open(function)
+            key
+            for key, function in model.functions.items()
+            if len(self._calls.get(key, ())) != 1 or _takes_type(function)
         }
-        """Functions whose bodies stay as they are: called with several types, or typed by who calls them."""
+        """Functions that stay as they are: calls differ in their types, or pass a type as an attribute."""
         for node in self.opsets:
             self._judge(node)
         self._keep_exact()
         self._settle_functions()
 
     def wants_half(self, node: ir.Node, position: int) -> bool:
-        """Tell whether a float32 input of a node is to be float16."""
-        return self._port(node, position, output=False)
+        """Return whether a node reads this float32 input as float16."""
+        return self._is_half(node, position, output=False)
 
     def makes_half(self, node: ir.Node, position: int) -> bool:
-        """Tell whether a float32 output of a node becomes float16."""
-        return self._port(node, position, output=True)
+        """Return whether this float32 output of a node becomes float16."""
+        return self._is_half(node, position, output=True)
 
     # ---- nodes ---------------------------------------------------------------------------------------------
 
-    def _floats(self, node: ir.Node) -> list[tuple[int, bool]]:
-        """List the float32 inputs and outputs of a node: position, and whether it is an output."""
+    def _float_ports(self, node: ir.Node) -> list[tuple[int, bool]]:
+        """List the float32 inputs and outputs of a node as (position, whether it is an output)."""
         inputs = [(i, False) for i, value in enumerate(node.inputs) if is_float(self.types, value)]
         return inputs + [(i, True) for i, value in enumerate(node.outputs) if is_float(self.types, value)]
 
     def _judge(self, node: ir.Node) -> None:
-        floats = self._floats(node)
+        floats = self._float_ports(node)
         if node in self.kept or not floats or node.op_identifier() in self._functions:
             return
         if node.domain in ("", "ai.onnx") and node.op_type in _KEPT_OPS:
             self._keep(node, _KEPT_OPS[node.op_type])
         elif schema_of(node, self.opsets[node]) is None:
             self._keep(node, f"nothing is known of ops of {node.domain or 'ONNX'!r} by that name")
-        elif not any(self._port(node, position, output=output) for position, output in floats):
+        elif not any(self._is_half(node, position, output=output) for position, output in floats):
             stays = ", ".join(_KEPT_INPUTS.get(node.op_type, {}).values())
             self._keep(node, f"its {stays} stays float32" if stays else "ONNX has no float16 for it at this opset")
 
@@ -123,7 +119,7 @@ class HalfRules:
             for inner in walk(body):
                 self.kept.setdefault(inner, reason)
 
-    def _port(self, node: ir.Node, position: int, *, output: bool) -> bool:
+    def _is_half(self, node: ir.Node, position: int, *, output: bool) -> bool:
         if node in self.kept:
             return False
         key = node.op_identifier()
@@ -132,13 +128,13 @@ class HalfRules:
         schema = schema_of(node, self.opsets[node])
         assert schema is not None, f"{node.op_type} was not judged"
         formal = formal_of(schema.outputs if output else schema.inputs, position)
-        return formal is not None and formal.type_str in self._variables(node, schema)
+        return formal is not None and formal.type_str in self._half_variables(node, schema)
 
-    def _variables(self, node: ir.Node, schema: Any) -> set[str]:
-        """List the type variables of a node that may be bound to float16: by the schema, and by our table."""
+    def _half_variables(self, node: ir.Node, schema: onnx.defs.OpSchema) -> set[str]:
+        """List the type variables of a schema that may be float16 for a node, by the schema and by our table."""
         fit: dict[str, bool] = {}
         kept = _KEPT_INPUTS.get(node.op_type, {}) if node.domain in ("", "ai.onnx") else {}
-        for position, output in self._floats(node):
+        for position, output in self._float_ports(node):
             formal = formal_of(schema.outputs if output else schema.inputs, position)
             if formal is None:
                 continue
@@ -149,10 +145,10 @@ class HalfRules:
             fit[formal.type_str] = fit.get(formal.type_str, True) and allowed
         return {name for name, fits in fit.items() if fits}
 
-    # ---- what is exact -------------------------------------------------------------------------------------
+    # ---- exact values --------------------------------------------------------------------------------------
 
     def _keep_exact(self) -> None:
-        """Walk back from what is asked for in float32, or made no float of, as long as no data is met."""
+        """Keep the nodes that compute the exact values, walking back from their readers until data is met."""
         pending: list[ir.Value] = []
         for node in self.opsets:
             floats = [value for value in node.inputs if value is not None and is_float(self.types, value)]
@@ -173,7 +169,7 @@ class HalfRules:
             pending += [value for value in producer.inputs if value is not None and is_float(self.types, value)]
 
     def _settle_functions(self) -> None:
-        """Keep each function as it is that is called by what is kept: it has one body for all its calls."""
+        """Keep each function that a kept node calls: all its calls share one body."""
         while True:
             before = len(self.kept_functions)
             for key in self.kept_functions:
@@ -185,8 +181,8 @@ class HalfRules:
                 return
 
 
-def _is_open(function: ir.Function) -> bool:
-    """Tell whether who calls a function decides on a type inside it."""
+def _takes_type(function: ir.Function) -> bool:
+    """Return whether a caller decides a type inside a function, by an attribute."""
     typed = {**TYPE_ATTRIBUTES, "Constant": "", "ConstantOfShape": ""}
     return any(
         attribute.is_ref() and node.op_type in typed
@@ -196,7 +192,7 @@ def _is_open(function: ir.Function) -> bool:
 
 
 def _data_values(model: ir.Model) -> set[ir.Value]:
-    """Find the values that depend on what is in the inputs; in bodies and functions, on what is given to them."""
+    """Find the values that depend on the contents of the inputs; in a body or function, of its own inputs."""
     data: set[ir.Value] = set()
 
     def spread(scope: ir.Graph | ir.Function) -> None:

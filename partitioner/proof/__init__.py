@@ -1,3 +1,3 @@
-"""The proof that head then tail computes what the whole model computes, and the reference that runs it."""
+"""Prove that head then tail computes the same as the whole model, with ONNX Runtime on the CPU as the reference."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Proof that head then tail computes what the whole model computes, and the measure that all checks use."""
+"""Prove that head then tail computes the same as the whole model; measure errors for all checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,19 +32,19 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3}
 SEEDS = (0, 1)
 """Seeds of the inputs that a pair is proven on."""
 
-Arrays = Mapping[str, "np.ndarray[Any, Any]"]
+Arrays = Mapping[str, np.ndarray]
 
 
-def relative_error(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> tuple[float, float]:
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
     """Measure how far ``actual`` is from ``expected``.
 
     Args:
-        actual: What was computed, any shape and type.
-        expected: What should have been.
+        actual: The computed values, of any shape and type.
+        expected: The right values.
 
     Returns:
-        ``(max|difference|, max|difference| / max|expected|)``. Both are infinite where shapes or types differ,
-        where integers, booleans or strings are not equal, or where NaN or an infinity stands in one alone.
+        ``(max|difference|, max|difference| / max|expected|)``. Both are infinite if shapes or types differ, if
+        integers, booleans or strings are not equal, or if NaN or an infinity is in one of the two only.
     """
     wrong = (float("inf"), float("inf"))
     actual, expected = (array.astype(str) if array.dtype == object else array for array in (actual, expected))
@@ -71,7 +70,7 @@ def relative_error(actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any])
 
 @dataclass(frozen=True, kw_only=True)
 class PairError:
-    """How far head then tail is from the whole model, the worst over all batches, seeds and outputs."""
+    """The largest error of head then tail against the whole model, over all batches, seeds and outputs."""
 
     max_abs: float
     """Largest absolute difference."""
@@ -83,19 +82,16 @@ class PairError:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What the whole model answers to one set of inputs."""
+    """The outputs of the whole model for one set of inputs."""
 
-    inputs: dict[str, np.ndarray[Any, Any]]
-    outputs: dict[str, np.ndarray[Any, Any]]
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
 
 
 def run_reference(
-    model_path: Path,
-    inputs: Sequence[TensorInfo],
-    batches: Sequence[int],
-    sample: Arrays | None,
+    model_path: Path, inputs: Sequence[TensorInfo], batches: Sequence[int], sample: Arrays | None
 ) -> list[Reference]:
-    """Run the whole model on every batch and seed, ONNX Runtime on the CPU.
+    """Run the whole model at every batch size and seed, with ONNX Runtime on the CPU.
 
     Raises:
         BackendError: ONNX Runtime cannot load or run the model.
@@ -120,14 +116,14 @@ def prove_pair(
     *,
     weights_folder: Path,
 ) -> PairError:
-    """Run head then tail on every reference and compare.
+    """Run head then tail on every reference, and compare the outputs.
 
     Args:
         head_graph: The serialised head.
         tail_graph: The serialised tail.
-        split: What crosses, and what stays.
+        split: Which tensors cross, and which outputs stay on the device.
         references: From :func:`run_reference`.
-        weights_folder: Where the weights file lies.
+        weights_folder: The folder of the weights file.
 
     Raises:
         BackendError: The head or the tail cannot be loaded or run.
@@ -159,10 +155,10 @@ def largest_batch(
     """Find the largest batch up to ``wanted`` that the whole model runs at, in a worker process.
 
     Returns:
-        The batch and, where it is smaller than ``wanted``, the reason; else an empty text.
+        The batch size, and why it is smaller than ``wanted``; an empty text if it is not.
 
     Raises:
-        BackendError: The model does not run for another reason than memory.
+        BackendError: The model does not run, for another reason than memory.
     """
     from dsc_split.partitioner.proof._reference import run_in_worker
 

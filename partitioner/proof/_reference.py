@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU as the reference of proofs: sessions with every optional noise off."""
+"""Run models with ONNX Runtime on the CPU, the reference of all proofs, without its log output."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ __all__ = ["open_session", "run_in_worker", "run_session"]
 
 logger = logging.getLogger(__name__)
 
+Session = Any
+"""An ``onnxruntime.InferenceSession``; ONNX Runtime has no types."""
 TIME_LIMIT_S = 3600.0
 """Seconds that one run of a model may take."""
 
 
-def open_session(model: Path | bytes, *, weights_folder: Path | None = None) -> Any:
-    """Open an ``onnxruntime.InferenceSession`` on the CPU.
+def open_session(model: Path | bytes, *, weights_folder: Path | None = None) -> Session:
+    """Open a session on the CPU.
 
     Args:
         model: A file, or a serialised graph.
-        weights_folder: Where the external data of a serialised graph lies.
+        weights_folder: Folder of the external data of a serialised graph.
 
     Raises:
         BackendUnavailable: ONNX Runtime is not installed.
-        BackendError: ONNX Runtime refuses the model; the message names the op where it does.
+        BackendError: ONNX Runtime refuses the model; the message names the op if ONNX Runtime does.
     """
     ort = require("onnxruntime", extra="cpu", purpose="run graphs on the CPU, the reference of every proof")
     options = ort.SessionOptions()
@@ -48,16 +50,16 @@ def open_session(model: Path | bytes, *, weights_folder: Path | None = None) -> 
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
     except Exception as e:  # ONNX Runtime's errors have no common base below Exception
-        raise _as_ours(e, f"ONNX Runtime cannot load {what}") from e
+        raise _to_backend_error(e, f"ONNX Runtime cannot load {what}") from e
 
 
-def run_session(session: Any, feed: Mapping[str, np.ndarray[Any, Any]], what: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Run a session on the inputs that it has, and name its outputs.
+def run_session(session: Session, feed: Mapping[str, np.ndarray], what: str) -> dict[str, np.ndarray]:
+    """Run a session, and return its outputs by name.
 
     Args:
         session: From :func:`open_session`.
-        feed: Values by name; names that are no inputs of the session are left out.
-        what: What is run, for messages.
+        feed: Values by name; those that are no inputs of the session are ignored.
+        what: Name of the model, for messages.
 
     Raises:
         BackendError: ONNX Runtime fails.
@@ -68,13 +70,13 @@ def run_session(session: Any, feed: Mapping[str, np.ndarray[Any, Any]], what: st
         values = session.run(names, inputs)
     except Exception as e:  # as above
         shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-        raise _as_ours(e, f"ONNX Runtime cannot run {what!r} on {shapes}") from e
+        raise _to_backend_error(e, f"ONNX Runtime cannot run {what!r} on {shapes}") from e
     return dict(zip(names, values, strict=True))
 
 
-def _as_ours(error: Exception, what: str) -> BackendError:
+def _to_backend_error(error: Exception, what: str) -> BackendError:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip())
-    # Where in ONNX Runtime's own sources it was noticed helps nobody, and names a path of the build machine.
+    # The line of ONNX Runtime's source code helps no user, and has a path of the build machine.
     text = re.sub(r"/\S+/onnxruntime/\S+\.(?:cc|h):\d+ ?", "", text)
     if isinstance(error, MemoryError) or says_out_of_memory(text):
         return OutOfMemoryError(f"{what}: out of memory ({text[:200]})")
@@ -82,10 +84,10 @@ def _as_ours(error: Exception, what: str) -> BackendError:
 
 
 class TrialRun:
-    """The program of the child process that runs a model once."""
+    """The program of the child process: it runs a model once."""
 
-    def run(self, model: str, inputs: Sequence[dict[str, Any]], batch: int) -> None:
-        """Run the model of a file on random inputs, which are described as in the manifest."""
+    def run(self, model: str, inputs: Sequence[dict[str, object]], batch: int) -> None:
+        """Run the model of a file on random inputs; ``inputs`` describes them as the manifest does."""
         from dsc_split.bundles._samples import make_inputs
 
         feed = make_inputs([read_record(item, TensorInfo) for item in inputs], batch, 0, None)
@@ -93,18 +95,18 @@ class TrialRun:
 
 
 def run_in_worker(model: Path, inputs: Sequence[TensorInfo], batch: int, memory_bytes: int) -> None:
-    """Run a model once in a process of its own, so that the end of memory ends that process alone.
+    """Run a model once in a child process, so that only this process ends if memory runs out.
 
     Args:
         model: The graph.
         inputs: Its inputs.
         batch: Batch size.
-        memory_bytes: What the process may take.
+        memory_bytes: Memory that the process may take.
 
     Raises:
         OutOfMemoryError: The process ran out of memory.
         BackendUnavailable: ONNX Runtime is not installed.
-        BackendError: It failed otherwise, or took longer than an hour.
+        BackendError: It failed for another reason, or took longer than an hour.
     """
     options = ChildOptions(
         label="the process that runs the model", memory_limit_bytes=memory_bytes, time_limit_s=TIME_LIMIT_S

@@ -1,22 +1,24 @@
-"""ONNX files from anywhere, as sources: checked, then read with their weights left on disk."""
+"""Load ONNX files of any origin: check them, and read them with their weights left on disk."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.optional import require
 from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.bundles._samples import load_sample
 from dsc_split.errors import ModelFileError, UsageError
+from dsc_split.partitioner._weights_file import stored_tensors
 from dsc_split.partitioner.graph._normalize import settle_shapes
 from dsc_split.partitioner.graph._shapes import BATCH
 from dsc_split.partitioner.sources._options import InputShape, LoadedModel, SourceOptions, parse_input_shapes
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
     import onnx_ir as ir
 
@@ -36,11 +38,11 @@ def load_onnx(path: Path, options: SourceOptions) -> LoadedModel:
     """Read an ONNX file as a source.
 
     Args:
-        path: The file; external data lies in its folder or below.
-        options: ``input_shapes`` and ``sample`` settle dimensions that are free.
+        path: The file; its external data is in the same folder or below.
+        options: ``input_shapes`` and ``sample`` give sizes to free dimensions.
 
     Raises:
-        UsageError: There is no such file, or a dimension besides the batch has no size.
+        UsageError: There is no such file, or a dimension other than the batch has no size.
         ModelFileError: The file is damaged or hostile, or its opset is too old.
     """
     for package in ("onnx", "onnx_ir"):
@@ -49,12 +51,12 @@ def load_onnx(path: Path, options: SourceOptions) -> LoadedModel:
 
     if not path.is_file():
         raise UsageError(f"no ONNX file {str(path)!r}.")
-    proto = _read(path)
+    proto = _read_model(path)
     external = _check_external_data(proto, path)
-    _check(proto, path, external=external)
+    _check_model(proto, path, external=external)
     try:
         model = ir.serde.deserialize_model(proto)
-    except Exception as e:  # onnx_ir wraps whatever its reader meets, without a common base
+    except Exception as e:  # onnx_ir's errors have no common base below Exception
         raise ModelFileError(f"{str(path)!r} cannot be read: {e.__cause__ or e}") from e
     ir.external_data.set_base_dir(model.graph, path.parent)
     model.graph.name = model.graph.name or path.stem
@@ -73,7 +75,7 @@ def load_onnx(path: Path, options: SourceOptions) -> LoadedModel:
     )
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def _read_model(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -99,17 +101,17 @@ def _read(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _check(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
+def _check_model(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
     import onnx
 
-    # A missing shape is our business, and the checker's only complaint that is: it sees a scalar there meanwhile.
+    # A missing shape is allowed here, and the checker refuses it; so it sees a scalar meanwhile.
     shapeless = [
         info.type.tensor_type
         for info in [*proto.graph.input, *proto.graph.output]
         if info.type.WhichOneof("value") == "tensor_type" and not info.type.tensor_type.HasField("shape")
     ]
     if external and shapeless:
-        return  # the checker finds external data from a file alone, and in the file the shapes are missing
+        return  # with external data the checker reads the file itself, where the shapes are missing
     for tensor in shapeless:
         tensor.shape.SetInParent()
     try:
@@ -118,32 +120,14 @@ def _check(proto: onnx.ModelProto, path: Path, *, external: bool) -> None:
         first = str(e).strip().splitlines()[0]
         raise ModelFileError(f"{str(path)!r} is not valid ONNX: {first}") from e
     except ValueError:
-        # A graph of more than 2 GB in one message is more than the checker takes; ONNX Runtime will judge it.
+        # The checker takes no message of more than 2 GB; ONNX Runtime will check the graph.
         logger.info("%s is too large for the ONNX checker", path)
     for tensor in shapeless:
         tensor.ClearField("shape")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    yield from _tensors_of_nodes(graph.node)
-
-
-def _tensors_of_nodes(nodes: Any) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors(inner)
-
-
 def _check_external_data(proto: onnx.ModelProto, path: Path) -> bool:
-    """Refuse weights that are missing, too short, or outside the model's folder; tell whether there are any."""
+    """Refuse weights that are missing, too short, or outside the model's folder; return whether there are any."""
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise ModelFileError(
@@ -151,8 +135,7 @@ def _check_external_data(proto: onnx.ModelProto, path: Path) -> bool:
         )
     folder = path.parent.resolve()
     sizes: dict[str, int] = {}
-    functions = (tensor for function in proto.functions for tensor in _tensors_of_nodes(function.node))
-    for tensor in [*_tensors(proto.graph), *functions]:
+    for tensor in stored_tensors(proto):
         if tensor.data_location != tensor.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -190,8 +173,8 @@ class _Layout:
     notes: tuple[str, ...]
 
 
-def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str, Any], path: Path) -> _Layout:
-    """Decide which dimension is the batch, and give every other one a size; writes the inputs' shapes."""
+def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str, np.ndarray], path: Path) -> _Layout:
+    """Decide which dimension is the batch, give every other one a size, and write the shapes of the inputs."""
     import onnx_ir as ir
 
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
@@ -206,7 +189,7 @@ def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str,
     sizes: dict[str, int] = {}
     stated = _stated_shapes(options, dims)
     for name, wanted in stated.items():
-        _apply(name, dims, wanted, sizes)
+        _apply_shape(name, dims, wanted, sizes)
     for value in inputs:
         if value.shape is None and value.name not in stated:
             raise UsageError(
@@ -241,12 +224,7 @@ def _settle_inputs(model: ir.Model, options: SourceOptions, sample: Mapping[str,
     for value in inputs:
         value.shape = ir.Shape([dim if dim is not None else 0 for dim in dims[value.name or ""]])
     has_batch = any(BATCH in shape for shape in dims.values())
-    return _Layout(
-        has_batch=has_batch,
-        sizes=sizes,
-        batch_symbols=symbols,
-        notes=tuple(notes),
-    )
+    return _Layout(has_batch=has_batch, sizes=sizes, batch_symbols=symbols, notes=tuple(notes))
 
 
 def _dims_of(value: ir.Value) -> _Dims:
@@ -280,8 +258,8 @@ def _text(dims: Sequence[int | None]) -> str:
     return ",".join("batch" if dim is None else str(dim) for dim in dims)
 
 
-def _apply(name: str, dims: dict[str, _Dims], shape: InputShape, sizes: dict[str, int]) -> None:
-    """Put a stated shape onto an input; a fixed dimension of the file stays, and must agree."""
+def _apply_shape(name: str, dims: dict[str, _Dims], shape: InputShape, sizes: dict[str, int]) -> None:
+    """Apply a stated shape to an input; it must agree with the fixed dimensions of the file."""
     own = dims[name]
     wanted = shape.dims
     if own and wanted[0] is None and len(wanted) == len(own) + 1:
@@ -307,7 +285,7 @@ def _apply(name: str, dims: dict[str, _Dims], shape: InputShape, sizes: dict[str
 
 
 def _mark_batch(own: _Dims, axis: int, dims: Mapping[str, _Dims]) -> None:
-    """Make one axis the batch, and with it every axis that the file gives the same name."""
+    """Mark one axis as the batch, and with it every axis whose dimension has the same name."""
     dim = own[axis]
     if isinstance(dim, int):
         return
@@ -325,7 +303,7 @@ def _assign(shape: _Dims, axis: int, size: int, sizes: dict[str, int]) -> None:
 
 
 def _batch_symbols(dims: Mapping[str, _Dims]) -> tuple[str, ...]:
-    """Find what the file calls the batch: by its name, else what stands first."""
+    """Find the symbols that mean the batch: by their names, else the first dimension of each input."""
     if any(BATCH in shape for shape in dims.values()):
         return (BATCH,)
     symbols = list(dict.fromkeys(dim for shape in dims.values() for dim in shape if isinstance(dim, str)))

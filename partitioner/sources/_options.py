@@ -1,4 +1,4 @@
-"""What the user says of a source, and what a loaded one is."""
+"""The options of a source, and the model that is loaded from it."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ class SourceOptions:
     """What the user says about a source, besides its name."""
 
     input_shapes: tuple[str, ...] = ()
-    """Texts ``[NAME=]3,224,224``, per sample; the word ``batch`` puts the batch there instead of in front."""
+    """Texts ``[NAME=]3,224,224``, per sample; the word ``batch`` marks the batch axis, by default the first."""
     sample: Path | None = None
     """An ``.npz`` file with real inputs by name."""
     weights: str | None = None
-    """A file, ``pretrained`` (may download) or ``random``; ``None``: from a local cache, else seeded."""
+    """A file, ``pretrained`` (may download) or ``random``; ``None``: from a local cache, else random from ``seed``."""
     max_batch: int = 64
-    """Largest batch size the graph must take."""
+    """Largest batch size that the graph must take."""
     seed: int = 0
-    """Seed of the initialisation and of made-up inputs."""
+    """Seed of random weights and of random inputs."""
     calibrate: bool = True
-    """Whether BatchNorm statistics are recalibrated where the weights are only initialised."""
+    """Whether to recalibrate BatchNorm statistics if the weights are only initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A source as an ONNX graph in memory, and what is known about it."""
+    """A source as an ONNX graph in memory, with facts about it."""
 
     model: ir.Model
     """The graph; weights may be lazy, and share memory with the PyTorch module."""
     name: str
     """Readable name, e.g. ``efficientnet_b4``."""
     batch_symbol: str | None
-    """Name of the dimension that is the batch; ``None``: the batch size is fixed."""
+    """Name of the batch dimension; ``None`` if the batch size is fixed."""
     max_batch: int
-    """Largest batch size that the source allows, up to the one asked for; the fixed one where it is fixed."""
+    """Largest batch size that the source allows, up to the one asked for; the fixed batch size if it is fixed."""
     weights_origin: str
-    """Where the weights came from, as the manifest says it."""
+    """Where the weights came from, in words for the manifest."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
     """Mean and standard deviation per channel, of inputs in 0..1, from the model's own configuration."""
     reference: Callable[[Mapping[str, np.ndarray]], list[np.ndarray]] | None
@@ -62,9 +62,9 @@ class InputShape:
     """One ``--input-shape``."""
 
     name: str | None
-    """Which input; ``None``: the only one."""
+    """Name of the input; ``None`` means the only one."""
     dims: tuple[int | None, ...]
-    """All dimensions; ``None`` stands on the batch axis."""
+    """All dimensions; ``None`` marks the batch axis."""
 
     @property
     def batch_axis(self) -> int:

@@ -1,4 +1,4 @@
-"""Keep what PyTorch and its exporter print, warn and log from the user's terminal."""
+"""Keep the prints, warnings and logs of PyTorch and its exporter off the user's terminal."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["quiet"]
 logger = logging.getLogger(__name__)
 
 LOUD = ("torch", "torchvision", "timm", "onnxscript", "onnx_ir", "onnx", "huggingface_hub")
-"""Packages whose loggers write to the terminal unasked, some through handlers of their own."""
+"""Packages whose loggers write to the terminal, some with their own handlers."""
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Turn prints, warnings and the loggers of :data:`LOUD` into our debug messages, and put all back after.
+    """Turn prints and warnings into our debug messages, and silence the loggers of :data:`LOUD`, until the block ends.
 
-    The standard streams are swapped for the whole process, so other threads should not print meanwhile.
+    The standard streams are replaced for the whole process, so other threads should not print meanwhile.
     """
     text = io.StringIO()
     levels = _silence_loggers()
@@ -42,7 +42,7 @@ def quiet() -> Iterator[None]:
 
 
 def _silence_loggers() -> dict[str, int]:
-    """Raise the level of every logger of :data:`LOUD` that has one of its own; return the levels before."""
+    """Silence the loggers of :data:`LOUD` and those below them with a level; return the levels from before."""
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LOUD]
     levels = {}
     for name in {*LOUD, *names}:

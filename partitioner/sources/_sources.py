@@ -1,4 +1,4 @@
-"""From what the user names to an ONNX graph in memory: the kinds of source, and which module loads each."""
+"""Load a source as an ONNX graph in memory: the kinds of source, and the module that loads each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.errors import UsageError
 from dsc_split.partitioner.sources._options import LoadedModel, SourceOptions, parse_input_shapes
+
+if TYPE_CHECKING:
+    from dsc_split.partitioner.sources._torch_model import TorchModel
 
 __all__ = ["KINDS", "load_source"]
 
@@ -20,12 +24,12 @@ def load_source(source: str, options: SourceOptions, *, progress: ProgressListen
     """Load a model from any kind of source.
 
     Args:
-        source: What the user named; see :data:`KINDS`.
-        options: What the user said about it.
-        progress: Told what is going on.
+        source: One of :data:`KINDS`.
+        options: What the user says about it.
+        progress: Told each step.
 
     Raises:
-        UsageError: No such kind, model, file or function; a function that returns no module; options that
+        UsageError: There is no such kind, model, file or function; a function returns no module; or the options
             do not fit the source.
         ModelFileError: A model or weights file is damaged or does not fit.
         ExportError: The model cannot be turned into an ONNX graph.
@@ -63,26 +67,26 @@ def load_source(source: str, options: SourceOptions, *, progress: ProgressListen
     raise UsageError(f"unknown source {source!r}: give {KINDS}.{_did_you_mean_a_model(source)}")
 
 
-def _export(load: Callable[[], object], source: str, options: SourceOptions, progress: ProgressListener) -> LoadedModel:
-    """Load a PyTorch model and export it, with all that PyTorch has to say kept from the terminal."""
+def _export(
+    load: Callable[[], TorchModel], source: str, options: SourceOptions, progress: ProgressListener
+) -> LoadedModel:
+    """Load a PyTorch model and export it; nothing that PyTorch prints reaches the terminal."""
     from dsc_split._support.optional import require
 
     for package in ("torch", "onnx", "onnx_ir", "onnxscript"):
         require(package, extra="export", purpose=f"load {source!r}")
     from dsc_split.partitioner.sources._quiet import quiet
     from dsc_split.partitioner.sources._torch_export import export_model
-    from dsc_split.partitioner.sources._torch_model import TorchModel
 
     with quiet():
         model = load()
-    assert isinstance(model, TorchModel)
     progress(Progress(stage="export", label=source, done=0, total=0))
     with quiet():
         return export_model(model, options)
 
 
 def _did_you_mean_a_model(source: str) -> str:
-    """Guess what a source of no kind was meant to be."""
+    """Suggest what the user may have meant by a source of unknown kind."""
     kind, colon, name = source.partition(":")
     if colon:
         nearest = difflib.get_close_matches(kind, ["torchvision", "timm"], n=1)

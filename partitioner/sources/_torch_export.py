@@ -1,4 +1,4 @@
-"""From a PyTorch module to an ONNX graph whose batch is a symbol, or fixed with the reason why."""
+"""Export a PyTorch module to an ONNX graph whose batch is a symbol, or fixed with a note that says why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from dsc_split.partitioner.sources._torch_weights import is_untrained, recalibra
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
+    from torch.export import ExportedProgram
 
 __all__ = ["export_model"]
 
@@ -28,19 +29,18 @@ logger = logging.getLogger(__name__)
 
 BATCH_SYMBOL = "batch"
 EXAMPLE_BATCH = 2
-"""The exporter takes a dimension of size 0 or 1 for a constant."""
-
+"""Batch size of the example: the exporter takes a dimension of size 0 or 1 for a constant."""
 
 _HOPELESS = ("DispatchError", "GuardOnDataDependentSymNode")
-"""Errors of the exporter that another batch does not help against: a missing operator, values that steer."""
+"""Errors of the exporter that happen at every batch size: a missing operator, control flow that depends on values."""
 
 
 class _UnsupportedError(ExportError):
-    """Something in the model has no ONNX counterpart, whatever the batch."""
+    """A part of the model has no ONNX counterpart, at any batch size."""
 
 
 def export_model(model: TorchModel, options: SourceOptions) -> LoadedModel:
-    """Export ``model`` with a symbolic batch, or where it does not allow that, with a fixed one.
+    """Export ``model`` with a symbolic batch, or with a fixed one if the model does not allow a symbol.
 
     Raises:
         UsageError: The inputs are not known, or the model does not run on them.
@@ -74,9 +74,9 @@ def export_model(model: TorchModel, options: SourceOptions) -> LoadedModel:
 
 
 def _first_that_runs(model: TorchModel, candidates: list[TorchInputs]) -> TorchInputs:
-    """Find the placement of the batch with which the module runs at another batch size than the example's.
+    """Return the first candidate with which the module runs at another batch size than that of the example.
 
-    An odd size shows models that need an even one.
+    The size is odd, because some models run at even sizes only.
     """
     first: UsageError | None = None
     for inputs in candidates:
@@ -99,7 +99,7 @@ def _check_runs(model: TorchModel, inputs: TorchInputs, batch: int) -> None:
         raise UsageError(f"{model.name!r} does not run on inputs {inputs.describe(batch)}: {describe(e)}.") from e
 
 
-def _call(model: TorchModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _call(model: TorchModel, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     import torch
 
     with torch.inference_mode():
@@ -107,15 +107,14 @@ def _call(model: TorchModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def _export(model: TorchModel, inputs: TorchInputs, batch: int | None, options: SourceOptions) -> LoadedModel:
-    """Export at a fixed batch size, or with a symbol where ``batch`` is ``None``."""
+    """Export at a fixed batch size, or with a symbol if ``batch`` is ``None``."""
     origin, notes = _calibrate(model, inputs, batch or EXAMPLE_BATCH, options)
-    program = _run_exporter(model, inputs, batch, options)
-    exported: ir.Model = program.model
-    set_module_metadata(exported, program.exported_program)
+    exported, program = _run_exporter(model, inputs, batch, options)
+    set_module_metadata(exported, program)
     max_batch = batch or options.max_batch
     if batch is None:
         _check_free(model, inputs, exported, options)
-        max_batch = min(max_batch, _largest_batch(program.exported_program, inputs))
+        max_batch = min(max_batch, _largest_batch(program, inputs))
     result = _call(model, *inputs.at_batch(batch or EXAMPLE_BATCH))
     _set_names(exported, inputs.names, [name for name, _ in named_outputs(result)], model.name)
     if max_batch < options.max_batch and batch is None:
@@ -142,7 +141,7 @@ def _export(model: TorchModel, inputs: TorchInputs, batch: int | None, options: 
 
 
 def _as_array(tensor: torch.Tensor) -> np.ndarray:
-    """Give a tensor in the exporter's form, where a complex number is two real ones on an axis of their own."""
+    """Return a tensor as the exporter does: a complex number is two real ones on a last axis."""
     import torch
 
     real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
@@ -153,7 +152,7 @@ def _as_array(tensor: torch.Tensor) -> np.ndarray:
 def _calibrate(
     model: TorchModel, inputs: TorchInputs, batch: int, options: SourceOptions
 ) -> tuple[str, tuple[str, ...]]:
-    """Recalibrate BatchNorm where the weights are only initialised; says so in the origin of the weights."""
+    """Recalibrate BatchNorm if the weights are only initialised; return the origin of the weights, and notes."""
     if not (options.calibrate and model.initialised and is_untrained(model.module)):
         return model.weights_origin, ()
     try:
@@ -163,26 +162,29 @@ def _calibrate(
     return f"{model.weights_origin}, BatchNorm statistics recalibrated", ()
 
 
-def _run_exporter(model: TorchModel, inputs: TorchInputs, batch: int | None, options: SourceOptions) -> Any:
+def _run_exporter(
+    model: TorchModel, inputs: TorchInputs, batch: int | None, options: SourceOptions
+) -> tuple[ir.Model, ExportedProgram]:
     import torch
 
     args, kwargs = inputs.at_batch(batch or EXAMPLE_BATCH)
     free = None
     if batch is None:
         free = inputs.dynamic_shapes(torch.export.Dim(BATCH_SYMBOL, min=1, max=max(options.max_batch, EXAMPLE_BATCH)))
-    # The exporter knows few containers and no numbers among the outputs; it gets the bare tensors.
+    # The exporter takes few containers, and no numbers, as outputs; so the module returns the tensors only.
     hook = model.module.register_forward_hook(
         lambda module, args, result: tuple(tensor for _, tensor in named_outputs(result))
     )
     try:
-        return torch.onnx.export(
-            model.module, args, kwargs=dict(kwargs), dynamo=True, dynamic_shapes=free, verbose=False
-        )
+        program = torch.onnx.export(model.module, args, kwargs=kwargs, dynamo=True, dynamic_shapes=free, verbose=False)
     except Exception as e:
         kind = _UnsupportedError if type(_innermost(e)).__name__ in _HOPELESS else ExportError
         raise kind(f"{model.name!r} cannot be exported: {_reason(e)}") from e
     finally:
         hook.remove()
+    assert program is not None
+    assert program.exported_program is not None
+    return program.model, program.exported_program
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -192,7 +194,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
-    """Dig the first cause out of the exporter's report, in one or two sentences."""
+    """Return the first cause in the exporter's report, in one or two sentences."""
     cause = _innermost(error)
     text = str(cause)
     op = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text)
@@ -202,14 +204,14 @@ def _reason(error: BaseException) -> str:
     said = violations[0] if violations and "onstraint" in text else text.strip().partition("\n")[0]
     said = re.sub(r" (If you're using|\(unhinted:|\(Size-like).*", "", " ".join(said.split())).rstrip(".")
     said = said if len(said) <= 200 else f"{said[:200]}..."
-    where = _where(cause, text)
+    where = _blamed_line(text)
     if "data-dependent" in text:
         return f"its control flow depends on values{where}: {said}. Use torch.where or torch.cond there."
     return f"{said}{where}." if violations else f"{type(cause).__name__}: {said}{where}."
 
 
-def _where(cause: BaseException, text: str) -> str:
-    """Name the line of the user's code that the exporter blames."""
+def _blamed_line(text: str) -> str:
+    """Return the line of the user's code that the exporter blames, in brackets; empty if it names none."""
     blamed = re.search(r'raised this error:\s+File "([^"]+)", line (\d+), in \w+\s+(.+)', text)
     if blamed is None:
         return ""
@@ -217,9 +219,9 @@ def _where(cause: BaseException, text: str) -> str:
 
 
 def _check_free(model: TorchModel, inputs: TorchInputs, exported: ir.Model, options: SourceOptions) -> None:
-    """Make sure that the batch is one symbol, and give it its name.
+    """Check that the batch is one symbol, and rename it to ``batch``.
 
-    The exporter gives in silently where the model insists on a batch size; it is then asked again for why.
+    If the model needs a fixed batch size, the exporter fixes it without an error; it is then run again for the reason.
     """
     symbols = set()
     for value, axis in zip(exported.graph.inputs, inputs.axes, strict=True):
@@ -245,8 +247,8 @@ def _why_fixed(model: TorchModel, inputs: TorchInputs, options: SourceOptions) -
     return "its operations hold for the example's batch size only."
 
 
-def _largest_batch(program: Any, inputs: TorchInputs) -> int:
-    """Read up to which batch size the exported program holds."""
+def _largest_batch(program: ExportedProgram, inputs: TorchInputs) -> int:
+    """Return the largest batch size that the exported program allows."""
     names = program.graph_signature.user_inputs
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     largest = np.iinfo(np.int64).max
@@ -261,7 +263,7 @@ def _largest_batch(program: Any, inputs: TorchInputs) -> int:
 
 
 def _set_names(exported: ir.Model, inputs: tuple[str, ...], outputs: list[str], name: str) -> None:
-    """Name the graph, its inputs and outputs; make every output the result of a node of its own."""
+    """Name the graph, its inputs and outputs; add a node for an output that is an input or another output."""
     import onnx_ir as ir
 
     graph = exported.graph
@@ -284,7 +286,7 @@ def _set_names(exported: ir.Model, inputs: tuple[str, ...], outputs: list[str], 
     for value in values:
         if value.name in taken and not any(value is border for border in borders):
             value.name = f"{value.name}_inner"
-    # By way of names that nothing has, because two borders may swap theirs.
+    # First to names that nothing has, because two values may swap their names.
     for step in ("\0{}", "{}"):
         for border, wanted in zip(borders, names, strict=True):
             border.name = step.format(wanted)

@@ -1,4 +1,4 @@
-"""How a PyTorch module is called: arguments as named tensors with a batch axis, and results by name."""
+"""Arguments and results of a PyTorch module: named tensors, and which axis of each is the batch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import dataclasses
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -24,30 +24,33 @@ if TYPE_CHECKING:
 __all__ = ["TorchInputs", "candidate_inputs", "named_outputs"]
 
 MAX_CANDIDATES = 64
-"""How many ways to place the batch axes are tried on a module whose inputs leave it open."""
+"""How many placements of the batch axes are tried if the inputs allow several."""
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[tuple[object, ...], dict[str, object]]
+"""Positional and keyword arguments of a call."""
+Tree = Any
+"""A tensor, or containers of tensors nested in any way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchInputs:
-    """The arguments of a call. Tensors have names and a batch axis; whatever else is passed stays."""
+    """The arguments of a call. Their tensors have names and a batch axis; other values are passed on as they are."""
 
-    args: tuple[Any, ...]
+    args: tuple[object, ...]
     """Positional arguments, as in the example."""
-    kwargs: dict[str, Any]
+    kwargs: dict[str, object]
     """Keyword arguments, in the order of the signature."""
     positional: tuple[str, ...]
-    """Names of the parameters that take the positional arguments, one each."""
+    """Names of the parameters that take one positional argument each."""
     variadic: str
-    """Name of the parameter that takes the positional arguments beyond those."""
+    """Name of the parameter that takes all further positional arguments."""
     names: tuple[str, ...] = ()
     """Names of the tensors in the arguments, in the order in which the exporter takes them."""
     axes: tuple[int | None, ...] = ()
-    """The batch axis of each tensor; ``None``: it does not depend on the batch."""
+    """The batch axis of each tensor; ``None`` if it does not depend on the batch."""
 
-    def by_parameter(self) -> dict[str, Any]:
-        """Give the arguments by parameter name, in order."""
+    def by_parameter(self) -> dict[str, object]:
+        """Return the arguments by parameter name, in order."""
         named = dict(zip(self.positional, self.args, strict=False))
         rest = self.args[len(self.positional) :]
         return named | ({self.variadic: rest} if rest else {}) | self.kwargs
@@ -59,12 +62,12 @@ class TorchInputs:
         return [leaf for leaf in _pytree.tree_leaves((self.args, self.kwargs)) if _is_tensor(leaf)]
 
     def own_batch(self) -> int:
-        """Give the batch size of the example."""
+        """Return the batch size of the example."""
         pairs = zip(self.tensors(), self.axes, strict=True)
         return next(tensor.shape[axis] for tensor, axis in pairs if axis is not None)
 
-    def replaced(self, replacements: Sequence[Any], *, clear_others: bool = False) -> TorchInputs:
-        """Put something in the place of every tensor, and ``None`` in the place of all else where asked."""
+    def replaced(self, replacements: Sequence[object], *, clear_others: bool = False) -> TorchInputs:
+        """Replace every tensor, in order; ``clear_others`` replaces all other values by ``None``."""
         from torch.utils import _pytree
 
         leaves, spec = _pytree.tree_flatten((self.args, self.kwargs))
@@ -74,7 +77,7 @@ class TorchInputs:
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
     def at_batch(self, batch: int, seed: int | None = None) -> Arguments:
-        """Give the arguments at a batch size: the example repeated or cut, floats made up from ``seed``."""
+        """Return the arguments at a batch size: the example, repeated or cut; with ``seed``, floats are random."""
         import torch
 
         tensors = []
@@ -89,14 +92,14 @@ class TorchInputs:
         return filled.args, filled.kwargs
 
     def from_arrays(self, feeds: Mapping[str, np.ndarray]) -> Arguments:
-        """Give the arguments from inputs by name."""
+        """Return the arguments, with tensors from arrays by name."""
         filled = self.replaced(
             [_from_array(feeds[name], example) for name, example in zip(self.names, self.tensors(), strict=True)]
         )
         return filled.args, filled.kwargs
 
-    def dynamic_shapes(self, batch: Any) -> dict[str, Any]:
-        """Say which dimensions are free, in the form that the exporter wants: by parameter.
+    def dynamic_shapes(self, batch: object) -> dict[str, object]:
+        """Return which dimensions are free, by parameter, as the exporter takes it.
 
         Args:
             batch: The free dimension, a ``torch.export.Dim``.
@@ -114,34 +117,31 @@ class TorchInputs:
 
 
 def candidate_inputs(model: TorchModel, options: SourceOptions) -> list[TorchInputs]:
-    """Collect the inputs from example, sample, ``--input-shape`` and the model's configuration.
+    """Make inputs from the example, the sample, ``--input-shape`` and the model's configuration.
 
     Returns:
-        One or several, likeliest first; they differ in which axes are the batch, where nobody said.
+        One or several, the likeliest first; if the batch axes are not stated, they differ in these.
 
     Raises:
-        UsageError: An input's shape is not known, or an input is named that there is none of.
+        UsageError: The shape of an input is not known, or the model has no input of a name that was given.
         ModelFileError: The sample does not fit.
     """
     shapes = {shape.name: shape for shape in parse_input_shapes(options.input_shapes)}
     sample = load_sample(options.sample) if options.sample is not None else {}
-    parameters = _parameters(model)
-    if model.example is not None:
-        args, kwargs = model.example
-    else:
-        args, kwargs = _made_up(model, parameters, shapes, sample)
+    parameters = list(inspect.signature(model.module.forward).parameters.values())
+    args, kwargs = model.example or _make_arguments(model, parameters, shapes, sample)
     if args and not kwargs and isinstance(args[-1], dict) and len(args) <= len(parameters):
-        # The exporter would take a dict in the last place for keyword arguments.
+        # The exporter would take a dict that comes last for keyword arguments.
         args, kwargs = args[:-1], {parameters[len(args) - 1].name: args[-1]}
-    order = [parameter.name for parameter in parameters]
+    order = {parameter.name: place for place, parameter in enumerate(parameters)}
     variadic = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), "args")
     inputs = TorchInputs(
         args=_to_torch(args),
-        kwargs=_to_torch({name: kwargs[name] for name in sorted(kwargs, key=_place_in(order))}),
+        kwargs=_to_torch({name: kwargs[name] for name in sorted(kwargs, key=lambda name: order.get(name, len(order)))}),
         positional=tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)),
         variadic=variadic,
     )
-    inputs = dataclasses.replace(inputs, names=_names(inputs))
+    inputs = dataclasses.replace(inputs, names=_tensor_names(inputs))
     if not inputs.names:
         raise UsageError(f"the example inputs of {model.name!r} hold no tensor. Return (module, example inputs).")
     if None in shapes:
@@ -165,20 +165,12 @@ def candidate_inputs(model: TorchModel, options: SourceOptions) -> list[TorchInp
     return [dataclasses.replace(inputs, axes=axes) for axes in _batch_axes(inputs, shapes)]
 
 
-def _parameters(model: TorchModel) -> list[inspect.Parameter]:
-    return list(inspect.signature(model.module.forward).parameters.values())
-
-
-def _place_in(order: list[str]) -> Any:
-    return lambda name: order.index(name) if name in order else len(order)
-
-
-def _made_up(
+def _make_arguments(
     model: TorchModel,
     parameters: list[inspect.Parameter],
     shapes: Mapping[str | None, InputShape],
     sample: Mapping[str, np.ndarray],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> Arguments:
     """Make arguments for a module that came without example inputs."""
     import torch
 
@@ -193,7 +185,7 @@ def _made_up(
         raise UsageError(
             f"the inputs of {model.name!r} cannot be told from its forward. Return (module, example inputs)."
         )
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     for name in wanted:
         if name in sample:
             arguments[name] = sample[name]
@@ -215,12 +207,12 @@ def _made_up(
     return args, arguments
 
 
-def _to_torch(tree: Any) -> Any:
-    """Turn arrays into tensors, and bring tensors to the CPU. Samples in float64 become float32."""
+def _to_torch(tree: Tree) -> Tree:
+    """Turn arrays into tensors, and move tensors to the CPU. Arrays of float64 become float32."""
     import torch
     from torch.utils import _pytree
 
-    def convert(leaf: Any) -> Any:
+    def convert(leaf: object) -> object:
         if isinstance(leaf, np.ndarray):
             try:
                 tensor = torch.from_numpy(np.array(leaf))
@@ -233,21 +225,21 @@ def _to_torch(tree: Any) -> Any:
 
 
 def _from_array(array: np.ndarray, example: torch.Tensor) -> torch.Tensor:
-    """Turn an input of the graph into the module's: the exporter makes two real numbers of a complex one."""
+    """Turn an input of the graph into one of the module; the graph has a complex number as two real ones."""
     import torch
 
     tensor = torch.from_numpy(np.array(array))
     return torch.view_as_complex(tensor) if example.is_complex() else tensor.to(example.dtype)
 
 
-def _is_tensor(leaf: Any) -> bool:
+def _is_tensor(leaf: object) -> TypeGuard[torch.Tensor]:
     import torch
 
     return isinstance(leaf, torch.Tensor)
 
 
-def _names(inputs: TorchInputs) -> tuple[str, ...]:
-    """Name every tensor after its parameter and its place in it."""
+def _tensor_names(inputs: TorchInputs) -> tuple[str, ...]:
+    """Name every tensor after its parameter and its place in the argument."""
     from torch.utils import _pytree
 
     names: list[str] = []
@@ -266,13 +258,9 @@ def _unique(name: str, taken: Sequence[str]) -> str:
 
 
 def _override(
-    name: str,
-    tensor: torch.Tensor,
-    shape: InputShape | None,
-    array: np.ndarray | None,
-    seed: int,
+    name: str, tensor: torch.Tensor, shape: InputShape | None, array: np.ndarray | None, seed: int
 ) -> torch.Tensor:
-    """Apply what the user said about an input to its example."""
+    """Apply the shape and the sample that the user gave for an input to its example."""
     import torch
 
     if array is not None:
@@ -299,10 +287,10 @@ def _override(
 
 
 def _batch_axes(inputs: TorchInputs, shapes: Mapping[str | None, InputShape]) -> list[tuple[int | None, ...]]:
-    """List the ways in which the batch may lie in the inputs, likeliest first.
+    """List which axes of the tensors may be the batch, the likeliest choice first.
 
-    The batch size of the example is that of its first tensor. Where another tensor has that size on several
-    axes, or only on a later one, each of them may be the batch, or none.
+    The batch size of the example is that of its first tensor. In the other tensors, every axis of that size may be
+    the batch, or no axis.
     """
     tensors = inputs.tensors()
     stated = [shapes[name].batch_axis if name in shapes else None for name in inputs.names]
@@ -322,13 +310,13 @@ def _batch_axes(inputs: TorchInputs, shapes: Mapping[str | None, InputShape]) ->
     return with_batch[:MAX_CANDIDATES]
 
 
-def named_outputs(result: Any) -> list[tuple[str, torch.Tensor]]:
-    """List the tensors in what a module returned, in order, with names.
+def named_outputs(result: object) -> list[tuple[str, torch.Tensor]]:
+    """List the tensors in the result of a module, in order, with names.
 
     Raises:
-        ExportError: There is something in it that is neither a tensor nor a container of them.
+        ExportError: Something in it is neither a tensor nor a container of tensors.
     """
-    found = list(_walk(result, ()))
+    found = list(_tensors_with_paths(result, ()))
     if len(found) == 1 and not any(isinstance(part, str) for part in found[0][0]):
         return [("output", found[0][1])]
     names: list[str] = []
@@ -340,11 +328,13 @@ def named_outputs(result: Any) -> list[tuple[str, torch.Tensor]]:
     return list(zip(names, (tensor for _, tensor in found), strict=True))
 
 
-def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], torch.Tensor]]:
+def _tensors_with_paths(
+    value: object, path: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], torch.Tensor]]:
     if _is_tensor(value):
         yield path, value
         return
-    items: Any
+    items: Iterable[tuple[str | int, object]]
     if value is None or isinstance(value, (bool, int, float, str)):
         items = ()
     elif isinstance(value, Mapping):
@@ -361,4 +351,4 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str |
             "lists, dicts and dataclasses of tensors. Wrap the model so that it returns its tensors."
         )
     for key, item in items:
-        yield from _walk(item, (*path, key))
+        yield from _tensors_with_paths(item, (*path, key))

@@ -1,4 +1,4 @@
-"""What the exporter says about each node: kept as one module path per node, the rest is dropped."""
+"""Reduce the exporter's metadata to one module path per node."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, MODULE_KEY
+from dsc_split.partitioner.graph._index import MODULE_CLASSES_KEY, MODULE_KEY, scopes
+from dsc_split.partitioner.graph._normalize import clear_metadata
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,13 +23,13 @@ _NO_STACK = "_empty_nn_module_stack_from_metadata_hook"
 
 
 def set_module_metadata(model: ir.Model, program: ExportedProgram) -> None:
-    """Replace the exporter's metadata: stack traces leak paths, and are most of the file.
+    """Replace the exporter's metadata by module paths: its stack traces have local paths, and are most of the file.
 
-    A module that is called several times has one path per call: ``act``, ``act@1``, ``act@2``. Paths of
-    the calls inside begin with it.
+    A module that is called several times has one path per call: ``act``, ``act@1``, ``act@2``. The paths of calls
+    inside it begin with its path.
     """
     paths, classes = _call_paths(program)
-    graphs = _graphs(model)
+    graphs = scopes(model)
     nodes = [node for graph in graphs for node in graph.all_nodes()]
     known = {id(node): path for node in nodes if (path := _path_of(node, paths)) is not None}
     for node in nodes:
@@ -40,27 +41,22 @@ def set_module_metadata(model: ir.Model, program: ExportedProgram) -> None:
         node.metadata_props[MODULE_KEY] = known[id(node)]
         node.doc_string = None
         for value in node.outputs:
-            _clear(value)
+            clear_metadata(value)
     for graph in graphs:
         for inner in (graph, *graph.subgraphs()):
             inner.metadata_props.clear()
             inner.doc_string = None
             for value in inner.inputs:
-                _clear(value)
+                clear_metadata(value)
     for value in model.graph.initializers.values():
-        _clear(value)
+        clear_metadata(value)
     model.metadata_props.clear()
     model.doc_string = None
     model.metadata_props[MODULE_CLASSES_KEY] = json.dumps(classes, sort_keys=True)
 
 
-def _clear(value: ir.Value) -> None:
-    value.metadata_props.clear()
-    value.doc_string = None
-
-
 def _call_paths(program: ExportedProgram) -> tuple[dict[str, str], dict[str, str]]:
-    """Give the module call's path for every node of the exported program, and the class for each path."""
+    """Return the path of the module call for every node of the exported program, and the class of each path."""
     paths: dict[str, str] = {}
     classes: dict[str, str] = {}
     for node in program.graph.nodes:
@@ -70,8 +66,8 @@ def _call_paths(program: ExportedProgram) -> tuple[dict[str, str], dict[str, str
     return paths, classes
 
 
-def _call_path(stack: Mapping[str, tuple[str, Any]], classes: dict[str, str]) -> str:
-    """Join the calls on a module stack; the exporter marks repeated calls in the keys only, as ``...@1``."""
+def _call_path(stack: Mapping[str, tuple[str, type | str]], classes: dict[str, str]) -> str:
+    """Join the calls on a module stack to a path; only the keys say which call it is, as ``...@1``."""
     path = above = ""
     for key, (module, kind) in stack.items():
         if module == _NO_STACK:
@@ -86,32 +82,32 @@ def _call_path(stack: Mapping[str, tuple[str, Any]], classes: dict[str, str]) ->
 
 
 def _path_of(node: ir.Node, paths: Mapping[str, str]) -> str | None:
-    """Find a node's path by the name of the exported program's node it was made from."""
+    """Find the path of a node by the name of the node in the exported program that it was made from."""
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
     if len(scopes) < 2:
         return None
     plain = "" if scopes[-2] == _NO_STACK else str(scopes[-2])
-    # Nodes in the bodies of control flow have names of their own, which may also stand in the main graph.
+    # A node in a body of control flow may have the same name as a node of the main graph.
     path = paths.get(scopes[-1], plain)
     return path if re.sub(r"@\d+", "", path).endswith(plain) else plain
 
 
 def _path_from_neighbours(node: ir.Node, known: Mapping[int, str]) -> str:
-    """Place a node that the optimiser made: in the innermost module that holds all nodes it is tied to."""
+    """Return the path for a node that the optimiser made: the innermost module with all nodes next to it."""
     tied: list[ir.Node | None] = [value.producer() for value in node.inputs if value is not None]
     tied += [use.node for value in node.outputs for use in value.uses()]
-    return _common([known[id(other)] for other in tied if other is not None and id(other) in known])
+    return _common_path([known[id(other)] for other in tied if other is not None and id(other) in known])
 
 
-def _common(paths: Iterable[str]) -> str:
-    """Give the longest path that all of ``paths`` begin with."""
+def _common_path(paths: Iterable[str]) -> str:
+    """Return the longest path that all of ``paths`` begin with."""
     split = [path.split(".") for path in paths]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
     return ".".join(parts[0] for parts in shared)
 
 
 def rename_symbol(model: ir.Model, old: str, new: str) -> None:
-    """Rename a symbolic dimension everywhere, also inside of expressions."""
+    """Rename a symbolic dimension everywhere, also inside expressions."""
     import onnx_ir as ir
 
     if old == new:
@@ -124,12 +120,8 @@ def rename_symbol(model: ir.Model, old: str, new: str) -> None:
             )
 
 
-def _graphs(model: ir.Model) -> list[ir.Graph | ir.Function]:
-    return [model.graph, *model.functions.values()]
-
-
 def _all_values(model: ir.Model) -> Iterable[ir.Value]:
-    for graph in _graphs(model):
+    for graph in scopes(model):
         for inner in (graph, *graph.subgraphs()):
             yield from inner.inputs
         for node in graph.all_nodes():

@@ -1,11 +1,11 @@
-"""A PyTorch model that is ready to be exported, and what PyTorch's errors say in one line."""
+"""A PyTorch model that is ready to be exported, and PyTorch's errors in one line."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,17 +15,17 @@ __all__ = ["TorchModel", "describe"]
 
 @dataclass(frozen=True, kw_only=True)
 class TorchModel:
-    """A PyTorch module that is ready to be exported, but for its inputs."""
+    """A PyTorch module that is ready to be exported; its inputs are still to be found."""
 
     module: nn.Module
     """In evaluation mode, on the CPU."""
     name: str
     """Readable name."""
     weights_origin: str
-    """Where the weights came from, as the manifest says it."""
+    """Where the weights came from, in words for the manifest."""
     initialised: bool
-    """Whether the weights are only initialised, as far as is known: BatchNorm may be recalibrated."""
-    example: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
+    """Whether the weights seem to be initialised only; BatchNorm may then be recalibrated."""
+    example: tuple[tuple[object, ...], Mapping[str, object]] | None = None
     """Positional and keyword arguments to call it with, of any batch size."""
     image_shape: tuple[int, ...] | None = None
     """Shape of the first input per sample, from the model's own configuration."""
@@ -34,7 +34,7 @@ class TorchModel:
 
 
 def describe(error: BaseException) -> str:
-    """Say what an exception says in one short line, without paths of this machine."""
+    """Return the type and message of an exception in one short line."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
     if len(text) > 300:
         text = text[:297] + "..."

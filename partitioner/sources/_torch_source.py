@@ -1,4 +1,4 @@
-"""PyTorch models from the user's own code and from ``.pt2`` files."""
+"""Load PyTorch models from the user's code and from ``.pt2`` files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from dsc_split.errors import ModelFileError, UsageError
 from dsc_split.partitioner.sources._torch_model import TorchModel, describe
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["load_function", "load_program"]
 
+Result = TypeVar("Result")
+
 
 def load_program(path: Path) -> TorchModel:
     """Load an exported program (``torch.export.save``).
 
     Raises:
-        ModelFileError: The file is damaged, or no exported program.
+        ModelFileError: The file is damaged, or is no exported program.
     """
     import torch
 
@@ -50,15 +52,15 @@ def load_program(path: Path) -> TorchModel:
 
 
 def load_function(where: str, function: str, options: SourceOptions) -> TorchModel:
-    """Call the user's function for a module, or a module and its example inputs.
+    """Call the user's function, which returns a module, or a module and its example inputs.
 
     Args:
-        where: ``FILE.py``, or a dotted module name; the current folder counts as importable.
-        function: Name in that file.
+        where: ``FILE.py``, or a dotted module name, which may be in the current folder.
+        function: Name of the function in it.
         options: Seed and weights.
 
     Raises:
-        UsageError: No such file or function; it raised; it returned something else.
+        UsageError: There is no such file or function, it raised, or it returned something else.
         ModelFileError: The weights file does not fit.
     """
     import torch
@@ -73,7 +75,7 @@ def load_function(where: str, function: str, options: SourceOptions) -> TorchMod
         )
     with _importable(where), torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        made = _call(where, function)
+        made = _call_function(where, function)
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(module, nn.Module):
         raise UsageError(
@@ -100,7 +102,7 @@ def load_function(where: str, function: str, options: SourceOptions) -> TorchMod
 
 @contextlib.contextmanager
 def _importable(where: str) -> Iterator[None]:
-    """Let the user's file import its neighbours, and a dotted name be found from the current folder."""
+    """Make the folder of a file importable while the block runs; for a dotted name, the current folder."""
     folder = str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd())
     sys.path.insert(0, folder)
     try:
@@ -110,7 +112,7 @@ def _importable(where: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _call(where: str, function: str) -> Any:
+def _call_function(where: str, function: str) -> object:
     module = _import_file(Path(where)) if where.endswith(".py") else _import_name(where)
     if not hasattr(module, function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
@@ -149,12 +151,11 @@ def _import_name(name: str) -> ModuleType:
         nearest = difflib.get_close_matches(name, ["torchvision", "timm"], n=1)
         hint = f" Did you mean the source '{nearest[0]}:NAME'?" if nearest else ""
         raise UsageError(f"no module named {name!r}, neither installed nor in the current folder.{hint}")
-    module: ModuleType = _run(lambda: importlib.import_module(name), f"module {name!r}")
-    return module
+    return _run(lambda: importlib.import_module(name), f"module {name!r}")
 
 
-def _run(call: Callable[[], Any], what: str) -> Any:
-    """Run the user's code, and say in one line what it raised and where."""
+def _run(call: Callable[[], Result], what: str) -> Result:
+    """Run the user's code; if it raises, raise a UsageError that says in one line what it raised and where."""
     try:
         return call()
     except (Exception, SystemExit) as e:
@@ -163,8 +164,8 @@ def _run(call: Callable[[], Any], what: str) -> Any:
         raise UsageError(f"{what} raised {describe(e)}{where}.") from e
 
 
-def _as_arguments(example: Any, module: nn.Module) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Tell how a module is called with the example that came with it."""
+def _as_arguments(example: object, module: nn.Module) -> tuple[tuple[object, ...], Mapping[str, object]]:
+    """Return positional and keyword arguments for a module from the example inputs that came with it."""
     import inspect
 
     if isinstance(example, (tuple, list)):
@@ -177,7 +178,7 @@ def _as_arguments(example: Any, module: nn.Module) -> tuple[tuple[Any, ...], Map
     return (example,), {}
 
 
-def _type_name(value: Any) -> str:
+def _type_name(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
     return f"a value of type {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""Weights of PyTorch modules: from a file, and BatchNorm statistics that make an untrained net behave."""
+"""Load the weights of PyTorch modules from a file, and make an untrained net return numbers of useful size."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["fill_zero_layers", "is_untrained", "load_weights", "recalibrate"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which checkpoints keep the weights beside the optimiser and the like."""
+"""Keys under which checkpoints keep the weights, beside the optimiser and other data."""
 
 CALIBRATION_RUNS = 3
 
 
 def load_weights(module: nn.Module, path: Path) -> str:
-    """Load a weights file into ``module``; returns where they came from, in words.
+    """Load a weights file into ``module``, and return in words where the weights came from.
 
     Args:
         module: Changed in place, or not at all.
-        path: ``.safetensors``, or ``.pth`` / ``.pt`` / ``.bin`` that holds tensors only.
+        path: A ``.safetensors`` file, or a ``.pth``, ``.pt`` or ``.bin`` file with tensors only.
 
     Raises:
-        UsageError: There is no such file, or it is of another kind.
-        ModelFileError: It is damaged, holds other objects than tensors, or does not fit the module.
+        UsageError: There is no such file, or it has another ending.
+        ModelFileError: The file is damaged, has other objects than tensors, or does not fit the module.
     """
-    weights = _unwrap(_read(path), path)
+    weights = _find_weights(_read_file(path), path)
     expected = module.state_dict()
     optional = {name for name in expected if name.endswith(".num_batches_tracked")}
     faults = {
@@ -56,7 +56,7 @@ def load_weights(module: nn.Module, path: Path) -> str:
     return f"weights file {path.name}"
 
 
-def _read(path: Path) -> Any:
+def _read_file(path: Path) -> object:
     import torch
 
     suffix = path.suffix.lower()
@@ -78,8 +78,8 @@ def _read(path: Path) -> Any:
         raise ModelFileError(f"weights {str(path)!r} cannot be read: {describe(e)}.") from e
 
 
-def _unwrap(found: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the weights in a checkpoint, and drop what DataParallel puts before their names."""
+def _find_weights(found: object, path: Path) -> dict[str, torch.Tensor]:
+    """Find the weights in a checkpoint, and drop the prefix that DataParallel gives their names."""
     import torch
 
     for key in WRAPPERS:
@@ -101,9 +101,9 @@ def _first(names: list[str]) -> str:
 
 
 def fill_zero_layers(module: nn.Module, seed: int) -> int:
-    """Give random weights to layers that start as zeros, as many classifiers do; returns how many.
+    """Give random weights to layers that start as zeros, as many classifiers do; return the number of layers.
 
-    A net that answers zero whatever comes in would let every comparison pass.
+    A net that always returns zero would pass every comparison.
     """
     import torch
     from torch import nn
@@ -117,7 +117,7 @@ def fill_zero_layers(module: nn.Module, seed: int) -> int:
 
 
 def is_untrained(module: nn.Module) -> bool:
-    """Tell whether ``module`` has BatchNorm statistics and all are as the constructor leaves them."""
+    """Return whether ``module`` has BatchNorm layers, and all have the statistics of a new layer."""
     norms = _batch_norms(module)
     return bool(norms) and all(
         not norm.num_batches_tracked and not norm.running_mean.any() and (norm.running_var == 1).all() for norm in norms
@@ -127,11 +127,11 @@ def is_untrained(module: nn.Module) -> bool:
 def recalibrate(module: nn.Module, run: Callable[[int], object]) -> None:
     """Set BatchNorm statistics to those of a few forwards, so that activations neither vanish nor explode.
 
-    Only the BatchNorm modules are in training mode meanwhile: dropout and stochastic depth stay off.
+    Only the BatchNorm layers are in training mode meanwhile: dropout and stochastic depth stay off.
 
     Args:
-        module: Changed in place; in evaluation mode before and after. As it was, where ``run`` raises.
-        run: Runs one forward on inputs made from the seed it is given.
+        module: Changed in place, unless ``run`` raises; in evaluation mode before and after.
+        run: Runs one forward on inputs that it makes from a seed.
     """
     norms = _batch_norms(module)
     momenta = [norm.momentum for norm in norms]

@@ -1,9 +1,10 @@
-"""Models of torchvision and timm by name, with weights from the local caches where they are there."""
+"""Build models of torchvision and timm by name, with weights from the local caches if they are there."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +14,22 @@ from dsc_split.partitioner.sources._torch_model import TorchModel, describe
 from dsc_split.partitioner.sources._torch_weights import fill_zero_layers, load_weights
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dsc_split.partitioner.sources._options import SourceOptions
 
 __all__ = ["load_timm", "load_torchvision"]
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Untyped = Any
+"""An object of torchvision or timm, which have no types."""
 
 
 def load_torchvision(name: str, options: SourceOptions) -> TorchModel:
     """Build the torchvision model ``name``.
 
     Raises:
-        UsageError: There is no such model, or it has no published weights and they were asked for.
+        UsageError: There is no such model, or its published weights were asked for and there are none.
         ModelFileError: Weights are damaged or do not fit.
     """
     import torch
@@ -44,20 +49,16 @@ def load_torchvision(name: str, options: SourceOptions) -> TorchModel:
     elif options.weights is None:
         in_order = ([default] if default else []) + published
         chosen = next((entry for entry in in_order if (cache / Path(entry.url).name).is_file()), None)
-    arguments: dict[str, Any] = {"weights": chosen}
+    arguments: dict[str, object] = {"weights": chosen}
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         arguments["weights_backbone"] = None
     local = chosen is not None and (cache / Path(chosen.url).name).is_file()
-    module = _build(
-        lambda: models.get_model(name, **arguments),
-        f"torchvision:{name}",
-        options.seed,
-        real=chosen is not None,
-    )
+    real = chosen is not None
+    module = _build(lambda: models.get_model(name, **arguments), f"torchvision:{name}", options.seed, real=real)
     if chosen is not None:
         origin = f"torchvision weights {chosen.name} {'from the local cache' if local else 'from ' + chosen.url}"
     else:
-        origin = _initialised(module, options)
+        origin = _initialise(module, options)
     image_shape, normalisation = _torchvision_input(chosen or default)
     return TorchModel(
         module=module,
@@ -69,8 +70,8 @@ def load_torchvision(name: str, options: SourceOptions) -> TorchModel:
     )
 
 
-def _torchvision_input(weights: Any) -> tuple[tuple[int, ...] | None, Normalisation | None]:
-    """Read the input size and normalisation that published weights were made for."""
+def _torchvision_input(weights: Untyped) -> tuple[tuple[int, ...] | None, Normalisation | None]:
+    """Return the input shape and the normalisation of published weights."""
     if weights is None:
         return None, None
     transforms = weights.transforms()
@@ -89,7 +90,7 @@ def load_timm(name: str, options: SourceOptions) -> TorchModel:
     """Build the timm model ``name``.
 
     Raises:
-        UsageError: There is no such model, or it has no published weights and they were asked for.
+        UsageError: There is no such model, or its published weights were asked for and there are none.
         ModelFileError: Weights are damaged or do not fit.
     """
     timm = require("timm", extra="models", purpose=f"load 'timm:{name}'")
@@ -105,7 +106,7 @@ def load_timm(name: str, options: SourceOptions) -> TorchModel:
     if options.weights == "pretrained" and not published:
         raise UsageError(f"timm publishes no weights for {name!r}. Leave --weights out, or give a file.")
     real = file is not None or options.weights == "pretrained"
-    arguments: dict[str, Any] = {"pretrained": real}
+    arguments: dict[str, object] = {"pretrained": real}
     if file is not None:
         arguments["pretrained_cfg_overlay"] = {"file": file}
     module = _build(lambda: timm.create_model(name, **arguments), f"timm:{name}", options.seed, real=real)
@@ -113,7 +114,7 @@ def load_timm(name: str, options: SourceOptions) -> TorchModel:
         where = "from the local cache" if file else f"from {config.hf_hub_id or config.url}"
         origin = f"timm weights {f'{architecture}.{config.tag}'.rstrip('.')} {where}"
     else:
-        origin = _initialised(module, options)
+        origin = _initialise(module, options)
     used = module.pretrained_cfg
     size, mean, std = used.get("input_size"), used.get("mean"), used.get("std")
     return TorchModel(
@@ -126,8 +127,8 @@ def load_timm(name: str, options: SourceOptions) -> TorchModel:
     )
 
 
-def _timm_cached(config: Any) -> str | None:
-    """Find published timm weights on this machine, without the network."""
+def _timm_cached(config: Untyped) -> str | None:
+    """Return the file of published timm weights if this machine has it."""
     import torch
     from huggingface_hub import try_to_load_from_cache
 
@@ -143,8 +144,8 @@ def _timm_cached(config: Any) -> str | None:
     return None
 
 
-def _build(make: Any, source: str, seed: int, *, real: bool) -> Any:
-    """Build a module from a seed, and say what is wrong in one line."""
+def _build(make: Callable[[], Untyped], source: str, seed: int, *, real: bool) -> Untyped:
+    """Build a module from a seed; if that fails, raise an error that says why in one line."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -161,7 +162,7 @@ def _build(make: Any, source: str, seed: int, *, real: bool) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _initialised(module: Any, options: SourceOptions) -> str:
+def _initialise(module: nn.Module, options: SourceOptions) -> str:
     if options.weights not in (None, "random"):
         return load_weights(module, Path(str(options.weights)))
     filled = fill_zero_layers(module, options.seed)

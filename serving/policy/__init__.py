@@ -1,3 +1,3 @@
-"""The switching policy and the rate estimate that it stands on."""
+"""The switching policy, and the rate estimate that it uses."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""How much of something is left after a time: 2^-x, with the same bits in Python and in C++."""
+"""Exponential decay, 2^-x, with the same bits in Python and in C++."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _NOTHING_LEFT = 1100.0
 
 
 def decay(half_lives: float) -> float:
-    """Give 2^-x, the part that is left after ``half_lives``, from 0.
+    """Return 2^-x, the part that is left after x ``half_lives``, which are 0 or more.
 
-    Within 2 units in the last place where the result is not subnormal; exact at whole numbers. Libraries' own
-    functions differ in their last bits, so only operations that IEEE 754 fixes are used.
+    The error is at most 2 units in the last place, unless the result is subnormal; whole numbers are exact. Functions
+    of libraries differ in their last bits, so only operations that IEEE 754 defines exactly are used.
     """
     if half_lives >= _NOTHING_LEFT:
         return 0.0

@@ -1,4 +1,4 @@
-"""Numbers that the policy believes: in range, or an error that says which one is not."""
+"""Check the numbers that the policy is given: return them, or raise an error that names the wrong one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dsc_split.errors import UsageError
 __all__ = ["MAX_BYTES", "MAX_MS", "milliseconds", "moment", "whole"]
 
 MAX_MS = 1e9
-"""The longest duration in milliseconds that is believed: eleven days."""
+"""The longest duration in milliseconds that is accepted: eleven days."""
 MAX_BYTES = 2**42
 """The most bytes of one transfer, as in the lookup table."""
 
@@ -20,7 +20,7 @@ def milliseconds(name: str, value: object, *, above_zero: bool = False) -> float
     """Return a duration in milliseconds.
 
     Raises:
-        UsageError: It is no number, negative, 0 where more is needed, or longer than anything that is measured.
+        UsageError: It is no number, negative, above :data:`MAX_MS`, or 0 with ``above_zero``.
     """
     taken = number(name, value, most=MAX_MS, unit="ms")
     if above_zero and taken == 0.0:

@@ -1,7 +1,7 @@
-"""When to switch: which choice runs the next request, from what the last ones took.
+"""Decide which choice runs the next request, from the times of the last ones.
 
-The table says which choice is the fastest at a data rate, a load and a queue. The policy learns these three from
-what it sees, and decides when a better choice is worth the switch::
+The table says which choice is the fastest at a data rate, a load and a queue. The policy learns these three from its
+observations, and decides when a better choice is worth the switch::
 
     policy = SwitchPolicy(LookupTable.load("b4/table.json"))
     decision = policy.decide(time.monotonic(), batch=8)
@@ -26,21 +26,21 @@ from dsc_split.table._arguments import named_choices
 __all__ = ["SwitchPolicy"]
 
 _UNKNOWN_RATE_MB_S = 1e-6
-"""Stands for a rate that is not known, where something has to be sent all the same: the fewest bytes win."""
+"""Used if the rate is not known and something has to be sent: the choice with the fewest bytes wins."""
 _LEAST_TRANSFER = 0.01
-"""Part of a call that is taken for the transfer at least, where server and fixed costs seem to have filled it."""
+"""Smallest part of a call that counts as transfer, if server and fixed costs seem to take all of it."""
 _LEAST_TRANSFER_MS = 1e-6
-"""Milliseconds that a transfer is taken to last at least: a nanosecond."""
+"""Shortest time of a transfer in milliseconds: a nanosecond."""
 _MOST_LOAD = 1e6
-"""The highest server load that is believed."""
+"""The highest server load that is accepted."""
 _MOST_DOUBLINGS = 30
 
 
 class SwitchPolicy:
     """Decides which choice runs each request over one link; not safe to share between threads.
 
-    Time is any clock that does not go back, in seconds; a moment before the last one counts as the last one. A call
-    that raises has changed nothing.
+    Times are seconds of any clock that does not go back; a time before the last one counts as the last one. A call
+    that raises changes nothing.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class SwitchPolicy:
         estimator: RateEstimator | None = None,
         allow: Collection[str | int] | None = None,
     ) -> None:
-        """Start knowing nothing but the table.
+        """Start with the table only.
 
         Args:
-            table: What every choice takes.
+            table: The times and sizes of every choice.
             parameters: When to switch; default: ``PolicyParameters()``.
-            estimator: Of the uplink's rate, fed by this policy alone; default: a new one, without a rate.
+            estimator: Estimates the rate of the uplink, for this policy only; default: a new one, without a rate.
             allow: Names or ids of the choices that may be taken; default: all.
 
         Raises:
-            UsageError: The table has no such choice, or is none.
+            UsageError: The table has no such choice, or is no lookup table.
         """
         if not isinstance(table, LookupTable):
             raise UsageError(f"{table!r} is no lookup table. Load it: LookupTable.load(...)")
@@ -69,28 +69,28 @@ class SwitchPolicy:
         self._allow = None if allow is None else sorted({table.choice(name).id for name in named_choices(allow)})
 
         self._now_s = 0.0
-        self._present: int | None = None  # id of the choice that is kept; none while something else decides
+        self._present: int | None = None  # id of the choice that is kept, if one is
         self._held_requests = 0
         self._batch = 0  # of the last decision
 
         self._rtt_ms: float | None = None
         self._load = 1.0
         self._queue_ms = 0.0
-        self._reported_s = -math.inf  # when the server last said what it took
+        self._reported_s = -math.inf  # time of the server's last report
 
-        self._news_s = -math.inf  # when something was last sent that tells the rate
+        self._news_s = -math.inf  # when something was last sent that shows the rate
         self._probe_doublings = 0
         self._probe_bytes = self._parameters.probe_bytes
-        self._probe_sent_s: float | None = None  # of the probe that is out
+        self._probe_sent_s: float | None = None  # when the open probe was sent
 
         self._down = False
-        self._retry_s = self._parameters.retry_s  # how long the next failure keeps from the server
+        self._retry_s = self._parameters.retry_s  # how long the server is left alone after the next failure
         self._retry_at_s = 0.0
         self._back_s = -math.inf  # when the server last came back
 
     @property
     def table(self) -> LookupTable:
-        """What every choice takes."""
+        """The times and sizes of every choice."""
         return self._table
 
     @property
@@ -100,31 +100,31 @@ class SwitchPolicy:
 
     @property
     def estimator(self) -> RateEstimator:
-        """The uplink's rate, as far as it is known."""
+        """The estimator of the uplink's rate."""
         return self._estimator
 
     def server_load(self, time_s: float) -> float:
-        """Give what the tails are thought to take at ``time_s``, as a ratio to when they were measured.
+        """Return the estimated time of the tails at ``time_s``, divided by their time in the table.
 
         Raises:
             UsageError: The time is out of range.
         """
-        return self._server(max(self._now_s, moment("time_s", time_s)))[0]
+        return self._server_state(max(self._now_s, moment("time_s", time_s)))[0]
 
     def queue_ms(self, time_s: float) -> float:
-        """Give how many milliseconds a request is thought to wait on the server at ``time_s``.
+        """Return the estimated milliseconds that a request waits on the server at ``time_s``.
 
         Raises:
             UsageError: The time is out of range.
         """
-        return self._server(max(self._now_s, moment("time_s", time_s)))[1]
+        return self._server_state(max(self._now_s, moment("time_s", time_s)))[1]
 
     def decide(self, time_s: float, batch: int) -> Decision:
-        """Decide what to do with a request that is there now.
+        """Decide what to do with a request that arrives now.
 
         Raises:
-            UsageError: The time is out of range, the batch was not measured or is larger than all that were, or
-                nothing that is allowed can answer.
+            UsageError: The time is out of range, the table has no times for a batch of this size, or no allowed
+                choice can answer.
         """
         now_s = max(self._now_s, moment("time_s", time_s))
         own = self._parameters
@@ -169,7 +169,7 @@ class SwitchPolicy:
             UsageError: A number is out of range, or the table has no such choice at this batch size.
         """
         now_s = max(self._now_s, observation.time_s)
-        choice = self._choice(observation.choice)
+        choice = self._find_choice(observation.choice)
         rtt_ms = self._rtt_ms if observation.rtt_ms is None else observation.rtt_ms
         state = State(batch=observation.batch, rate_mb_s=math.inf, rtt_ms=rtt_ms, allow=[choice.id])
         [terms] = self._table.ranking(state)
@@ -183,7 +183,7 @@ class SwitchPolicy:
 
         self._now_s = now_s
         self._rtt_ms = rtt_ms
-        load, queue_ms = self._server(now_s)
+        load, queue_ms = self._server_state(now_s)
         server_ms = terms.tail_ms * load + queue_ms
         if observation.server_ms is not None:
             server_ms = observation.server_ms
@@ -194,7 +194,7 @@ class SwitchPolicy:
         if self._down:
             self._come_back(now_s)
         self._retry_s = self._parameters.retry_s
-        self._take(now_s, terms, call_ms, server_ms, observation.window_limited)
+        self._add_sample(now_s, terms, call_ms, server_ms, observation.window_limited)
 
     def failed(self, time_s: float, choice: Choice | str | int, *, started_s: float | None = None) -> None:
         """Learn that a request was given up: a missed deadline, a refused connection, ``UNAVAILABLE``.
@@ -202,14 +202,14 @@ class SwitchPolicy:
         Args:
             time_s: When it was given up.
             choice: The choice that ran it.
-            started_s: When it was started: one from before the server came back says nothing; default: since then.
+            started_s: When it was started. If that was before the server came back, it is ignored; default: after.
 
         Raises:
             UsageError: The time is out of range, the table has no such choice, or it does not use the server.
         """
         now_s = max(self._now_s, moment("time_s", time_s))
         began_s = now_s if started_s is None else moment("started_s", started_s)
-        found = self._choice(choice)
+        found = self._find_choice(choice)
         if not found.uses_server:
             raise UsageError(f"{found.name!r} does not use the server; only choices that do can fail for it.")
         self._now_s = now_s
@@ -226,8 +226,8 @@ class SwitchPolicy:
     ) -> Sample:
         """Learn from a probe that the server answered; arguments and result as of :meth:`RateEstimator.add`.
 
-        Where no probe is out, it is a sample of the rate and nothing else. Where the round trip that was taken off
-        leaves nothing, the transfer is taken to have lasted a nanosecond.
+        If no probe is open, it is only a sample of the rate. ``transfer_ms`` is 0 or less if the round trip was longer
+        than the probe; the transfer then counts as a nanosecond.
 
         Raises:
             UsageError: A number is out of range.
@@ -255,7 +255,7 @@ class SwitchPolicy:
         return sample
 
     def probe_failed(self, time_s: float) -> None:
-        """Learn that a probe was not answered; where none is out, nothing.
+        """Learn that a probe was not answered; if none is open, nothing changes.
 
         Raises:
             UsageError: The time is out of range.
@@ -265,9 +265,9 @@ class SwitchPolicy:
             self._fail_probe(self._now_s, self._probe_sent_s)
 
     def restart(self) -> None:
-        """Forget what is known about the way to the server: the device has joined another network.
+        """Forget what is known about the network: the device has joined another one.
 
-        Until the first sample the old rate goes on deciding; a probe is due with the next decision.
+        The old rate is used until the first sample; a probe is due with the next decision.
         """
         self._estimator.restart()
         self._rtt_ms = None
@@ -280,7 +280,7 @@ class SwitchPolicy:
     # ---- deciding ------------------------------------------------------------------------------------------
 
     def _ranking(self, now_s: float, batch: int, rate_mb_s: float) -> tuple[Terms, ...]:
-        load, queue_ms = self._server(now_s)
+        load, queue_ms = self._server_state(now_s)
         return self._table.ranking(
             State(
                 batch=batch,
@@ -320,7 +320,7 @@ class SwitchPolicy:
     # ---- probing -------------------------------------------------------------------------------------------
 
     def _probe(self, now_s: float, chosen: Terms) -> int:
-        """Give the size of the probe that is due now; 0 where none is."""
+        """Return the size of the probe that is due now; 0 if none is."""
         if self._down:
             due = now_s >= self._retry_at_s
         elif chosen.uplink_bytes >= self._estimator.parameters.min_bytes:
@@ -340,21 +340,21 @@ class SwitchPolicy:
 
     # ---- learning ------------------------------------------------------------------------------------------
 
-    def _choice(self, choice: Choice | str | int) -> Choice:
+    def _find_choice(self, choice: Choice | str | int) -> Choice:
         return self._table.choice(choice.id if isinstance(choice, Choice) else choice)
 
-    def _server(self, now_s: float) -> tuple[float, float]:
-        """Give load and queue in ms; what is not seen again is forgotten."""
+    def _server_state(self, now_s: float) -> tuple[float, float]:
+        """Return load and queue in milliseconds; both decay until the next report."""
         left = decay((now_s - self._reported_s) / self._parameters.server_half_life_s)
         return 1.0 + (self._load - 1.0) * left, self._queue_ms * left
 
     def _learn(self, now_s: float, tail_ms: float, server_ms: float, queue_ms: float | None, *, most_ms: float) -> None:
-        """Take in what the server reported, of tail and queue ``most_ms`` each.
+        """Learn load and queue from what the server reported, at most ``most_ms`` of tail and of queue.
 
-        Time in the queue adds to any tail; the rest is in proportion to it.
+        Time in the queue is the same for every tail; the rest is proportional to the time of the tail.
         """
         weight = self._parameters.server_weight
-        self._load, self._queue_ms = self._server(now_s)
+        self._load, self._queue_ms = self._server_state(now_s)
         self._reported_s = now_s
         if queue_ms is None:
             queue_ms = max(0.0, server_ms - tail_ms * self._load)
@@ -363,8 +363,8 @@ class SwitchPolicy:
             self._load += weight * (seen - self._load)
         self._queue_ms += weight * (min(queue_ms, most_ms) - self._queue_ms)
 
-    def _take(self, now_s: float, terms: Terms, call_ms: float, server_ms: float, window_limited: bool) -> None:
-        """Give the estimator what of a call was the transfer."""
+    def _add_sample(self, now_s: float, terms: Terms, call_ms: float, server_ms: float, window_limited: bool) -> None:
+        """Add the time that the transfer took of a call to the estimator."""
         link = self._table.link
         size_bytes = terms.uplink_bytes
         if link.count_downlink and link.downlink_rate_mb_s is None:
@@ -383,7 +383,7 @@ class SwitchPolicy:
             self._news_s = now_s
 
     def _patience_ms(self, now_s: float, batch: int, choice: Choice) -> float:
-        """Give how long a request would be waited for now; infinite where there is nothing to fall back on."""
+        """Return the timeout that a request would get now; infinite if no choice without the server is allowed."""
         estimate = self._estimator.estimate(now_s)
         if estimate is None:
             return math.inf
@@ -397,23 +397,23 @@ class SwitchPolicy:
     # ---- failing and coming back ---------------------------------------------------------------------------
 
     def _fail(self, time_s: float, started_s: float) -> None:
-        """Leave the server alone; what was sent before it came back says nothing about it."""
+        """Stop using the server; ignore a request that was started before the server came back."""
         if self._down or started_s < self._back_s:
             return
         self._down = True
         self._probe_bytes = self._parameters.probe_bytes
         self._estimator.restart()
-        self._wait(time_s)
+        self._postpone_retry(time_s)
 
     def _fail_probe(self, time_s: float, sent_s: float) -> None:
         self._probe_sent_s = None
         if self._down:
-            self._wait(time_s)
+            self._postpone_retry(time_s)
         else:
             self._fail(time_s, sent_s)
 
-    def _wait(self, time_s: float) -> None:
-        """Put off the next try, and the one after it for twice as long."""
+    def _postpone_retry(self, time_s: float) -> None:
+        """Set the time of the next retry, and double the wait before the one after it."""
         self._retry_at_s = time_s + self._retry_s
         self._retry_s = min(2.0 * self._retry_s, self._parameters.max_retry_s)
 

@@ -1,4 +1,4 @@
-"""What goes in and out of the switching policy: parameters, decisions, observations."""
+"""The parameters, decisions and observations of the switching policy."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from dsc_split.serving.policy._numbers import milliseconds, moment, whole
 __all__ = ["Decision", "Observation", "PolicyParameters", "Reason"]
 
 Reason = Literal["best", "hysteresis", "dwell", "unknown-rate", "server-down"]
-"""Why a choice was taken; :class:`Decision` says which is which."""
+"""Why a choice was taken; see :class:`Decision`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyParameters:
-    """When to switch, and how to stay informed."""
+    """When to switch, and when to probe."""
 
     hysteresis: float = 0.05
-    """Part of the present choice's T that the best one must gain: less is noise, and would switch at every request."""
+    """Part of the present choice's T that the best one must save: less is noise, and would switch at every request."""
     switch_cost_ms: float = 0.0
-    """Milliseconds that the best choice must gain beyond that: what a switch costs where engines have to be loaded."""
+    """Milliseconds that the best choice must save beyond that: the cost of a switch if engines have to be loaded."""
     dwell_requests: int = 2
-    """Requests that a choice is kept at least while the batch size stays: no switch there and back at once."""
+    """Smallest number of requests for which a choice is kept while the batch size stays: no switch back at once."""
     probe_bytes: int = 131072
-    """Size of a probe: as much as makes a sample at any rate. 0: no probes; then the policy never learns that the
-    link came back."""
+    """Bytes of a probe: enough for a sample at any rate. 0: no probes; the policy then cannot learn that the link came
+    back."""
     max_probe_bytes: int = 1048576
-    """A probe that could not tell the rate is doubled up to this: on long links TCP opens its window slowly."""
+    """After a probe that gave no rate, the size doubles up to this: on long links TCP opens its window slowly."""
     probe_interval_s: float = 2.0
-    """Seconds without a sample after which a probe is due: longer on the wrong choice costs more than a few probes."""
+    """Seconds without a sample after which a probe is due: a wrong choice for longer costs more than a few probes."""
     max_probe_interval_s: float = 10.0
     """The interval doubles with every probe that brings nothing new, up to these seconds."""
     probe_timeout_s: float = 5.0
-    """Seconds after which a probe that was not reported has failed; until then no other one is due."""
+    """Seconds after which a probe without a report has failed; until then no other probe is due."""
     deadline_factor: float = 3.0
-    """A request that takes so many times what was predicted, and longer than the device alone, has missed its
-    deadline. By then another run on the device costs no more than waiting already has."""
+    """A request misses its deadline if it takes longer than the device alone, and longer than this factor times the
+    predicted time. The wait has then cost at least as much as another run on the device."""
     deadline_ms: float | None = None
-    """The deadline in milliseconds instead, above 0; ``None``: the factor, which holds too where the prediction is
-    later than the deadline."""
+    """The deadline in milliseconds, above 0. ``None``: the factor, which also holds if the prediction is longer than
+    the deadline."""
     retry_s: float = 1.0
     """Seconds after a failure until the server is probed again."""
     max_retry_s: float = 30.0
-    """These seconds double with every further failure, up to this, until a request is answered in time."""
+    """``retry_s`` doubles with every further failure, up to this, until a request is answered in time."""
     server_weight: float = 0.3
-    """Weight of the newest report in load and queue, the first one too: three requests make two thirds."""
+    """Weight of the newest report in load and queue, also of the first: three reports together weigh two thirds."""
     server_half_life_s: float = 30.0
-    """Seconds after which half of the load and queue is forgotten while the server is not used: to try it again."""
+    """Seconds after which half of the load and queue is forgotten while the server is not used, to try it again."""
     percentile: float | None = None
-    """Which times are compared: ``None`` or 50 the medians, 95 the 95th percentiles."""
+    """Which times are compared: the medians (``None`` or 50), or the 95th percentiles (95)."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -93,24 +93,24 @@ class Decision:
     choice: Choice
     """The choice that runs it."""
     reason: Reason
-    """``best``: the fastest that is allowed. ``hysteresis``: another one is faster, but by too little. ``dwell``:
-    another one is faster, but the last switch was just now. ``unknown-rate``: nothing was measured yet.
-    ``server-down``: the device alone, until a probe of the server succeeds."""
+    """``best``: it is the fastest that is allowed. ``hysteresis``: another is faster, but not by enough. ``dwell``:
+    another is faster, but the last switch was too recent. ``unknown-rate``: nothing was measured yet. ``server-down``:
+    it runs on the device alone, until a probe of the server succeeds."""
     predicted_ms: float
-    """T in milliseconds; infinite where something is sent at a rate that is not known."""
+    """T in milliseconds; infinite if the choice sends something and the rate is not known."""
     timeout_ms: float
     """Milliseconds from the start of the request after which to stop waiting, call :meth:`SwitchPolicy.failed` and
-    run the batch on the device; infinite where there is nothing to fall back on."""
+    run the batch on the device; infinite if no choice without the server is allowed."""
     probe_bytes: int
-    """Where not 0: send so many bytes to the server beside the request, and report what came of it."""
+    """If not 0: send that many bytes to the server beside the request, and report the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What one request took."""
+    """The times of one request."""
 
     time_s: float
-    """When the answer was there, in seconds of the clock that decisions are asked with."""
+    """When the answer arrived, in seconds of the same clock as for :meth:`SwitchPolicy.decide`."""
     choice: Choice | str | int
     """The choice that ran it, or its name or id."""
     batch: int
@@ -118,17 +118,17 @@ class Observation:
     latency_ms: float
     """Milliseconds from its start to its answer."""
     head_ms: float
-    """Milliseconds of these on the device."""
+    """Milliseconds of ``latency_ms`` on the device."""
     rpc_ms: float | None = None
     """Milliseconds of the call to the server; default: the rest of ``latency_ms``. 0 for no offload."""
     server_ms: float | None = None
-    """Milliseconds on the server, queue and tail, as it reported; default: as the policy expects."""
+    """Milliseconds of queue and tail, as the server reported; default: those that the policy expects."""
     queue_ms: float | None = None
-    """Milliseconds of these in the queue; default: not known apart."""
+    """Milliseconds of ``server_ms`` in the queue; default: not known separately."""
     rtt_ms: float | None = None
-    """Round-trip time in milliseconds, from ``TCP_INFO`` for one; default: the last one, or the table's."""
+    """Round-trip time in milliseconds, for example from ``TCP_INFO``; default: the last one, or the table's."""
     window_limited: bool = False
-    """Whether TCP was still opening its window, or the application was late with the bytes."""
+    """Whether TCP was still opening its window, or the application sent its bytes late."""
 
     def __post_init__(self) -> None:
         """Check the ranges.

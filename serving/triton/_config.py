@@ -1,17 +1,25 @@
-"""A model's ``config.pbtxt`` for Triton: what it says, and its text."""
+"""The contents of a model's ``config.pbtxt`` for Triton, and its text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from dsc_split.bundle import TensorInfo
 
-__all__ = ["ModelConfig", "WireTensor", "describe_tensors", "encode_config", "stacks_samples", "unservable"]
+__all__ = [
+    "ModelConfig",
+    "TensorEntry",
+    "WireTensor",
+    "describe_tensors",
+    "encode_config",
+    "stacks_samples",
+    "unservable",
+]
 
 BATCH = "batch"
-"""The batch in the shapes of a bundle, and in those of the list of models."""
+"""The batch in the shapes of a bundle and of the list of models."""
 
 TYPES = {
     "bool": "BOOL",
@@ -29,65 +37,73 @@ TYPES = {
     "bfloat16": "BF16",
     "string": "BYTES",
 }
-"""Element types of ONNX, and what the Open Inference Protocol calls them; Triton has no others."""
+"""Element types of ONNX, and their names in the Open Inference Protocol; Triton has no others."""
+
+
+class TensorEntry(TypedDict):
+    """An input or output in the list of models."""
+
+    name: str
+    datatype: str
+    shape: list[int | str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WireTensor:
-    """An input or output as requests to the server carry it."""
+    """An input or output as it is in requests to the server."""
 
     name: str
     """ONNX value name, and Triton's."""
     datatype: str
     """Element type as the Open Inference Protocol names it: ``FP32``."""
     shape: tuple[int | str, ...]
-    """Its shape in a request: ``batch`` stands first where samples are stacked, -1 is free."""
+    """Its shape in a request: ``batch`` is first if samples are stacked; -1 means any size."""
     is_flat: bool
-    """Whether it has one number per sample: the graph has shape ``(batch,)`` for it, a request ``(batch, 1)``."""
+    """Whether it has one number per sample: shape ``(batch,)`` in the graph and ``(batch, 1)`` in a request."""
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The shape without the batch, as the configuration has it."""
+        """The shape without the batch, for the configuration."""
         return tuple(dim for dim in self.shape if isinstance(dim, int))
 
-    def to_json(self) -> dict[str, Any]:
-        """Give the form of the list of models."""
+    def to_json(self) -> TensorEntry:
+        """Return the form of the list of models."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What Triton is told of a model."""
+    """The configuration of a model."""
 
     name: str
     """Name of the model, and of its folder."""
     backend: str
     """``onnxruntime`` or ``tensorrt``."""
     max_batch: int
-    """Largest batch size; 0 where shapes are taken as they are, and samples are not stacked along axis 0."""
+    """Largest batch size; 0 if samples are not stacked along axis 0, and shapes are used as they are."""
     inputs: tuple[WireTensor, ...]
-    """What a request brings."""
+    """The tensors of a request."""
     outputs: tuple[WireTensor, ...]
-    """What an answer brings."""
+    """The tensors of an answer."""
     instances: int
-    """Copies that run at once, on each GPU."""
+    """Number of copies that run at once on each GPU."""
     max_queue_delay_us: int | None
-    """How long a request may wait for others to make a batch with; ``None``: requests are not joined."""
+    """Microseconds that a request may wait for others to join a batch; ``None``: requests are not joined."""
     files: Mapping[str, str]
-    """File of each compute capability (``8.6``), under an empty key the one file for all."""
+    """File of each compute capability (``8.6``); the key is empty if one file is for all."""
     parameters: Mapping[str, str]
     """Notes for clients."""
 
 
 def stacks_samples(tensors: Iterable[TensorInfo], fixed_batch: int | None) -> bool:
-    """Tell whether axis 0 of every tensor is the batch, and nothing else is: Triton then joins requests along it."""
+    """Return whether the batch is axis 0 of every tensor, and in no other axis: Triton can then join requests."""
     return fixed_batch is None and all(
         info.shape[:1] == (BATCH,) and all(isinstance(dim, int) for dim in info.shape[1:]) for info in tensors
     )
 
 
 def unservable(tensors: Iterable[TensorInfo], *, stacked: bool) -> str:
-    """Say why Triton cannot carry one of the tensors; empty where it can carry all."""
+    """Return why Triton cannot take one of the tensors; empty if it can take all."""
     for info in tensors:
         if info.dtype not in TYPES:
             return f"tensor {info.name!r} has element type {info.dtype}, which Triton does not have"
@@ -97,17 +113,17 @@ def unservable(tensors: Iterable[TensorInfo], *, stacked: bool) -> str:
 
 
 def describe_tensors(tensors: Iterable[TensorInfo], *, stacked: bool) -> tuple[WireTensor, ...]:
-    """Say how requests carry tensors.
+    """Describe tensors as they are in requests.
 
     Args:
-        tensors: Those that :func:`unservable` has nothing against.
-        stacked: What :func:`stacks_samples` says of all tensors of the model.
+        tensors: Tensors that Triton can take, see :func:`unservable`.
+        stacked: The result of :func:`stacks_samples` for all tensors of the model.
     """
     return tuple(_describe(info, stacked=stacked) for info in tensors)
 
 
 def _describe(info: TensorInfo, *, stacked: bool) -> WireTensor:
-    # Triton takes no size of 0; "free" admits it.
+    # Triton takes no size of 0, but -1 includes it.
     sizes = [dim if isinstance(dim, int) and dim > 0 else -1 for dim in info.shape[int(stacked) :]]
     is_flat = stacked and not sizes
     shape: tuple[int | str, ...] = (BATCH, *(sizes or [1])) if stacked else tuple(sizes)
@@ -115,7 +131,7 @@ def _describe(info: TensorInfo, *, stacked: bool) -> WireTensor:
 
 
 def encode_config(config: ModelConfig) -> bytes:
-    """Write a configuration in protobuf's text format."""
+    """Return a configuration in protobuf's text format."""
     lines = [f"name: {_quote(config.name)}", f"backend: {_quote(config.backend)}"]
     lines += [f"max_batch_size: {config.max_batch}"]
     for kind, tensors in (("input", config.inputs), ("output", config.outputs)):
@@ -148,6 +164,6 @@ def _block(name: str, lines: Sequence[str]) -> list[str]:
 
 
 def _quote(text: str) -> str:
-    """Write a text so that protobuf reads it back, whatever is in it."""
+    """Quote a text for protobuf's text format; it may have any characters."""
     plain = {ord(" "), *range(0x21, 0x7F)} - {ord('"'), ord("\\")}
     return '"' + "".join(chr(byte) if byte in plain else f"\\{byte:03o}" for byte in text.encode()) + '"'

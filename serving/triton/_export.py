@@ -1,4 +1,4 @@
-"""A bundle's tails, and its whole model, as a model repository that Triton serves."""
+"""Export the tails of a bundle, and its whole model, as a model repository for Triton."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.files import new_file, write_bytes, write_json
 from dsc_split._support.progress import Progress, ProgressListener, silent
@@ -16,6 +16,7 @@ from dsc_split.bundles._lock import lock_folder
 from dsc_split.errors import BundleError, DscError, UsageError
 from dsc_split.serving.triton._config import (
     ModelConfig,
+    TensorEntry,
     describe_tensors,
     encode_config,
     stacks_samples,
@@ -53,46 +54,46 @@ class TritonModel:
     choice: str
     """The choice it serves: ``full-offload``, or the name of a cut."""
     max_batch: int
-    """Largest batch size; 0 where shapes are taken as they are."""
-    inputs: tuple[dict[str, Any], ...]
+    """Largest batch size; 0 if samples are not stacked, and shapes are used as they are."""
+    inputs: tuple[TensorEntry, ...]
     """``name``, ``datatype`` and ``shape`` of each input in a request."""
-    outputs: tuple[dict[str, Any], ...]
+    outputs: tuple[TensorEntry, ...]
     """``name``, ``datatype`` and ``shape`` of each output in an answer."""
     passthrough: tuple[str, ...]
-    """Inputs that are the model's own: the device sends them as they are."""
+    """Inputs of the whole model that the device sends as they are."""
     early_outputs: tuple[str, ...]
-    """Outputs of the whole model that are not in the answer: the head has computed them."""
+    """Outputs of the whole model that are not in the answer, because the head computes them."""
     files: Mapping[str, str]
-    """SHA-256 of each file, by its path in the model's folder."""
+    """SHA-256 of each file, by path in the model's folder."""
     size_bytes: int
-    """Bytes of these files."""
+    """Total bytes of these files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TritonResult:
-    """What :func:`export_triton` wrote."""
+    """The model repository that :func:`export_triton` wrote."""
 
     folder: Path
     """The model repository."""
     index: Path
     """The list of its models, for clients; Triton does not read it."""
     pair_id: str
-    """Of the bundle."""
+    """The pair_id of the bundle."""
     backend: str
     """``onnxruntime`` or ``tensorrt``."""
     tensorrt_versions: tuple[str, ...]
-    """Versions of TensorRT that built the plans: Triton has to have this one."""
+    """Versions of TensorRT that built the plans; Triton must have the same version."""
     models: tuple[TritonModel, ...]
     """The models, the whole one first."""
     left_out: Mapping[str, str]
     """Choices that cannot be served, and why."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Sentences the user should read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """What becomes a model."""
+    """A graph of the bundle that becomes a model."""
 
     choice: str
     path: str
@@ -104,7 +105,7 @@ class _Graph:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """How models are to be served."""
+    """How to serve the models."""
 
     max_batch: int | None
     instances: int
@@ -126,30 +127,30 @@ def export_triton(
 ) -> TritonResult:
     """Write a model repository for Triton: one model per tail, and the whole model unless inputs must not be sent.
 
-    Names of models carry the bundle's pair_id, so a repository holds several exports side by side. Models of the same
-    pair_id are replaced, each in one step; nothing else in the folder is touched.
+    Names of models have the bundle's pair_id in them, so one repository can hold several exports. Models of the same
+    pair_id are replaced, each in one step; nothing else in the folder is changed.
 
     Args:
         bundle: The bundle, or the server's part of it; packed or not.
-        output: The repository's folder; made where it is not there.
-        target: What was built for the server: a target, or the name of its folder under ``engines/``. By default the
-            one asked for last.
-        backend: ``onnxruntime`` serves the ONNX graphs, ``tensorrt`` the plans; by default what the target says.
+        output: The repository's folder; made if it does not exist.
+        target: A target that was built for the server, or the name of its folder under ``engines/``. By default the
+            one that was asked for last.
+        backend: ``onnxruntime`` serves the ONNX graphs, ``tensorrt`` the plans; by default the back-end of the target.
         expect_trt: Refuse plans that another version of TensorRT built.
-        max_batch: Largest batch size that requests are joined to; by default what was proven, or built for.
-        instances: Copies of each model that run at once, on each GPU.
+        max_batch: Largest batch size to which requests are joined; by default the one that was proven, or built.
+        instances: Number of copies of each model that run at once on each GPU.
         max_queue_delay_us: Microseconds that a request may wait for others; ``None``: requests are never joined.
         progress: Told which model is being written.
 
     Raises:
-        UsageError: An option or the target does not fit, Triton does not load what was built for it, or a folder of
-            the same name holds something else.
-        BundleError: The pair_id is not that of the graphs, or a file is missing or not what the manifest says.
-        SignatureError: Plans of a packed bundle that is not trusted.
-        EngineFileError: A plan is damaged, or of another graph.
-        EngineMismatch: A plan is of another version than ``expect_trt``.
+        UsageError: An option or the target does not fit, Triton does not load the engines of the target, or a folder
+            of the same name holds something else.
+        BundleError: The pair_id is not that of the graphs, or a file is missing or not the one in the manifest.
+        SignatureError: The bundle is packed and not trusted, and has plans.
+        EngineFileError: A plan is damaged, or was built from another graph.
+        EngineMismatch: A plan was built by another version than ``expect_trt``.
         BackendUnavailable: The package ``onnx``, which ONNX models need, is not installed.
-        DscError: The folder cannot be written. Each model in it is the old one or the new one.
+        DscError: The folder cannot be written. Each model in it is then the old one or the new one.
     """
     _check_pair_id(bundle)
     options = _Options(
@@ -177,7 +178,7 @@ def export_triton(
 
 
 def _check_pair_id(bundle: Bundle) -> None:
-    """Refuse a pair_id that models of other graphs may have: it names the models, and tells which are replaced."""
+    """Refuse a pair_id that does not fit the graphs: it is in the models' names, and decides which are replaced."""
     said, found = bundle.manifest.pair_id, bundle.compute_pair_id()
     if said != found:
         raise BundleError(
@@ -204,7 +205,7 @@ def _check_options(bundle: Bundle, options: _Options) -> None:
 
 
 def _choose(bundle: Bundle, target: str | None, backend: str | None) -> tuple[TargetEntry, ...]:
-    """Choose the targets whose plans are served; empty for the ONNX graphs."""
+    """Return the targets whose plans are served; none if the ONNX graphs are."""
     if backend not in (None, *BACKENDS):
         raise UsageError(f"backend is {backend!r}; {' or '.join(map(repr, BACKENDS))} was expected.")
     if backend == "onnxruntime":
@@ -248,7 +249,7 @@ class _Model:
 
 
 class _Export:
-    """One run over all models of a bundle."""
+    """Writes all models of a bundle."""
 
     def __init__(
         self, bundle: Bundle, targets: Sequence[TargetEntry], options: _Options, progress: ProgressListener
@@ -267,7 +268,7 @@ class _Export:
         """Write all models and their list into an empty folder.
 
         Raises:
-            UsageError: There is nothing that can be served.
+            UsageError: No model can be served.
         """
         graphs = _served_graphs(self._bundle)
         for done, graph in enumerate(graphs):
@@ -285,7 +286,7 @@ class _Export:
         self._progress(Progress(stage="export-triton", label="", done=len(graphs), total=len(graphs)))
 
     def result(self, place: Path) -> TritonResult:
-        """Say what was written."""
+        """Return what was written to ``place``."""
         notes = list(self._notes)
         if len(self._versions) > 1:
             notes.append(f"plans are of TensorRT {' and '.join(sorted(self._versions))}; a Triton has one of them")
@@ -301,7 +302,7 @@ class _Export:
         )
 
     def _add(self, graph: _Graph, folder: Path) -> str:
-        """Write a model without its weights and configuration; returns why it cannot be served, or nothing."""
+        """Write a model without weights and configuration; return why it cannot be served, or an empty text."""
         stacked = self._stacks(graph)
         reason = unservable((*graph.inputs, *graph.outputs), stacked=stacked)
         if reason:
@@ -350,7 +351,7 @@ class _Export:
         model.digests[f"1/{name}"], model.sizes[f"1/{name}"] = hashlib.sha256(data).hexdigest(), len(data)
 
     def _write_weights(self, folder: Path) -> None:
-        """Give every graph its own weights; those of the bundle are read once."""
+        """Write the weights of every graph; those of the bundle are read once."""
         owners = {folder / model.name / "1" / model.weights_name: model for model in self.models if model.weights_name}
         if not owners:
             return
@@ -415,7 +416,7 @@ class _Export:
         }
 
     def _table_digest(self) -> str | None:
-        """Hash the table that the bundle has, so that a device can tell whether it has the same."""
+        """Hash the table of the bundle, so that a device can check that it has the same; ``None`` if there is none."""
         bundle, table = self._bundle, "table.json"
         if not bundle.has(table):
             return None
@@ -424,7 +425,7 @@ class _Export:
 
 
 def _served_graphs(bundle: Bundle) -> list[_Graph]:
-    """List what the server runs, the whole model first."""
+    """List the graphs that the server runs, the whole model first."""
     graphs = []
     if bundle.full_offload:
         graphs.append(

@@ -1,14 +1,14 @@
-"""Graphs of a bundle as models that stand alone: each with the weights that it reads, and no others."""
+"""Turn graphs of a bundle into separate models: each with only the weights that it reads."""
 
 from __future__ import annotations
 
 import bisect
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dsc_split._support.files import new_file
 from dsc_split._support.optional import require
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LoneGraph", "Piece", "copy_pieces", "detach_graph"]
 
 WEIGHTS_FILE = "weights.data"
-"""Name of every graph's own weights, whatever the bundle calls them: they never take the place of a graph."""
+"""Name of the weights file of every model; it differs from the names of all graphs."""
 ALIGNMENT = 64
 PAGE_BYTES = 4096
 LARGE_BYTES = 1024 * 1024
@@ -32,30 +32,30 @@ BLOCK_BYTES = 16 * 1024 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of the bundle's weights that a graph reads."""
+    """A stretch of the bundle's weights that a graph reads, and its copy in the graph's weights."""
 
     start: int
-    """Where it lies in the bundle's weights, in bytes."""
+    """Its first byte in the bundle's weights."""
     size_bytes: int
-    """Its length."""
+    """Its length in bytes."""
     own_start: int
-    """Where it lies in the graph's own file, in bytes."""
+    """Its first byte in the graph's own weights file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoneGraph:
-    """A graph that refers to weights of its own."""
+    """A graph that refers to its own weights file."""
 
     data: bytes
     """The ONNX file."""
     weights_name: str
-    """Name of the weights file beside it; empty where it needs none."""
+    """Name of the weights file beside it; empty if it needs none."""
     pieces: tuple[Piece, ...]
-    """What that file holds, in the order of the bundle's weights."""
+    """The contents of that file, in the order of the bundle's weights."""
 
 
 def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: Sequence[str]) -> LoneGraph:
-    """Read a graph, and let it refer to a file with its own weights alone.
+    """Read a graph, and make it refer to a file with only its own weights.
 
     Args:
         bundle: The bundle.
@@ -64,23 +64,23 @@ def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: 
         outputs: Names of the outputs that it must have.
 
     Raises:
-        BundleError: The graph is missing, damaged or not what the manifest says, or reads files that are not the
-            bundle's.
-        SignatureError: It holds an engine, and the bundle is packed and not trusted.
+        BundleError: The graph is missing, damaged or not the one in the manifest, or its weights are not in the
+            bundle's weights file.
+        SignatureError: The graph holds an engine, and the bundle is packed and not trusted.
         BackendUnavailable: The package ``onnx`` is not installed.
     """
     from dsc_split.engines._source import GraphReader
-    from dsc_split.partitioner._weights_file import encode_graph
+    from dsc_split.partitioner._weights_file import encode_graph, stored_tensors
 
     data = GraphReader(bundle).read(relative).data
     proto = _parse(data, relative)
     _check_border(proto, inputs, outputs, relative)
-    external = [tensor for tensor in _tensors(proto) if tensor.data_location == tensor.EXTERNAL]
+    external = [tensor for tensor in stored_tensors(proto) if tensor.data_location == tensor.EXTERNAL]
     if not external:
         return LoneGraph(data=data, weights_name="", pieces=())
     limit = bundle.listed(_weights_of(bundle)).size_bytes
     spans = [_span(tensor, relative, limit) for tensor in external]
-    pieces = _place(spans)
+    pieces = _lay_out(spans)
     starts = [piece.start for piece in pieces]
     for tensor, (start, size_bytes) in zip(external, spans, strict=True):
         piece = pieces[bisect.bisect_right(starts, start) - 1] if size_bytes else None
@@ -92,19 +92,19 @@ def detach_graph(bundle: Bundle, relative: str, inputs: Sequence[str], outputs: 
 
 
 def copy_pieces(bundle: Bundle, outputs: Mapping[Path, Sequence[Piece]]) -> dict[Path, str]:
-    """Read the bundle's weights once, and write to each output the pieces it is to have.
+    """Read the bundle's weights once, and write the pieces of each output.
 
-    Nothing is written unless all of the weights are what the manifest says.
+    No file is left if the weights are not those in the manifest.
 
     Args:
         bundle: The bundle.
-        outputs: The files to write, and what of the weights goes there.
+        outputs: The files to write, and the pieces of each.
 
     Returns:
         SHA-256 of each file, 64 hexadecimal digits.
 
     Raises:
-        BundleError: The weights are missing, or not what the manifest says.
+        BundleError: The weights are missing, or not those in the manifest.
         DscError: A file cannot be written.
     """
     weights = _weights_of(bundle)
@@ -116,7 +116,7 @@ def copy_pieces(bundle: Bundle, outputs: Mapping[Path, Sequence[Piece]]) -> dict
         while block := source.read(BLOCK_BYTES):
             digest.update(block)
             for copy in copies:
-                copy.take(block, position)
+                copy.write(block, position)
             position += len(block)
         if digest.hexdigest() != listed.sha256:
             raise BundleError(
@@ -139,7 +139,7 @@ def _weights_of(bundle: Bundle) -> str:
 
 
 class _Copy:
-    """One file while the weights go by."""
+    """An output file, while the weights are read block by block."""
 
     def __init__(self, file: BinaryIO, pieces: Sequence[Piece]) -> None:
         self.digest = hashlib.sha256()
@@ -148,20 +148,20 @@ class _Copy:
         self._next = 0
         self._size_bytes = 0
 
-    def take(self, block: bytes, position: int) -> None:
-        """Write what of a block, which lies at ``position`` of the weights, belongs here."""
+    def write(self, block: bytes, position: int) -> None:
+        """Write the part of a block that belongs to this file; the block begins at ``position`` of the weights."""
         view = memoryview(block)
         while self._next < len(self._pieces):
             piece = self._pieces[self._next]
             end = piece.start + piece.size_bytes
             first, last = max(piece.start, position), min(end, position + len(block))
             if first < last:
-                self._write(view[first - position : last - position], piece.own_start + first - piece.start)
+                self._write_at(view[first - position : last - position], piece.own_start + first - piece.start)
             if end > position + len(block):
                 return
             self._next += 1
 
-    def _write(self, data: memoryview, start: int) -> None:
+    def _write_at(self, data: memoryview, start: int) -> None:
         for part in (b"\0" * (start - self._size_bytes), data):
             self.digest.update(part)
             self._size_bytes += self._file.write(part)
@@ -173,10 +173,9 @@ def _parse(data: bytes, relative: str) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        proto = onnx.ModelProto.FromString(data)
+        return onnx.ModelProto.FromString(data)
     except DecodeError as e:
         raise BundleError(f"{relative!r} is no ONNX graph: {e}. Export the model again.") from e
-    return proto
 
 
 def _check_border(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], relative: str) -> None:
@@ -193,7 +192,7 @@ def _check_border(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequen
 
 
 def _span(tensor: onnx.TensorProto, relative: str, limit: int) -> tuple[int, int]:
-    """Find where a tensor lies in the bundle's weights: start and length, in bytes."""
+    """Return the first byte and the length of a tensor in the bundle's weights."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     try:
         start, size_bytes = int(entries["offset"]), int(entries["length"])
@@ -209,8 +208,8 @@ def _span(tensor: onnx.TensorProto, relative: str, limit: int) -> tuple[int, int
     return start, size_bytes
 
 
-def _place(spans: Iterable[tuple[int, int]]) -> tuple[Piece, ...]:
-    """Give every byte that is read one place in the graph's own file; what overlaps stays together."""
+def _lay_out(spans: Iterable[tuple[int, int]]) -> tuple[Piece, ...]:
+    """Lay out the stretches in the graph's own file, each byte once; stretches that overlap are one piece."""
     joined: list[tuple[int, int]] = []
     for start, size_bytes in sorted(span for span in spans if span[1]):
         last, last_bytes = joined[-1] if joined else (0, 0)
@@ -224,25 +223,3 @@ def _place(spans: Iterable[tuple[int, int]]) -> tuple[Piece, ...]:
         pieces.append(Piece(start=start, size_bytes=size_bytes, own_start=end))
         end += size_bytes
     return tuple(pieces)
-
-
-def _graphs(proto: onnx.ModelProto) -> Iterator[Any]:
-    """Yield the graph, the bodies of its nodes, and the functions: whatever has nodes."""
-    waiting: list[Any] = [proto.graph, *proto.functions]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every stored tensor of a model, at any depth."""
-    for graph in _graphs(proto):
-        yield from getattr(graph, "initializer", ())
-        for sparse in getattr(graph, "sparse_initializer", ()):
-            yield from (sparse.values, sparse.indices)
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]

@@ -1,4 +1,4 @@
-"""Plans of full TensorRT as Triton loads them: one for each compute capability, and none for any other GPU."""
+"""Find and read the TensorRT plans for Triton: one per compute capability of a GPU."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _BUILD = "dsc-split build BUNDLE --side server --target tensorrt"
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An engine of the bundle that Triton can load."""
+    """A TensorRT plan of the bundle that Triton can load."""
 
     capability: str
-    """Compute capability of the GPU it was built on: ``8.6``."""
+    """Compute capability of the GPU that it was built on: ``8.6``."""
     target_id: str
-    """Folder of its target in the bundle."""
+    """Name of its target's folder in the bundle."""
     path: str
     """Its file, relative to the bundle."""
     graph_digest: str
-    """Digest of the graph it was built from."""
+    """Digest of the graph that it was built from."""
     batches: tuple[int, int]
     """Smallest and largest batch size."""
 
     @property
     def file_name(self) -> str:
-        """What it is called in the model repository: never ``model.plan``, which Triton gives to any GPU."""
+        """Its name in the model repository: never ``model.plan``, which Triton loads on any GPU."""
         return f"model_cc{self.capability.replace('.', '')}.plan"
 
 
 def refuse_rtx(target: str) -> UsageError:
-    """Make the error for a target that Triton does not serve."""
+    """Return the error for a target that Triton does not serve."""
     return UsageError(
         f"target {target!r}: Triton does not load plans of TensorRT for RTX. Serve the ONNX graphs (--onnx), "
         f"or build with full TensorRT on the server: {_BUILD}"
@@ -47,32 +47,31 @@ def refuse_rtx(target: str) -> UsageError:
 
 
 def choose_targets(bundle: Bundle, target: str | None) -> tuple[TargetEntry, ...]:
-    """Choose what to export of what was built for the server.
+    """Choose which targets of the server to export.
 
     Args:
         bundle: The bundle.
-        target: A target, or the name of its folder under ``engines/``; ``None`` for the one asked for last.
+        target: A target, or the name of its folder under ``engines/``; ``None`` for the one that was asked for last.
 
     Returns:
-        Entries of the manifest; empty where the ONNX graphs are what runs there. Plans for several kinds of GPU come
-        together.
+        Entries of the manifest, one per kind of GPU; none if the server runs the ONNX graphs.
 
     Raises:
-        UsageError: There is no such target, or Triton does not load what was built for it.
+        UsageError: There is no such target, or Triton does not load its engines.
     """
     recorded = bundle.manifest.targets.server
     if target is None:
         library = recorded[-1].library if recorded else None
         chosen = tuple(entry for entry in recorded if entry.library == library)
     else:
-        chosen = tuple(entry for entry in recorded if entry.id == target) or _with_text(bundle, target)
+        chosen = tuple(entry for entry in recorded if entry.id == target) or _parse_target(bundle, target)
     names = {entry.library: entry.target for entry in chosen}
     if "tensorrt_rtx" in names:
         raise refuse_rtx(names["tensorrt_rtx"])
     return tuple(entry for entry in chosen if entry.library == "tensorrt")
 
 
-def _with_text(bundle: Bundle, target: str) -> tuple[TargetEntry, ...]:
+def _parse_target(bundle: Bundle, target: str) -> tuple[TargetEntry, ...]:
     from dsc_split.engines import Target
 
     parsed = Target.parse(target)
@@ -87,13 +86,13 @@ def _with_text(bundle: Bundle, target: str) -> tuple[TargetEntry, ...]:
 
 
 def find_plans(bundle: Bundle, targets: Sequence[TargetEntry], graph: str) -> tuple[tuple[Plan, ...], list[str]]:
-    """Find the plans of a graph, one for each compute capability.
+    """Find the plans of a graph, one per compute capability.
 
-    Where a target has an engine for each batch size, that of the largest is taken: it runs smaller ones, too.
+    If a target has an engine per batch size, that of the largest is taken, because it runs smaller batches too.
 
     Args:
         bundle: The bundle.
-        targets: What :func:`choose_targets` gave.
+        targets: From :func:`choose_targets`.
         graph: Path of the graph, relative to the bundle.
 
     Returns:
@@ -101,7 +100,7 @@ def find_plans(bundle: Bundle, targets: Sequence[TargetEntry], graph: str) -> tu
 
     Raises:
         UsageError: Two plans are for one compute capability.
-        BundleError: A target does not say which GPU it is of.
+        BundleError: A target does not say which GPU it was built on.
     """
     plans: dict[str, Plan] = {}
     missing = []
@@ -140,15 +139,15 @@ def read_raw_plan(
     outputs: Sequence[TensorInfo],
     expect_trt: str | None,
 ) -> tuple[memoryview, str]:
-    """Read a plan, as the library takes it.
+    """Read the bytes of a plan as TensorRT takes them.
 
     Args:
         bundle: The bundle.
-        plan: Which.
-        graph_digest: Digest of the graph that it has to be of.
+        plan: The plan.
+        graph_digest: Digest of the graph that it must be built from.
         inputs: Inputs that it must have.
         outputs: Outputs that it must have.
-        expect_trt: Version of TensorRT that it must be of; ``None`` for any.
+        expect_trt: Version of TensorRT that must have built it; ``None`` for any.
 
     Returns:
         The bytes, and the version of TensorRT that built them.
@@ -156,8 +155,8 @@ def read_raw_plan(
     Raises:
         SignatureError: The bundle is packed and not trusted.
         BundleError: The file is missing or was changed.
-        EngineFileError: It is damaged, or not of this graph.
-        EngineMismatch: Another TensorRT built it than the one expected.
+        EngineFileError: It is damaged, or was built from another graph.
+        EngineMismatch: Another version than ``expect_trt`` built it.
     """
     from dsc_split.engines._engine_file import read_plan
     from dsc_split.engines._source import EngineSource

@@ -1,4 +1,4 @@
-"""A model repository's folders: their names, and whose they are."""
+"""The folders of a model repository: name, check and replace them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["PARAMETER", "name_prefix", "refuse_foreign", "replace_models", "triton_model_name"]
 
 PARAMETER = "dsc_split_"
-"""How the names of our notes in a model's configuration begin."""
+"""Prefix of the names of our notes in a model's configuration."""
 DIGITS = 12
-"""Of the pair_id, in the names of models."""
+"""Number of digits of the pair_id in the names of models."""
 
 
 def triton_model_name(bundle: Bundle, choice: str) -> str:
-    """Name the model that serves a choice; the device's and the server's bundle agree on it.
+    """Return the name of the model for a choice; it is the same for the device's and the server's bundle.
 
     Args:
         bundle: The bundle.
@@ -45,18 +45,18 @@ def triton_model_name(bundle: Bundle, choice: str) -> str:
 
 
 def name_prefix(bundle: Bundle) -> str:
-    """Return how the names of all models of a bundle begin."""
+    """Return the prefix of the names of all models of a bundle."""
     name = _slug(bundle.manifest.model.title or "model")[:60]
     return f"{name}-{_slug(bundle.manifest.pair_id.removeprefix('sha256:'))[:DIGITS]}"
 
 
 def _slug(text: str) -> str:
-    """Write a text with what is safe in a folder's name and in a URL."""
+    """Replace the characters of a text that are not safe in a folder's name or in a URL."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "model"
 
 
 def refuse_foreign(place: Path, bundle: Bundle) -> None:
-    """Refuse to replace what is not of this export.
+    """Refuse to replace folders that are not of this export.
 
     Raises:
         UsageError: A folder with the name of a model holds something else.
