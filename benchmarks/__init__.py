@@ -1,4 +1,4 @@
-"""Time the engines, make the table, and replay scenarios through it; a run that is killed goes on where it was.
+"""Time the engines, make lookup tables, and replay scenarios. A run that was stopped continues where it was.
 
 ::
 

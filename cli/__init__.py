@@ -1,3 +1,3 @@
-"""The command line: one file per command, which parses, calls one function of the library, and prints."""
+"""The command line: one file per command. A command parses its options, calls the library, and prints."""
 
 __all__: list[str] = []

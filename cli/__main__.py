@@ -1,4 +1,4 @@
-"""Makes ``python -m dsc_split.cli`` the same as ``dsc-split``."""
+"""Run ``dsc-split`` as ``python -m dsc_split.cli``."""
 
 from dsc_split.cli.main import main
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dsc_split.cli._options import number, positive_integers, size_bytes
+from dsc_split.cli._options import Parsed, number, positive_integers, size_bytes
 
 __all__ = ["bench"]
 
@@ -31,7 +31,7 @@ def bench(
         typer.Option("--server", metavar="TARGET", help="Target of the server. Default: the one recorded last."),
     ] = None,
     batches: Annotated[
-        Any,
+        Parsed,
         typer.Option(
             "--batches",
             parser=positive_integers,
@@ -92,7 +92,7 @@ def bench(
 ) -> None:
     """Time every head and tail at every batch; write the table.
 
-    What is measured already is not measured again, and a run that was stopped goes on where it was.
+    Precise measurements are reused, and a run that was stopped continues where it was.
     """
     from dsc_split.benchmarks import BenchSettings, bench_bundle, write_tables
     from dsc_split.benchmarks.cells._caveats import describe_marks

@@ -43,7 +43,7 @@ def build(
 ) -> None:
     """Build the engines of one side for a target, and record the target in the bundle.
 
-    What was built before from the same graph, with the same library and options, comes from the cache.
+    Engines that were built before, from the same graph with the same library and options, come from the cache.
     """
     from dsc_split._support.records import to_document
     from dsc_split.bundle import Bundle

@@ -1,4 +1,4 @@
-"""Options of building engines, which `export` and `build` share, and how builds are shown."""
+"""Options of building engines, which ``export`` and ``build`` share, and the output of builds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsc_split._support.sizes import size_text
-from dsc_split.cli._options import positive_integers, size_bytes
+from dsc_split.cli._options import Parsed, positive_integers, size_bytes
 from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Batches = Annotated[
-    Any,
+    Parsed,
     typer.Option(
         parser=positive_integers,
         metavar="N,...",
@@ -55,10 +55,11 @@ Gemm = Annotated[
     ),
 ]
 Workspace = Annotated[
-    Any, typer.Option(parser=size_bytes, metavar="SIZE", help="Scratch memory that one layer may take, such as 2GiB.")
+    int | None,
+    typer.Option(parser=size_bytes, metavar="SIZE", help="Scratch memory that one layer may take, such as 2GiB."),
 ]
 DeviceMemory = Annotated[
-    Any,
+    int | None,
     typer.Option(
         parser=size_bytes,
         metavar="SIZE",
@@ -80,22 +81,22 @@ TimingCacheDigest = Annotated[
 ]
 
 
-def refuse_build_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of building where nothing is built.
+def refuse_build_options(options: Mapping[str, object]) -> None:
+    """Refuse options of building if nothing is built.
 
     Args:
-        options: By their names on the command line; ``None``, false and the default mean not given.
+        options: By their names on the command line; ``None`` and false mean that the option is not given.
 
     Raises:
-        UsageError: One is given.
+        UsageError: An option is given.
     """
     given = [name for name, value in options.items() if value not in (None, False)]
     if given:
         raise UsageError(f"{', '.join(given)}: no engines are built without --device or --server TARGET.")
 
 
-def make_build_options(bundle: Bundle, batches: Any, **options: Any) -> BuildOptions:
-    """Make the options of a build; the batches are those that the bundle can run where none are given.
+def make_build_options(bundle: Bundle, batches: Sequence[int] | None, **options: Any) -> BuildOptions:
+    """Make the options of a build; without ``batches``, for those that the bundle can run.
 
     Raises:
         UsageError: Options do not fit together, or a batch is more than the model takes.
@@ -106,7 +107,7 @@ def make_build_options(bundle: Bundle, batches: Any, **options: Any) -> BuildOpt
 
 
 def print_builds(results: Sequence[BuildResult], *, tables: bool) -> None:
-    """Print all engines to stdout, unless only the talk is wanted, and warnings, notes and failures to stderr."""
+    """Print all engines to stdout if ``tables`` is true, and warnings, notes and failures to stderr."""
     from dsc_split.cli._console import err, out
 
     shown = results if tables else ()
@@ -123,10 +124,10 @@ def print_builds(results: Sequence[BuildResult], *, tables: bool) -> None:
         ready = len(result.rows) - len(result.failed)
         err.print(f"{result.side}: {result.target} ({result.id}), {ready} of {len(result.rows)} ready")
         _print_lowered(result)
-        for note, labels in _grouped((note, row.label) for row in result.rows for note in row.notes):
-            err.print(f"note: {result.side}: {_listed(labels)}: of the float32 operations that SM75 lacks, {note}.")
-        for reason, labels in _grouped((row.reason, row.label) for row in result.failed):
-            err.print(f"failed: {result.side}: {_listed(labels)}: {reason}", style="red")
+        for note, labels in _group_by_text((note, row.label) for row in result.rows for note in row.notes):
+            err.print(f"note: {result.side}: {_shorten(labels)}: of the float32 operations that SM75 lacks, {note}.")
+        for reason, labels in _group_by_text((row.reason, row.label) for row in result.failed):
+            err.print(f"failed: {result.side}: {_shorten(labels)}: {reason}", style="red")
 
 
 def _engine_table(rows: Sequence[tuple[BuildResult, BuildRow]]) -> Table:
@@ -173,25 +174,25 @@ def _memory_table(rows: Sequence[tuple[BuildResult, BuildRow]]) -> Table:
 
 
 def _print_lowered(result: BuildResult) -> None:
-    """Say which engines were built for smaller batches than were asked for, and the greediest one's reason."""
+    """Print which engines were built for smaller batches than asked for, with a reason for each batch size."""
     from dsc_split.cli._console import err
 
     lowered = [(row.profile[2], row) for row in result.rows if row.lowered and row.profile]
     for largest in sorted({size for size, _ in lowered}):
         rows = [row for size, row in lowered if size == largest]
         words = f"built for batches up to {largest} alone: {rows[0].lowered}"
-        err.print(f"warning: {result.side}: {_listed([row.label for row in rows])}: {words}.", style="yellow")
+        err.print(f"warning: {result.side}: {_shorten([row.label for row in rows])}: {words}.", style="yellow")
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Gather the labels that share a text, in the order in which texts are first seen."""
+def _group_by_text(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Group labels by their text, in the order of the first occurrence."""
     groups: dict[str, list[str]] = {}
     for text, label in pairs:
         groups.setdefault(text, []).append(label)
     return list(groups.items())
 
 
-def _listed(labels: Sequence[str]) -> str:
+def _shorten(labels: Sequence[str]) -> str:
     if len(labels) <= 2:
         return " and ".join(labels)
     return f"{labels[0]} and {len(labels) - 1} more"

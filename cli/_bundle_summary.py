@@ -1,4 +1,4 @@
-"""What a bundle holds, in a few lines: printed by the commands that make or change one."""
+"""A short summary of a bundle, printed by the commands that make or change one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["print_bundle"]
 
 
 def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
-    """Print the pairs of a bundle with their errors to stdout, and its warnings to stderr."""
+    """Print a bundle's pairs with their errors to stdout, and its warnings to stderr."""
     manifest = bundle.manifest
     for note in () if manifest.notes is UNSET else manifest.notes:
         err.print(f"note: {note}.")

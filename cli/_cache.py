@@ -20,8 +20,8 @@ def cache(
 ) -> None:
     """Show the built engines kept for later, or remove them.
 
-    The folder is $DSC_SPLIT_CACHE where that is set. What was used least recently goes once they are larger than
-    $DSC_SPLIT_CACHE_LIMIT together, such as 20GiB; 10GiB where that is not set.
+    The folder is $DSC_SPLIT_CACHE if that is set. When all engines together are larger than $DSC_SPLIT_CACHE_LIMIT
+    (20GiB, say; by default 10GiB), those that were not used for the longest time are removed.
     """
     from dsc_split.cli._console import err, print_json
     from dsc_split.engines._cache import EngineCache
@@ -42,10 +42,10 @@ def cache(
     elif clear:
         err.print(f"{found.folder}: {size_text(freed_bytes)} freed")
     else:
-        _show(found)
+        _print_cache(found)
 
 
-def _show(found: EngineCache) -> None:
+def _print_cache(found: EngineCache) -> None:
     """Print one line for each model, target and library; ``--json`` has every engine."""
     from datetime import datetime
 

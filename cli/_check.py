@@ -47,7 +47,7 @@ def check(
 ) -> None:
     """Check the engines of one side against the golden samples, or against a file of your own.
 
-    Then say whether they, and the times in the bundle's table, are for this machine.
+    Then print whether the engines, and the times in the bundle's table, are for this machine.
     """
     from dsc_split.bundle import Bundle
     from dsc_split.cli._console import err, out, print_json, progress

@@ -12,7 +12,7 @@ import dsc_split
 __all__ = ["cmake_dir"]
 
 PACKAGE = Path(dsc_split.__file__).parent
-"""The installed package: it has the headers and their CMake files."""
+"""The installed package, which contains the headers and their CMake files."""
 
 
 def cmake_dir(

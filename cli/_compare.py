@@ -32,8 +32,8 @@ def compare(
 ) -> None:
     """Compare the times and choices of two bundles or tables.
 
-    A difference counts where the 95 % confidence intervals do not overlap and it is larger than the tolerance. Of a
-    bundle its table.json is taken; its other tables lie in tables/. Without a batch size in common it is an error.
+    A difference counts if the 95 % confidence intervals do not overlap and it is larger than the tolerance. A bundle
+    is compared by its table.json; its other tables are in tables/. Without a common batch size it is an error.
     """
     from dsc_split.benchmarks import compare_tables
     from dsc_split.benchmarks.report._compare_text import render_comparison

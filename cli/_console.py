@@ -1,7 +1,7 @@
-"""Where commands print: results on stdout, talk and progress on stderr.
+"""The consoles of all commands: results go to stdout, messages and progress to stderr.
 
-Colours are for terminals alone (``NO_COLOR`` is respected), and in a pipe no line is wrapped. Text is printed
-as it is, for names of models and files may hold brackets: markup is off; style with ``rich.text.Text``.
+Only a terminal gets colours (``NO_COLOR`` is respected), and in a pipe no line is wrapped. Markup is off, because
+names of models and files may contain brackets; use ``rich.text.Text`` for styles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -33,35 +33,35 @@ if TYPE_CHECKING:
 __all__ = ["err", "out", "print_json", "progress"]
 
 PIPE_WIDTH = 1000
-"""Columns where there is no terminal: wide enough that data stays on its line."""
+"""Width of the output without a terminal: so wide that no line is broken."""
 SECONDS_BETWEEN_LINES = 15.0
-"""In a pipe, a long stage says how far it is this often."""
+"""Without a terminal, a long stage prints its progress this often."""
 REFRESHES_PER_SECOND = 2
-"""Few, because drawing takes time from what is being measured."""
+"""Few, because drawing disturbs measurements."""
 SMOOTHING_S = 120.0
-"""The time left is judged by the steps of the last two minutes."""
+"""The remaining time is estimated from the steps of the last two minutes."""
 
 
-def _console(*, stderr: bool) -> Console:
+def _make_console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
 
 
-out = _console(stderr=False)
-"""Standard output: the result, and nothing else."""
-err = _console(stderr=True)
-"""Standard error: talk, warnings and progress."""
+out = _make_console(stderr=False)
+"""Standard output: only the result."""
+err = _make_console(stderr=True)
+"""Standard error: messages, warnings and progress."""
 
 
-def print_json(document: Any) -> None:
-    """Print ``document`` to stdout as one JSON document, in ASCII so that any locale can print it."""
+def print_json(document: object) -> None:
+    """Print ``document`` to stdout as one JSON document, in ASCII, which every locale can print."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[ProgressListener]:
-    """Show the progress of what runs in the block: bars on a terminal, else one line per stage."""
+    """Show the progress of the block: bars on a terminal, else one line per stage."""
     if not err.is_interactive:
         yield _Lines()
         return
@@ -77,7 +77,7 @@ def progress() -> Iterator[ProgressListener]:
             table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
         ),
     )
-    # The bars keep their own hold of the stream: `sys.stderr` is swapped while PyTorch exports.
+    # The bars keep the original stream, because `sys.stderr` is replaced while PyTorch exports.
     with Bars(
         *columns,
         console=Console(file=err.file, force_terminal=True, markup=False, highlight=False, emoji=False),
@@ -91,14 +91,14 @@ def progress() -> Iterator[ProgressListener]:
 
 
 class _Steps(MofNCompleteColumn):
-    """How many steps are done, where it is known how many there are."""
+    """The number of finished steps, if the total is known."""
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.total is not None else Text()
 
 
 class _Lines:
-    """A listener that prints a line when a stage begins, and now and then how far it is."""
+    """A listener that prints a line when a stage begins, and its progress now and then."""
 
     def __init__(self) -> None:
         self._stage = ""
@@ -118,7 +118,7 @@ class _Lines:
 
 
 class _Stages:
-    """A listener that keeps one bar per stage; finished stages stay visible with the time they took."""
+    """A listener that shows one bar per stage; finished stages stay visible with their duration."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -137,7 +137,7 @@ class _Stages:
         self._bars.update(self._tasks[step.stage], total=total, completed=step.done, label=step.label)
 
     def end(self) -> None:
-        """End the current stage: its clock stops, and a bar without a total is full."""
+        """End the current stage: stop its clock, and fill a bar without a total."""
         if not self._current:
             return
         task = self._tasks[self._current]

@@ -1,4 +1,4 @@
-"""Options that the commands with a SOURCE share, and those of cutting; the text of each stands here once."""
+"""Options of the commands with a SOURCE, and options of cutting; several commands share them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def channel_values(text: str) -> tuple[float, ...]:
     """Parse ``0.485,0.456,0.406``: one finite number per channel, in the channels' order.
 
     Raises:
-        typer.BadParameter: The text is no such list.
+        typer.BadParameter: The text is not such a list.
     """
     try:
         values = tuple(float(item) for item in text.split(","))

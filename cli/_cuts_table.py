@@ -1,4 +1,4 @@
-"""The cuts of a model as a table for people."""
+"""The table of a model's cuts for the terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dsc_split.partitioner import Cut, CutList, CutTensor
 __all__ = ["cuts_table"]
 
 WIDTH_FOR_REASONS = 120
-"""On a narrower terminal the reasons are left out, so that names and sizes stay on their lines."""
+"""A narrower terminal shows no reasons, so that names and sizes fit on one line."""
 
 
 def cuts_table(found: CutList, ratio: str, *, width: int) -> Iterator[RenderableType]:
-    """Yield a heading, the table, and a line that sums it up."""
+    """Yield a heading, the table, and a summary."""
     yield Text(
         f"{found.model}: input {found.input_bytes:,} bytes, {found.input_elements:,} elements per sample; "
         f"ratios in {ratio}"
@@ -30,13 +30,13 @@ def cuts_table(found: CutList, ratio: str, *, width: int) -> Iterator[Renderable
     for heading in headings:
         table.add_column(heading, justify="right" if heading in ("ratio", ratio) else "left", overflow="fold")
     for cut in found.cuts:
-        kind, style = _kind(cut)
+        kind, style = _kind_and_style(cut)
         size = cut.size_bytes if ratio == "bytes" else cut.elements
         cells = (
             Text(cut.name),
             "" if cut.refused else f"{cut.ratio:.4f}",
             "" if cut.refused else f"{size:,}",
-            Text("; ".join(_tensor(tensor) for tensor in cut.tensors)),
+            Text("; ".join(_tensor_text(tensor) for tensor in cut.tensors)),
             kind,
             Text(cut.reason),
         )
@@ -52,7 +52,7 @@ def cuts_table(found: CutList, ratio: str, *, width: int) -> Iterator[Renderable
         yield Text(f"why each is no bottleneck: in a terminal of {WIDTH_FOR_REASONS} columns, or with --json")
 
 
-def _kind(cut: Cut) -> tuple[str, str]:
+def _kind_and_style(cut: Cut) -> tuple[str, str]:
     if cut.refused:
         return "refused", "red"
     if cut.compressive:
@@ -62,7 +62,7 @@ def _kind(cut: Cut) -> tuple[str, str]:
     return ("natural", "") if cut.natural else ("", "dim")
 
 
-def _tensor(tensor: CutTensor) -> str:
+def _tensor_text(tensor: CutTensor) -> str:
     if tensor.info is None:
         return "?"
     return f"{tensor.info.dtype}[{','.join(map(str, tensor.info.shape))}]"

@@ -19,9 +19,9 @@ def doctor(
 ) -> None:
     """Say what is installed here, and what is missing for what.
 
-    Every back-end is tried; where one does not work, the reason is named, and the command that mends it. Nothing is
-    changed. Exit code 0: at least one back-end works; 1: one does, and something that is installed is broken; 5: none
-    does.
+    Every back-end is tried. If one does not work, the reason is printed, and the command that repairs it. Nothing is
+    changed. Exit code 0: at least one back-end works; 1: one works, and something that is installed is broken; 5: none
+    works.
     """
     from dsc_split.cli._console import print_json
     from dsc_split.engines._doctor import examine
@@ -62,7 +62,7 @@ def _show(found: Examination) -> None:
             gpus.add_row(gpu.name, gpu.architecture.upper(), memory, gpu.driver or "", can_run)
         out.print(gpus)
     targets = Table("target", "here", "library, and what is missing", box=box.SIMPLE_HEAD, pad_edge=False)
-    for label, state in _grouped(found.targets):
+    for label, state in _group_targets(found.targets):
         here = "works" if state.runs else "builds only" if state.builds else "no"
         targets.add_row(label, here, "; ".join(filter(None, [state.library, state.why])))
     out.print(targets)
@@ -70,17 +70,17 @@ def _show(found: Examination) -> None:
     for package in found.packages:
         packages.add_row(package.name, package.version or "missing", package.extra)
     out.print(packages)
-    # Not in a table: a command has to stay on its line to be copied.
+    # Not in a table: a command must stay on one line, so that it can be copied.
     commands = {package.pip: package.name for package in found.packages if not package.version}
-    commands |= {state.mend: label for label, state in _grouped(found.targets) if state.mend}
+    commands |= {state.mend: label for label, state in _group_targets(found.targets) if state.mend}
     for command, what in commands.items():
         out.print(f"{command}  # {what}", soft_wrap=True)
     for problem in found.problems:
         err.print(problem, style="yellow")
 
 
-def _grouped(states: tuple[TargetState, ...]) -> list[tuple[str, TargetState]]:
-    """Put the targets of one back-end that are in the same state into one row: ``tensorrt-rtx:sm75, sm80``."""
+def _group_targets(states: tuple[TargetState, ...]) -> list[tuple[str, TargetState]]:
+    """Join the targets of one back-end that have the same state into one row: ``tensorrt-rtx:sm75, sm80``."""
     rows: dict[tuple[object, ...], tuple[str, TargetState]] = {}
     for state in states:
         backend, _, architecture = state.target.partition(":")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,6 +29,7 @@ from dsc_split.cli._cut_options import (
     Weights,
     channel_values,
 )
+from dsc_split.cli._options import Parsed
 
 __all__ = ["export"]
 
@@ -55,10 +56,10 @@ def export(
         typer.Option("--uint8-input", help="Take 8-bit images: scaling and normalisation go into the graph."),
     ] = False,
     mean: Annotated[
-        Any, typer.Option(parser=channel_values, metavar="M,...", help="Mean per channel of inputs in 0..1.")
+        Parsed, typer.Option(parser=channel_values, metavar="M,...", help="Mean per channel of inputs in 0..1.")
     ] = None,
     std: Annotated[
-        Any,
+        Parsed,
         typer.Option(parser=channel_values, metavar="S,...", help="Standard deviation per channel, likewise."),
     ] = None,
     precision: Annotated[
@@ -109,8 +110,8 @@ def export(
     from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, export_bundle
 
     targets = {side: Target.parse(text) for side, text in (("device", device), ("server", server)) if text}
-    # What is wrong with the engines' options, or missing here, is said before the work begins.
-    building = {
+    # Errors in the engines' options, and missing libraries, are reported before the work begins.
+    building: dict[str, Parsed] = {
         "opt_batch": opt_batch,
         "per_batch": engine_per_batch,
         "gemm": gemm,
@@ -120,9 +121,9 @@ def export(
     if targets:
         if batches and batches[-1] > max_batch:
             raise UsageError(f"--batches {batches[-1]} is more than --max-batch {max_batch}.")
-        planned = BuildOptions(batches=batches or DEFAULT_BATCHES, **building)
+        build_options = BuildOptions(batches=batches or DEFAULT_BATCHES, **building)
         for target in targets.values():
-            get_backend(target, planned).build_fingerprint()
+            get_backend(target, build_options).build_fingerprint()
         EngineCache()
     else:
         names = ("--batches", "--opt-batch", "--engine-per-batch", "--workspace", "--device-memory")

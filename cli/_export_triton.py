@@ -48,8 +48,8 @@ def export_triton(
 ) -> None:
     """Write a model repository for Triton.
 
-    It has one model per tail, and the whole model for full offload. Names of models carry the pair_id of the export,
-    so a repository holds the models of several exports until the last device has moved to the newest.
+    It has one model per tail, and the whole model for full offload. The names contain the pair_id of the export, so a
+    repository can hold the models of several exports until all devices use the newest.
     """
     import dataclasses
 
@@ -80,10 +80,10 @@ def export_triton(
     if json:
         print_json({**dataclasses.asdict(result), "folder": str(result.folder), "index": str(result.index)})
     else:
-        _show(result)
+        _print_repository(result)
 
 
-def _show(result: TritonResult) -> None:
+def _print_repository(result: TritonResult) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""Whether engines and times are for this machine, in a few lines: printed by the commands that look at it."""
+"""The output of the commands that check whether engines and times are for this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["print_fit"]
 
 
 def print_fit(fit: Fit) -> None:
-    """Say whether engines and times are for this machine, and what to do where they are not."""
+    """Print whether engines and times are for this machine, and the commands to run if they are not."""
     out.print(f"engines for this machine: {'yes' if fit.loadable else 'no'}")
     out.print(f"times taken on a machine like this: {'yes' if fit.timing_valid else 'no'}")
     for reason in fit.reasons:

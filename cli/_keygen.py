@@ -15,8 +15,8 @@ def keygen(
 ) -> None:
     """Make a pair of keys to sign bundles with.
 
-    NAME signs (pack --sign NAME) and stays where bundles are signed: it is not encrypted, and only its owner may read
-    it. NAME.pub goes to whoever checks (--trust NAME.pub). Both are Ed25519 keys in PEM form.
+    NAME signs bundles (pack --sign NAME). Keep it secret: it is not encrypted, but only its owner can read it. Give
+    NAME.pub to those who check signatures (--trust NAME.pub). Both are Ed25519 keys in PEM form.
     """
     from dsc_split.cli._console import err, out
     from dsc_split.shipping._signature import generate_key, key_name

@@ -28,8 +28,8 @@ def memory(
 ) -> None:
     """Measure what engines take that are kept loaded.
 
-    Each engine is loaded and run alone in a fresh process, then all of them in one. Where nothing can run here, the
-    numbers are those that the builder gave. They are kept in the bundle, for dsc-split table --memory-budget.
+    Each engine is loaded and run alone in a new process, then all of them in one. If nothing can run here, the numbers
+    are those of the engines' builder. They are written into the bundle, for dsc-split table --memory-budget.
     """
     from dsc_split.benchmarks.memory._measure import measure_memory
     from dsc_split.benchmarks.report._memory_text import render_memory

@@ -35,9 +35,9 @@ def merge(
 ) -> None:
     """Unite what was built and timed on other machines.
 
-    Engines, cells, and what BUNDLE has left out come from copies and parts of it, and its tables are written. All is
-    compared first: where two contradict each other, all of it is named and nothing is written. The order of the
-    others does not matter, and merging twice changes nothing.
+    BUNDLE gets the engines and cells of its copies and parts, and the files that it had left out; its tables are
+    written. Everything is compared first. If there are contradictions, all are listed and nothing is written. The order
+    of the others does not matter, and a second merge changes nothing.
     """
     from dsc_split.benchmarks import merge_bundles
     from dsc_split.bundle import Bundle

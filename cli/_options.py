@@ -1,9 +1,8 @@
-"""Parsers of option values that several commands share; each names what it got and what it takes.
+"""Parsers of option values that several commands share; their errors name the value and what was expected.
 
-They are for ``typer.Option(parser=...)``. Typer reads ``tuple[int, ...]`` as an option of several words, so
-a list is annotated as ``Any`` there::
+They are for ``typer.Option(parser=...)``::
 
-    batches: Annotated[Any, typer.Option(parser=positive_integers, metavar="N,...")] = None
+    batches: Annotated[Parsed, typer.Option(parser=positive_integers, metavar="N,...")] = None
 """
 
 from __future__ import annotations
@@ -11,22 +10,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
 from dsc_split._support.sizes import parse_size
 
-__all__ = ["number", "positive_integers", "positive_numbers", "size_bytes"]
+__all__ = ["Parsed", "number", "positive_integers", "positive_numbers", "size_bytes"]
 
+Parsed = Any
+"""Type of an option whose parser returns a tuple or a dictionary: Typer would read ``tuple[int, ...]`` differently."""
 MAX_INTEGER = 2**31 - 1
-"""A batch or a thread count beyond this is a slip of the finger."""
+"""A larger batch size or thread count is a typing error."""
 
 
 def size_bytes(text: str) -> int:
     """Parse a size, ``8GiB``, ``500 MB`` or ``1048576``, into bytes.
 
     Raises:
-        typer.BadParameter: The text is no size, or zero.
+        typer.BadParameter: The text is not a size, or it is zero.
     """
     try:
         return parse_size(text)
@@ -38,10 +40,10 @@ def positive_integers(text: str) -> tuple[int, ...]:
     """Parse ``1,2,4`` into whole numbers from 1, sorted, each once.
 
     Raises:
-        typer.BadParameter: The text is no such list.
+        typer.BadParameter: The text is not such a list.
     """
     numbers = set()
-    for item in _items(text, "1,2,4"):
+    for item in _split_list(text, "1,2,4"):
         if not re.fullmatch(r"[0-9]+", item) or not 1 <= int(item) <= MAX_INTEGER:
             raise typer.BadParameter(
                 f"{item!r} in {text!r} is no whole number from 1; a list such as 1,2,4 was expected."
@@ -54,10 +56,10 @@ def positive_numbers(text: str) -> tuple[float, ...]:
     """Parse ``0.5,1,2`` into finite numbers above 0, sorted, each once.
 
     Raises:
-        typer.BadParameter: The text is no such list.
+        typer.BadParameter: The text is not such a list.
     """
     parse = number(above=0.0)
-    return tuple(sorted({parse(item) for item in _items(text, "0.5,1,2")}))
+    return tuple(sorted({parse(item) for item in _split_list(text, "0.5,1,2")}))
 
 
 def number(
@@ -70,10 +72,10 @@ def number(
     """Make a parser of numbers in a range. NaN is never in a range.
 
     Args:
-        at_least: Smallest value taken.
-        above: Every value taken is larger than this.
-        at_most: Largest value taken.
-        infinite: Whether ``inf`` is taken too.
+        at_least: The smallest allowed value.
+        above: All allowed values are larger than this.
+        at_most: The largest allowed value.
+        infinite: Whether ``inf`` is allowed.
 
     Returns:
         A function for ``typer.Option(parser=...)``.
@@ -100,7 +102,7 @@ def number(
     return parse
 
 
-def _items(text: str, example: str) -> list[str]:
+def _split_list(text: str, example: str) -> list[str]:
     items = [item.strip() for item in text.split(",")]
     if "" in items:
         raise typer.BadParameter(f"{text!r} is no list: numbers with commas between were expected, such as {example}.")

@@ -54,8 +54,8 @@ def pack(
 ) -> None:
     """Pack a bundle, or one side of it, into one file.
 
-    The same bundle gives the same file, byte for byte. Signatures stay where nothing has changed. Engines of a packed
-    bundle are signed again only where it is trusted.
+    The same bundle gives the same file, byte for byte. Signatures are kept if nothing has changed. Engines of a packed
+    bundle are signed again only if it is trusted.
     """
     from dsc_split._support.sizes import size_text
     from dsc_split.bundle import Bundle

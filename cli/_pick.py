@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,13 +14,13 @@ def pick(
     source: Annotated[Path, typer.Argument(metavar="BUNDLE|table.json", help="A bundle, or a table.")],
     batch: Annotated[int, typer.Option(metavar="N", help="Batch size.")],
     rate: Annotated[
-        Any,
+        float,
         typer.Option(
             parser=number(at_least=0, infinite=True), metavar="R", help="Uplink data rate in MB/s; 0: no link; inf."
         ),
     ],
     downlink_rate: Annotated[
-        Any,
+        float | None,
         typer.Option(
             parser=number(at_least=0, infinite=True),
             metavar="R",
@@ -29,11 +29,11 @@ def pick(
         ),
     ] = None,
     rtt: Annotated[
-        Any,
+        float | None,
         typer.Option(parser=number(at_least=0), metavar="MS", help="Round-trip time in ms; default: the table's."),
     ] = None,
     server_load: Annotated[
-        Any,
+        float | None,
         typer.Option(
             parser=number(at_least=0),
             metavar="X",
@@ -41,7 +41,7 @@ def pick(
         ),
     ] = None,
     queue: Annotated[
-        Any,
+        float | None,
         typer.Option(parser=number(at_least=0), metavar="MS", help="Wait in ms before the tail starts; default: 0."),
     ] = None,
     percentile: Annotated[
@@ -58,8 +58,8 @@ def pick(
 ) -> None:
     """Name the best choice for a batch size and a data rate.
 
-    The choice stands on the first line; then come every choice's terms, the margin to the next one against the
-    confidence, and the data rates at which the answer changes.
+    The first line is the choice. Then follow the margin to the next one and its uncertainty, the terms of every choice,
+    and the data rates at which the answer changes.
     """
     from dsc_split.benchmarks.report._table_text import render_pick
     from dsc_split.bundles._tables import load_table

@@ -39,7 +39,7 @@ def replay(
     ] = 1.0,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Batch size where the scenario has none.")] = 1,
     period: Annotated[
-        Any,
+        float | None,
         typer.Option(
             parser=number(above=0),
             metavar="MS",
@@ -50,7 +50,8 @@ def replay(
         str | None, typer.Option(metavar="CHOICE", help="Compare with this static choice. Default: with every one.")
     ] = None,
     deadline: Annotated[
-        Any, typer.Option(parser=number(above=0), metavar="MS", help="Count the requests that take longer.")
+        float | None,
+        typer.Option(parser=number(above=0), metavar="MS", help="Count the requests that take longer."),
     ] = None,
     no_policy: Annotated[bool, typer.Option("--no-policy", help="Leave the switching policy out.")] = False,
     policy: Annotated[
@@ -86,8 +87,8 @@ def replay(
 ) -> None:
     """Replay a varying link through a lookup table.
 
-    Says what the ideal choice, every static one and the switching policy take. The ideal knows the state of every
-    request. The policy sees what a device would see: how long its own requests and probes took, once they are over.
+    Prints the latencies of the ideal choice, of every static one and of the switching policy. The ideal knows the state
+    of every request. The policy only sees what a device would see: the times of its own finished requests and probes.
     """
     from dsc_split._support.progress import silent
     from dsc_split.benchmarks.replay._replay import replay as run
@@ -137,7 +138,7 @@ def replay(
 
 
 def _static_name(table: LookupTable, against: str, allow: Collection[int] | None) -> str:
-    """Find the static choice to compare with."""
+    """Return the name of the static choice to compare with."""
     from dsc_split.errors import UsageError
 
     choice = table.choice(against)
@@ -149,7 +150,7 @@ def _static_name(table: LookupTable, against: str, allow: Collection[int] | None
 def _policy_under_test(
     table: LookupTable, path: Path | None, allow: Collection[int] | None, percentile: int | None
 ) -> PolicyUnderTest:
-    """Make the policy, with the parameters of a file, for the choices and times that are replayed."""
+    """Make the policy from a file of parameters, for the allowed choices and the percentile of the replay."""
     from dsc_split.benchmarks.replay._device import PolicyUnderTest
     from dsc_split.errors import UsageError
     from dsc_split.serving import EstimatorParameters, Observation, PolicyParameters, RateEstimator, SwitchPolicy
@@ -169,7 +170,7 @@ def _read_parameters(path: Path, records: dict[str, type[Any]]) -> dict[str, dic
     """Read the parameters of a policy.
 
     Raises:
-        UsageError: There is no such file, it is no such object, or it names parameters that do not exist.
+        UsageError: There is no such file, it has another form, or it names unknown parameters.
     """
     import dataclasses
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dsc_split.cli._options import number, positive_numbers, size_bytes
+from dsc_split.cli._options import Parsed, number, positive_numbers, size_bytes
 
 __all__ = ["memory_budget", "table"]
 
 
 def memory_budget(text: str) -> dict[str, int]:
-    """Parse ``500MB`` or ``device=500MB,server=4GB`` into bytes by side; a plain size is the device's.
+    """Parse ``500MB`` or ``device=500MB,server=4GB`` into bytes by side; a plain size is for the device.
 
     Raises:
-        typer.BadParameter: The text is no such list.
+        typer.BadParameter: The text is not such a list.
     """
     from dsc_split.engines.side._sides import SIDES
 
@@ -54,7 +54,7 @@ def table(
     device: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
     server: Annotated[str | None, typer.Option(metavar="TARGET", help="Default: the one timed last.")] = None,
     memory: Annotated[
-        Any,
+        Parsed,
         typer.Option(
             "--memory-budget",
             parser=memory_budget,
@@ -64,7 +64,7 @@ def table(
         ),
     ] = None,
     rates: Annotated[
-        Any, typer.Option(parser=positive_numbers, metavar="R,...", help="Data rates to show, in MB/s.")
+        Parsed, typer.Option(parser=positive_numbers, metavar="R,...", help="Data rates to show, in MB/s.")
     ] = "1,2,4,8,16,32,64,128",
     json: Annotated[bool, typer.Option("--json", help="Print the table's JSON document.")] = False,
     check: Annotated[
@@ -83,13 +83,14 @@ def table(
         int | None, typer.Option(metavar="N", min=1, help="Batch size of the pictures of one batch size.")
     ] = None,
     plot_rate: Annotated[
-        Any, typer.Option(parser=number(above=0.0), metavar="R", help="Data rate of the terms' picture, in MB/s.")
+        float | None,
+        typer.Option(parser=number(above=0.0), metavar="R", help="Data rate of the terms' picture, in MB/s."),
     ] = None,
 ) -> None:
     """Write and show the split lookup table.
 
-    For a bundle the table is made from its measurements, written to table.json and to tables/, and shown; a
-    table.json is shown as it is. With --check, what is there is read and nothing is made.
+    For a bundle, the table is made from its measurements, written to table.json and to tables/, and shown. A table.json
+    is shown as it is. With --check, an existing table is read and nothing is made.
     """
     from dsc_split._support.files import write_bytes
     from dsc_split.benchmarks.memory._budget import write_table_within

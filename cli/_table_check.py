@@ -1,4 +1,4 @@
-"""``dsc-split table --check``: read a table as strictly as every reader does, and say what it is."""
+"""``dsc-split table --check``: read a table strictly, and print a summary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_table"]
 
 
 def check_table(source: Path, *, as_json: bool) -> None:
-    """Read the table of a file or a bundle, and print what it is.
+    """Read the table of a file or a bundle, and print a summary.
 
     Raises:
         TableError: It is damaged, contradicts itself, or is of a newer version; the message names the place.

@@ -1,4 +1,4 @@
-"""Options of the commands that sign bundles or ask who signed them; the text of each stands here once."""
+"""Options of the commands that sign bundles or check signatures."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ AllowUnsigned = Annotated[
 
 
 def make_trust(trust: Sequence[Path] | None, *, require_signature: bool = False, allow_unsigned: bool = False) -> Trust:
-    """Put the options together.
+    """Make the trust from the options.
 
     Raises:
-        UsageError: A signature is required and unsigned bundles are allowed at once.
+        UsageError: A signature is required, and unsigned bundles are allowed.
     """
     from dsc_split.shipping._signature import Trust
 

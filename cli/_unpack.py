@@ -1,4 +1,4 @@
-"""``dsc-split unpack``: a packed bundle becomes a folder, once everything in it is verified."""
+"""``dsc-split unpack``: verify a packed bundle, and unpack it into a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unpack(
 ) -> None:
     """Verify a packed bundle, and unpack it.
 
-    Where anything is wrong, nothing is written. Engines are unpacked only when a trusted key signed them, or with
+    If anything is wrong, nothing is written. Engines are unpacked only when a trusted key signed them, or with
     --allow-unsigned.
     """
     from dsc_split.cli._console import out, progress

@@ -11,7 +11,7 @@ from dsc_split.cli._trust import AllowUnsigned, RequireSignature, TrustKeys
 
 if TYPE_CHECKING:
     from dsc_split.engines import Fit
-    from dsc_split.packing import Trust, VerifyResult
+    from dsc_split.packing import VerifyResult
 
 __all__ = ["verify"]
 
@@ -36,31 +36,26 @@ def verify(
 ) -> None:
     """Verify every file of a bundle, and who signed it.
 
-    Exit code 6: something is wrong; every fault is printed with the file that has it.
+    Exit code 6: something is wrong; every fault is printed with its file.
     """
+    from dsc_split.bundle import Bundle
     from dsc_split.cli._console import progress
     from dsc_split.cli._trust import make_trust
+    from dsc_split.engines import fit_here
     from dsc_split.errors import BundleError
     from dsc_split.packing import verify_bundle
 
     asked = make_trust(trust, require_signature=require_signature, allow_unsigned=allow_unsigned)
     with progress() as listener:
         result = verify_bundle(bundle, trust=asked, min_revision=min_revision, progress=listener)
-    fit = _fit(bundle, here, asked) if here is not None and result.ok else None
-    _show(result, fit, as_json=json)
+    fit = fit_here(Bundle.open(bundle, trust=asked), here) if here is not None and result.ok else None
+    _print_result(result, fit, as_json=json)
     if not result.ok:
         faults = "1 fault" if len(result.rows) == 1 else f"{len(result.rows)} faults"
         raise BundleError(f"bundle {str(bundle)!r} has {faults}; see above.")
 
 
-def _fit(bundle: Path, side: str, trust: Trust) -> Fit:
-    from dsc_split.bundle import Bundle
-    from dsc_split.engines import fit_here
-
-    return fit_here(Bundle.open(bundle, trust=trust), side)
-
-
-def _show(result: VerifyResult, fit: Fit | None, *, as_json: bool) -> None:
+def _print_result(result: VerifyResult, fit: Fit | None, *, as_json: bool) -> None:
     from dsc_split._support.sizes import size_text
     from dsc_split.cli._console import err, out, print_json
     from dsc_split.cli._fit import print_fit

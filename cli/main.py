@@ -1,6 +1,6 @@
-"""The program ``dsc-split``: finds the command, and turns every error into one line and an exit code.
+"""The program ``dsc-split``: runs a command, and turns every error into one line and an exit code.
 
-Only the command that is asked for is imported, so that ``dsc-split --help`` answers at once.
+Only the command that is asked for is imported, so that ``dsc-split --help`` is fast.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -47,8 +47,8 @@ COMMANDS = {
     "cache": "Show the built engines kept for later, or remove them.",
     "doctor": "Say what is installed here, and what is missing for what.",
 }
-"""Each command's line in ``--help``: how the docstring of function NAME in ``dsc_split.cli._NAME`` begins, with an
-underscore for a hyphen."""
+"""Each command's line in ``--help``: the beginning of the docstring of function NAME in ``dsc_split.cli._NAME``, with
+underscores for hyphens."""
 
 EPILOG = (
     "Rates are in MB/s (1 MB = 10^6 bytes). Exit codes: 0 done, 1 any other error, 2 wrong usage, 3 no such "
@@ -62,7 +62,7 @@ Verbose = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _INTERRUPTED = 130
-"""What Typer exits with, silently, when it is interrupted while it reads the arguments."""
+"""Exit code of Typer when it is interrupted while it reads the arguments."""
 
 _debug = False
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program, and exit.
 
     Args:
-        arguments: What follows the program's name; ``None`` for that of this process.
+        arguments: The arguments after the program's name; ``None``: those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _buffer_stdout()
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     with _exit_on_error():
         try:
-            _app(arguments)(args=arguments, prog_name="dsc-split")
+            _make_app(arguments)(args=arguments, prog_name="dsc-split")
         except SystemExit as e:
             if e.code == _INTERRUPTED:
                 raise KeyboardInterrupt from e
@@ -91,21 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _buffer_stdout() -> None:
-    """Give stdout a buffer where Python runs without: the text layer drops what a full disk or pipe did not take."""
+    """Add a buffer to stdout if Python runs unbuffered: without one, text is lost when a disk or pipe is full."""
     stream = sys.__stdout__
     if stream is sys.stdout and isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.RawIOBase):
         encoding, terminal = stream.encoding, stream.isatty()
-        raw: Any = stream.detach()
+        raw = stream.buffer
+        stream.detach()
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding=encoding, line_buffering=terminal)
 
 
-def _app(arguments: Sequence[str]) -> typer.Typer:
-    """Make the application; of the commands that ``arguments`` does not name it has the help line alone."""
+def _make_app(arguments: Sequence[str]) -> typer.Typer:
+    """Make the application; commands that are not among ``arguments`` only get their help line."""
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback(epilog=EPILOG)(_root)
     for name, summary in COMMANDS.items():
         if name in arguments:
-            app.command(name)(_runnable(_load(name)))
+            app.command(name)(_add_shared_options(_load(name)))
         else:
             app.command(name, help=summary)(_not_asked_for)
     return app
@@ -139,18 +140,18 @@ def _load(name: str) -> Callable[..., None]:
     return function
 
 
-def _runnable(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that all share, and the handling of errors."""
+def _add_shared_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the shared options to a command, and handle its errors."""
     signature = inspect.signature(function, eval_str=True)
     shared = {"verbose": Verbose, "debug": Debug}
-    defaults: dict[str, Any] = {"verbose": 0, "debug": False}
+    defaults: dict[str, object] = {"verbose": 0, "debug": False}
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
         for name, annotation in shared.items()
     ]
 
     @functools.wraps(function)
-    def command(*, verbose: int, debug: bool, **options: Any) -> None:
+    def command(*, verbose: int, debug: bool, **options: object) -> None:
         _set_up(verbose, debug)
         with _exit_on_error():
             function(**options)
@@ -176,16 +177,16 @@ def _exit_on_error() -> Iterator[None]:
     except MemoryError:
         _fail("out of memory. Try a smaller batch or a smaller model, or free memory.", 1)
     except BrokenPipeError:
-        # Whoever reads our output has seen enough: say nothing, not even when Python flushes stdout at exit.
-        _give_up_unwritable(sys.stdout)
+        # The reader of our output has closed it: print nothing, not even when Python flushes stdout at exit.
+        _discard_if_unwritable(sys.stdout)
         raise SystemExit(1) from None
     except OSError as e:
-        _give_up_unwritable(sys.stdout)
+        _discard_if_unwritable(sys.stdout)
         full = "; free some space and run it again" if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         place = f"{e.filename!r}: " if e.filename is not None else ""
         _fail(f"{place}{e.strerror or e}{full}.", 1)
     except (typer.Abort, typer.BadParameter, typer.Exit):
-        raise  # Typer's own: it prints what is wrong with the usage, and exits.
+        raise  # Typer prints what is wrong with the usage, and exits.
     except Exception as e:
         hint = "" if _debug else " Run it again with --debug to see where."
         _fail(f"internal error: {type(e).__name__}: {e}.{hint}", 1)
@@ -201,8 +202,8 @@ def _fail(message: str, exit_code: int) -> NoReturn:
     raise SystemExit(exit_code) from None
 
 
-def _give_up_unwritable(stream: TextIO) -> None:
-    """Send what is buffered for a stream nowhere if it cannot be written: Python would complain at exit."""
+def _discard_if_unwritable(stream: TextIO) -> None:
+    """Discard the buffer of a stream that cannot be written: Python would print an error at exit."""
     try:
         stream.flush()
     except OSError:
@@ -226,7 +227,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _set_up(verbose: int, debug: bool) -> None:
-    """Set how much is said; called for the program's options and the command's: who asks for more gets it."""
+    """Set the amount of output; called for the program's options and for the command's, and the larger one counts."""
     global _debug
     _debug = _debug or debug
     root, ours = logging.getLogger(), logging.getLogger("dsc_split")

@@ -16,6 +16,7 @@ from dsc_split.engines.gpu._state import gpu_facts
 from dsc_split.errors import DamagedError
 
 __all__ = [
+    "LOCKED_CLOCK",
     "as_json",
     "differences",
     "fingerprint_digest",
@@ -23,12 +24,15 @@ __all__ = [
     "gpu",
     "kind_of",
     "machine",
+    "machine_facts",
     "processor_name",
     "system",
     "target_id",
     "usable_threads",
 ]
 
+LOCKED_CLOCK = "locked_sm_clock_mhz"
+"""Key of the clock that ``bench --lock-clocks`` locks while it runs, in MHz."""
 _KIND_KEYS = ("library", "architecture", "gpu", "compute_capability")
 
 
@@ -50,6 +54,14 @@ def as_json(facts: Mapping[str, object]) -> Facts:
 def kind_of(build_fingerprint: Mapping[str, object]) -> tuple[object, ...]:
     """Return the facts by which kinds of machines differ; the version of the library is not one of them."""
     return tuple(build_fingerprint.get(key) for key in _KIND_KEYS)
+
+
+def machine_facts(run_fingerprint: Mapping[str, object]) -> Facts:
+    """Return the facts of a run that another machine of the same kind shares: not its host name, nor a locked clock.
+
+    Two runs that agree in them need the same memory. Times are valid on a machine that agrees in them.
+    """
+    return {key: value for key, value in run_fingerprint.items() if key not in ("host", LOCKED_CLOCK)}
 
 
 def differences(recorded: Mapping[str, object], found: Mapping[str, object]) -> dict[str, tuple[object, object]]:

@@ -1,10 +1,10 @@
-"""What a reader must know about a cell before trusting its times: the GPU was throttled, or its clock moved."""
+"""Marks of a cell whose times are doubtful: the GPU was throttled, or its clock moved."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsc_split.benchmarks.cells._cells import Cell
@@ -12,22 +12,23 @@ if TYPE_CHECKING:
 __all__ = ["describe_marks", "find_marks"]
 
 HARMLESS_REASONS = ("gpu_idle", "applications_clocks_setting", "display_clock_setting")
-"""Reasons for a clock below the highest that are no throttling: idle, or somebody's wish."""
+"""Reasons for a lower clock that are no throttling: the GPU is idle, or somebody set its clock."""
 STEADY = 0.1
-"""A clock ramps where a reading differs from the median of all by more than this share."""
+"""A clock is steady if all readings are within this share of their median."""
 
 
-def find_marks(states: Iterable[Mapping[str, Any]], locked_mhz: int | None = None) -> list[str]:
-    """List what was wrong with the GPU, in words.
+def find_marks(states: Iterable[Mapping[str, object]], locked_mhz: int | None = None) -> list[str]:
+    """List what was wrong with the GPU, in words: ``throttled: sw_thermal_slowdown``.
 
     Args:
-        states: Readings of the GPU, as ``gpu_state`` gives them, the first one after the warm-up.
-        locked_mhz: What the SM clock was locked at; ``None`` where it was not.
+        states: Results of ``gpu_state``, the first one from after the warm-up.
+        locked_mhz: The locked SM clock; ``None`` if it was not locked.
     """
     states = list(states)
-    reasons = dict.fromkeys(reason for state in states for reason in state.get("throttle_reasons", ()))
+    listed = [state.get("throttle_reasons") for state in states]
+    reasons = dict.fromkeys(reason for part in listed if isinstance(part, (list, tuple)) for reason in part)
     marks = [f"throttled: {reason}" for reason in reasons if reason not in HARMLESS_REASONS]
-    clocks_mhz = [state["sm_clock_mhz"] for state in states if "sm_clock_mhz" in state]
+    clocks_mhz = [clock for state in states if isinstance(clock := state.get("sm_clock_mhz"), (int, float))]
     if not clocks_mhz:
         return marks
     median_mhz = statistics.median(clocks_mhz)
@@ -39,7 +40,7 @@ def find_marks(states: Iterable[Mapping[str, Any]], locked_mhz: int | None = Non
 
 
 def describe_marks(marked: Sequence[Cell], total: int) -> str:
-    """Count the marked cells among ``total``, with their marks, in one sentence without its full stop."""
+    """Return a sentence, without its full stop, about the marked cells among ``total``."""
     marks = ", ".join(dict.fromkeys(mark for cell in marked for mark in cell.marks))
     return f"{len(marked)} of {total} cells were timed while the GPU was not steady ({marks})"
 

@@ -1,4 +1,4 @@
-"""Cells: one measurement each, in one file each, named by the question that it answers."""
+"""Cells: each is one measurement in one file, which is named after the question that it answers."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ FOLDER = "cells"
 FORMAT: Literal["dsc-split/cell"] = "dsc-split/cell"
 VERSION: Literal[1] = 1
 PROTOCOL_VERSION = 1
-"""Version of how it is measured; cells of another version answer another question."""
+"""Version of the way of measuring; cells of another version answer another question."""
 MEASURED_STATUSES = ("ok", "unstable")
 STATUSES = (*MEASURED_STATUSES, "out-of-memory", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a cell answers."""
+    """The question that a cell answers: how long does this graph take on this target?"""
 
     graph_digest: str
     """Digest of the graph with its weights, 64 hexadecimal digits."""
@@ -68,7 +68,7 @@ class Question:
     batch: int
     """Batch size."""
     period_ms: float | None
-    """Milliseconds between the starts of two calls; ``None`` where they follow at once."""
+    """Milliseconds between the starts of two calls; ``None``: each call starts right after the last."""
 
     def to_json(self) -> dict[str, object]:
         """Return the cell file's form."""
@@ -87,11 +87,11 @@ class Question:
 
 
 Milliseconds = Annotated[float, Meta(ge=0, le=1e12)]
-"""A longer time, 30 years, is no measurement."""
+"""At most 30 years."""
 
 
 class FirstCalls(Record):
-    """Statistics of the calls after a pause."""
+    """Statistics of the first calls after each pause."""
 
     n: Count
     """How many there were."""
@@ -102,7 +102,7 @@ class FirstCalls(Record):
 
 
 class Statistics(Record):
-    """Statistics of a cell's calls, in milliseconds; those of compute time have the first four alone."""
+    """Statistics of a cell's calls, in milliseconds; those of compute time have only the first four."""
 
     n: Count | UnsetType = UNSET
     """How many calls there were."""
@@ -121,83 +121,83 @@ class Statistics(Record):
     std: Milliseconds | UnsetType = UNSET
     """Their standard deviation."""
     first_after_pause: FirstCalls | UnsetType | None = UNSET
-    """Statistics of the calls after a pause, which are not among the others; ``None`` where there was none."""
+    """Statistics of the first calls after each pause, which count nowhere else; ``None`` if there was no pause."""
 
     def __post_init__(self) -> None:
-        """Refuse an interval whose ends are exchanged."""
+        """Refuse an interval whose ends are in the wrong order."""
         if self.ci[0] > self.ci[1]:
             raise ValueError(f"ci is {list(self.ci)}; the lower end first was expected.")
 
 
 class Round(Record):
-    """Some calls in a row of one engine, as measured; not every engine tells all of it."""
+    """Some calls of one engine in a row, as measured; not every engine reports everything."""
 
     started: Text
     """When it began: ISO 8601, UTC."""
     samples_ms: Annotated[tuple[Milliseconds, ...], Meta(min_length=1)]
     """Milliseconds of each call."""
     first_after_pause_ms: tuple[Milliseconds, ...]
-    """Milliseconds of the call after a pause, which is no sample; empty where calls follow at once."""
+    """Milliseconds of the first call after a pause, which is no sample; empty if there was no pause."""
     compute_ms: tuple[Milliseconds, ...] | UnsetType = UNSET
     """Milliseconds of each call between the engine's events on its device."""
     device_state: Facts | UnsetType = UNSET
     """State of the device after the round."""
     additional: bool | UnsetType = UNSET
-    """Whether the cell was precise enough before it, and the engine was timed again beside others."""
+    """Whether the cell was precise enough already, and the engine was timed again beside others."""
 
 
 class CellSettings(Record):
     """How a cell was measured."""
 
     memory_limit_bytes: Count
-    """Memory that the engines that were timed together could hold."""
+    """Memory limit of the engines that were timed together."""
     precision_goal: float | UnsetType = UNSET
-    """Largest half-width of the 95 % confidence interval that was asked for, as a share of the median."""
+    """Largest allowed half-width of the 95 % confidence interval, as a share of the median."""
     time_limit_s: float | UnsetType = UNSET
-    """Seconds after which the cell was done in any case."""
+    """Seconds after which the cell ends, precise or not."""
     period_ms: float | UnsetType | None = UNSET
     """Milliseconds between the starts of two calls; ``None`` where they follow at once."""
     lock_clocks_mhz: float | UnsetType | None = UNSET
-    """Clock in MHz at which the GPU's SMs were held; ``None`` where they were not."""
+    """Locked clock of the GPU's SMs in MHz; ``None`` if it was not locked."""
     warm_up_limit_ms: float | UnsetType = UNSET
-    """Milliseconds that a warm-up could take, two calls excepted."""
+    """Longest warm-up in milliseconds; two calls are made in any case."""
     round_ms: float | UnsetType = UNSET
-    """Milliseconds that a round aims at."""
+    """Milliseconds that a round should take."""
     min_rounds: int | UnsetType = UNSET
     """Rounds that a cell needs before it may stop."""
     timer: str | UnsetType = UNSET
     """The clock."""
     first_call_of_a_round: str | UnsetType = UNSET
-    """What becomes of it, in words."""
+    """What happens to it, in words."""
     inputs: str | UnsetType = UNSET
-    """What the engine was called with, in words."""
+    """The inputs of the engine, in words."""
     threads: int | UnsetType | None = UNSET
-    """Threads that the target asks for; ``None`` leaves it to the library."""
+    """Threads that the target asks for; ``None``: the library decides."""
     warm_up: Facts | UnsetType = UNSET
-    """How the last warm-up went; empty where there was none."""
+    """Facts about the last warm-up; empty if there was none."""
 
 
 class CellEnvironment(Record):
-    """Where and under what load a cell was measured."""
+    """The machine on which a cell was measured, and its load."""
 
     host: str | UnsetType = UNSET
     """Name of the machine."""
     system: str | UnsetType = UNSET
     """Its operating system."""
     versions: dict[str, str] | UnsetType = UNSET
-    """Versions of what took part."""
+    """Versions of the libraries."""
     start: Facts | UnsetType = UNSET
     """State of the machine, and of its GPU, when the engine was loaded."""
     end: Facts | UnsetType = UNSET
     """State of the machine, and of its GPU, when the cell was done."""
     engine: Facts | UnsetType = UNSET
-    """What the engine says about itself."""
+    """Facts that the engine reports."""
     marks: tuple[Text, ...] | UnsetType = UNSET
     """What was wrong with the device: ``throttled: sw_thermal_slowdown``."""
 
 
 class _Protocol(Record):
-    """How it is measured, as far as it is part of the question."""
+    """The way of measuring that is part of the question."""
 
     version: Count = PROTOCOL_VERSION
     """Version of how it is measured."""
@@ -206,7 +206,7 @@ class _Protocol(Record):
 
 
 class _AskedQuestion(Record):
-    """A question as a file has it."""
+    """The question in a cell's file."""
 
     graph_digest: Text
     """Digest of the graph with its weights."""
@@ -222,7 +222,7 @@ class CellFile(Record):
     """A cell's file."""
 
     format: Literal["dsc-split/cell"] = FORMAT
-    """What kind of document it is."""
+    """Kind of the document."""
     version: Literal[1] = VERSION
     """Version of the format."""
     key: Text
@@ -234,15 +234,15 @@ class CellFile(Record):
     target: Text
     """Canonical text of the target."""
     run_fingerprint: Facts
-    """What the timing depends on."""
+    """Everything that the times depend on."""
     emulated: Facts | None
-    """What was emulated, and how; null where the times are the machine's own."""
+    """What was emulated, and how; null if nothing was."""
     status: Literal["ok", "unstable", "out-of-memory", "failed"]
     """How it ended."""
     reason: Text
     """Why it ended."""
     latency_ms: Statistics | None = None
-    """Statistics, host to host; null where nothing was measured."""
+    """Statistics, host to host; null if nothing was measured."""
     compute_ms: Statistics | None = None
     """The same of the time on the device."""
     rounds: tuple[Round, ...] = ()
@@ -253,7 +253,7 @@ class CellFile(Record):
     """Where and under what load."""
 
     def __post_init__(self) -> None:
-        """Refuse a cell that says that it was measured, and has no times."""
+        """Refuse a cell with a measured status and no times."""
         if self.status in MEASURED_STATUSES and (self.latency_ms is None or not self.rounds):
             raise ValueError(f"latency_ms, rounds: the cell is {self.status!r} and has no times.")
 
@@ -269,23 +269,23 @@ class Cell:
     target: str
     """Canonical text of the target."""
     run_fingerprint: Facts
-    """What the timing depends on."""
+    """Everything that the times depend on."""
     emulated: Facts | None
-    """``{"slowdown", "how"}``, or ``None`` where the times are this machine's own."""
+    """``{"slowdown", "how"}``; ``None`` if nothing was emulated."""
     status: str
     """``ok``, ``unstable``, ``out-of-memory`` or ``failed``."""
     reason: str
     """Why it ended: ``precision reached``, ``time limit``, or the error."""
     latency_ms: Statistics | None
-    """Statistics in milliseconds, host to host, slowdown included; ``None`` where nothing was measured."""
+    """Statistics in milliseconds, host to host, slowdown included; ``None`` if nothing was measured."""
     compute_ms: Statistics | None = None
-    """The same of the time between the engine's events on its device; ``None`` where it does not tell."""
+    """The same for the time between the engine's events on its device; ``None`` if the engine has none."""
     rounds: tuple[Round, ...]
     """Raw samples by round, as measured."""
     settings: CellSettings
     """How it was measured."""
     environment: CellEnvironment
-    """Where and under what load it was measured."""
+    """The machine on which it was measured, and its load."""
 
     @property
     def batch(self) -> int:
@@ -294,12 +294,12 @@ class Cell:
 
     @property
     def measured_at(self) -> str:
-        """When its last round began; in UTC, so that text compares as time does. Empty where nothing was measured."""
+        """When its last round began, in UTC, so that texts sort by time; empty if nothing was measured."""
         return self.rounds[-1].started if self.rounds else ""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What was wrong with the device meanwhile: ``throttled: sw_thermal_slowdown``; empty where all was well."""
+        """What was wrong with the device: ``throttled: sw_thermal_slowdown``; empty if nothing was."""
         marks = self.environment.marks
         return () if isinstance(marks, UnsetType) else marks
 
@@ -331,7 +331,7 @@ class Cell:
         """Read a cell's file.
 
         Raises:
-            DamagedError: It is no cell, was changed since it was written, or is of a newer version.
+            DamagedError: It is no cell, was changed after it was written, or is of a newer version.
         """
         return cls.parse(path, path.stem, f"cell {str(path)!r}")
 
@@ -342,10 +342,10 @@ class Cell:
         Args:
             source: The file, or its bytes.
             key: Its name without the suffix: the key of the question that it must answer.
-            what: What it is, in words, for messages.
+            what: A description of it, for messages.
 
         Raises:
-            DamagedError: It is no cell, was changed since it was written, or is of a newer version.
+            DamagedError: It is no cell, was changed after it was written, or is of a newer version.
         """
         document = read_json(source, "cell" if isinstance(source, Path) else what, DamagedError)
         if document.get("format") != FORMAT or document.get("version") != VERSION:
@@ -376,19 +376,19 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Cell))
 class CellStore:
     """The cells of a bundle, each in ``cells/KEY.json``; those of a packed bundle are read in place.
 
-    A file that is damaged is left where it is, warned about, and counts as not there.
+    A damaged file is ignored, with a warning.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
 
     def path(self, question: Question) -> Path:
-        """Say where the answer to ``question`` lies."""
+        """Return the path of the answer to ``question``."""
         return self._bundle.path / self.name(question)
 
     @staticmethod
     def name(question: Question) -> str:
-        """Give the path of the answer to ``question``, relative to the bundle."""
+        """Return the path of the answer to ``question``, relative to the bundle."""
         return f"{FOLDER}/{question.key}.json"
 
     def names(self) -> tuple[str, ...]:
@@ -396,7 +396,7 @@ class CellStore:
         return tuple(name for name in self._bundle.storage.names() if re.fullmatch(rf"{FOLDER}/[^/]+\.json", name))
 
     def get(self, question: Question) -> Cell | None:
-        """Read the answer to ``question``; ``None`` where there is none that can be read."""
+        """Read the answer to ``question``; ``None`` if there is none, or it is damaged."""
         name = self.name(question)
         return self._read_or_warn(name) if self._bundle.has(name) else None
 
@@ -404,13 +404,13 @@ class CellStore:
         """Read the cell of a file.
 
         Raises:
-            DamagedError: It cannot be read, is no cell, was changed since it was written, or is of a newer version.
+            DamagedError: It cannot be read, is no cell, was changed after it was written, or is of a newer version.
         """
         data = self._bundle.read_result(name)
         return Cell.parse(data, PurePosixPath(name).stem, f"cell {name!r} of {str(self._bundle.path)!r}")
 
     def put(self, cell: Cell) -> None:
-        """Write a cell, all or nothing, in place of an older answer; hold the bundle's lock around this.
+        """Write a cell, as a whole or not at all, and replace an older answer; hold the bundle's lock around this.
 
         Raises:
             DscError: It cannot be written; the older answer is still there.
@@ -427,14 +427,14 @@ class CellStore:
         logger.info("cell %s: %s batch %d on %s: %s", path.name[:12], cell.graph, cell.batch, cell.target, cell.status)
 
     def all(self) -> Iterator[Cell]:
-        """Read every cell that can be read, in the order of their names."""
+        """Read every undamaged cell, in the order of their names."""
         for name in self.names():
             cell = self._read_or_warn(name)
             if cell is not None:
                 yield cell
 
     def remove_partial(self) -> None:
-        """Remove what a killed writer left half-written; hold the bundle's lock around this."""
+        """Remove files that a killed process left half-written; hold the bundle's lock around this."""
         for path in (self._bundle.path / FOLDER).glob(".*.partial"):
             path.unlink(missing_ok=True)
 

@@ -1,3 +1,3 @@
-"""What engines that stay loaded take, and which to keep within a budget."""
+"""The memory of engines that stay loaded, and which of them to keep within a budget."""
 
 __all__: list[str] = []

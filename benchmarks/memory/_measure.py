@@ -1,4 +1,4 @@
-"""Measure what engines take that are kept loaded: each alone, all together, and the sets that are asked for."""
+"""Measure the memory of loaded engines: each alone, all together, and the sets that are asked for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsc_split.benchmarks.memory._reports import (
     choice_name,
     save_memory,
 )
-from dsc_split.benchmarks.memory._worker import Held, Residency
+from dsc_split.benchmarks.memory._worker import HeldMemory, Residency
 from dsc_split.engines import SideEngines, Target, choose_batches
 from dsc_split.engines._fingerprint import fingerprint_digest
 from dsc_split.engines.side._sides import last_target
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 
 TIME_LIMIT_S = 3600.0
 """Seconds that loading and running engines may take."""
-NOTHING: Held = {"resident_bytes": None, "gpu_bytes": None, "load_ms": None, "first_run_ms": None}
-"""What is known of an engine that could not be run."""
+NOTHING: HeldMemory = {"resident_bytes": None, "gpu_bytes": None, "load_ms": None, "first_run_ms": None}
+"""The numbers of an engine that could not run."""
 
 
 def measure_memory(
@@ -56,24 +56,25 @@ def measure_memory(
     sets: Sequence[Collection[str]] = (),
     progress: ProgressListener = silent,
 ) -> MemoryReport:
-    """Measure what the engines of a side take that are loaded and have run, and keep it in the bundle.
+    """Measure the memory of a side's engines after one run, and write a report into the bundle.
 
-    Every engine is measured alone and all are measured together, each time in a fresh process. Where nothing can run
-    here, the numbers are those that the builder of the engines gave, which the manifest has already.
+    Every engine is measured alone and all are measured together, each time in a new process. If nothing can run here,
+    the numbers are those of the engines' builder, from the manifest.
 
     Args:
-        bundle: The bundle; it is held locked all the while.
+        bundle: The bundle; it is locked meanwhile.
         side: ``device`` or ``server``.
-        target: Runs the engines; the side's last recorded one, else ``onnxruntime:cpu``, where not given.
-        batch: Batch size of the run; the largest one of the bundle's table, else of those that the model takes, where
-            not given. An engine for which memory ends there runs half as many, and so on.
-        sets: Names of choices whose engines are measured together, too.
-        progress: Called when a process is started.
+        target: Runs the engines; default: the side's last recorded target, else ``onnxruntime:cpu``.
+        batch: Batch size of the run; default: the largest one of the bundle's table, else the largest that the model
+            takes. An engine that runs out of memory runs half as many, and so on.
+        sets: Further sets to measure, as names of choices.
+        progress: Called when a process starts.
 
     Raises:
         UsageError: The side, the target, a batch size or a choice is unknown, or nothing was built for the target.
-        BackendUnavailable: The target cannot be used here, and the manifest has no numbers; or EngineMismatch.
-        BackendError: No engine could be run.
+        BackendUnavailable: The target is not available here, and the manifest has no numbers.
+        EngineMismatch: The engines do not fit here, and the manifest has no numbers.
+        BackendError: No engine could run.
         BundleBusyError: Another command is writing the bundle.
     """
     with bundle.lock():
@@ -81,8 +82,8 @@ def measure_memory(
             engines = SideEngines(bundle, side, target)
             run_fingerprint = engines.backend.run_fingerprint()
             options = engines.backend.options
-            batch = _batch(bundle, batch, None if options is None else options.batches)
-            measured, together = _Measuring(bundle, side, engines, progress).run(batch, sets)
+            batch = _choose_batch(bundle, batch, None if options is None else options.batches)
+            measured, together = _Measurement(bundle, side, engines, progress).run(batch, sets)
         except (BackendUnavailable, EngineMismatch) as e:
             name = last_target(bundle, side) if target is None else str(Target.parse(target))
             told = builder_memory(bundle, side, name, batch)
@@ -103,18 +104,18 @@ def measure_memory(
     return report
 
 
-def _batch(bundle: Bundle, asked: int | None, built: Sequence[int] | None) -> int:
-    """Give the batch size to run: as asked, else the largest of the table, of those built for, or of the usual ones."""
+def _choose_batch(bundle: Bundle, asked: int | None, built: Sequence[int] | None) -> int:
+    """Return the batch size to run: as asked, else the largest of the table, of those built for, or of the default."""
     if asked is not None:
         return choose_batches(bundle, [asked])[-1]
     try:
         return bundle.table().batches[-1].batch
-    except (TableError, UsageError):  # none yet, a damaged one, or one of other pairs
+    except (TableError, UsageError):  # there is none, it is damaged, or it is of other pairs
         return choose_batches(bundle, built)[-1]
 
 
-class _Measuring:
-    """One run over all engines of a side."""
+class _Measurement:
+    """Measures all engines of a side."""
 
     def __init__(self, bundle: Bundle, side: str, engines: SideEngines, progress: ProgressListener) -> None:
         self._bundle = bundle
@@ -131,28 +132,32 @@ class _Measuring:
         """Measure every engine, all together, and the sets.
 
         Raises:
-            UsageError: A set names a choice that this side has no part in.
-            BackendError: No engine could be run.
+            UsageError: A set names a choice that has no engine on this side.
+            BackendError: No engine could run.
         """
         for name in (name for names in sets for name in names):
             if name not in self._graphs:
                 known = ", ".join(map(repr, self._graphs))
                 raise UsageError(f"choice {name!r} has no engine on side {self._side!r}; that has {known}.")
         self._total = len(self._graphs) + 1 + len(sets)
-        engines = tuple(self._alone(name, graph, batch) for name, graph in self._graphs.items())
+        engines = tuple(self._measure_alone(name, graph, batch) for name, graph in self._graphs.items())
         there = {engine.choice: engine for engine in engines if engine.memory_bytes is not None}
         if not there:
             reasons = "; ".join(f"{engine.choice}: {engine.reason}" for engine in engines)
             raise BackendError(f"no engine of the {self._side} could be run. {reasons or 'It has none.'}")
         wanted: dict[frozenset[str], None] = dict.fromkeys([frozenset(there), *map(frozenset, sets)])
-        held = [self._together([there[name] for name in there if name in names]) for names in wanted if len(names) > 1]
+        held = [
+            self._measure_together([there[name] for name in there if name in names])
+            for names in wanted
+            if len(names) > 1
+        ]
         return engines, tuple(item for item in held if item is not None)
 
-    def _alone(self, name: str, graph: SideGraph, batch: int) -> EngineMemory:
-        """Measure one engine, at the largest batch size at which memory does not end."""
+    def _measure_alone(self, name: str, graph: SideGraph, batch: int) -> EngineMemory:
+        """Measure one engine, at the largest batch size that fits into memory."""
         answer, reason = NOTHING, ""
         try:
-            answer, batch = self._halving(graph, batch)
+            answer, batch = self._ask_halving(graph, batch)
         except (BackendUnavailable, EngineFileError):
             raise
         except DscError as e:
@@ -170,7 +175,7 @@ class _Measuring:
             reason=reason,
         )
 
-    def _halving(self, graph: SideGraph, batch: int) -> tuple[Held, int]:
+    def _ask_halving(self, graph: SideGraph, batch: int) -> tuple[HeldMemory, int]:
         self._announce(graph.label)
         while True:
             try:
@@ -180,8 +185,8 @@ class _Measuring:
                     raise
                 batch //= 2
 
-    def _together(self, engines: Sequence[EngineMemory]) -> SetMemory | None:
-        """Measure a set of engines; ``None`` where they cannot be held together."""
+    def _measure_together(self, engines: Sequence[EngineMemory]) -> SetMemory | None:
+        """Measure a set of engines; ``None`` if they do not fit into memory together."""
         names = tuple(engine.choice for engine in engines)
         self._announce(", ".join(names))
         try:
@@ -197,11 +202,11 @@ class _Measuring:
         self._progress(Progress(stage=f"memory {self._side}", label=label, done=self._done, total=self._total))
         self._done += 1
 
-    def _ask(self, engines: Sequence[tuple[str, int]]) -> Held:
-        """Have a fresh process hold engines, and return what it says.
+    def _ask(self, engines: Sequence[tuple[str, int]]) -> HeldMemory:
+        """Load and run engines in a new process, and return their memory.
 
         Raises:
-            DscError: It failed, or did not survive it: OutOfMemoryError, for want of memory.
+            DscError: It failed or died; OutOfMemoryError if memory was too small.
         """
         options = ChildOptions(
             label="the process that held the engines",

@@ -1,10 +1,10 @@
-"""What engines take that are kept loaded: the records, where they lie in a bundle, and sums over sets of choices."""
+"""Reports on the memory of loaded engines: their records, their files in a bundle, and sums over sets of choices."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,6 +24,7 @@ from dsc_split._support.records import (
     to_document,
 )
 from dsc_split.bundles._records import EngineEntry
+from dsc_split.engines._fingerprint import machine_facts
 from dsc_split.engines.side._sides import SideGraph, recorded_target, side_graphs
 from dsc_split.errors import DamagedError, DscError
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
@@ -54,68 +55,66 @@ FOLDER = "memory"
 MEASURED: Literal["measured"] = "measured"
 BUILDER: Literal["builder"] = "builder"
 ESTIMATED: Literal["estimated"] = "estimated"
-"""Where a number is from: a process that held it, what the builder of the engines said, or other numbers."""
-TIMES_ONLY = ("host", "locked_sm_clock_mhz")
-"""Keys of the run fingerprint that times depend on, and memory does not."""
+"""Source of a number: a measurement, the builder of the engines, or a sum of other numbers."""
 
 Source = Literal["measured", "builder", "estimated"]
 
-_AGAIN = "Remove it, and measure again: dsc-split memory BUNDLE"
+_HINT = "Remove it, and measure again: dsc-split memory BUNDLE"
 
 
 class EngineMemory(Record):
-    """What one engine takes that is loaded and has run, alone in its process."""
+    """Memory of one engine after one run, alone in its process."""
 
     choice: Text
-    """Name of the choice that it runs for."""
+    """Name of its choice."""
     graph: Text
     """Path of the graph, relative to the bundle."""
     graph_digest: Text
     """Digest of the graph with its weights."""
     batch: Positive
-    """Batch size that it ran: the largest that was asked for and could be had."""
+    """Batch size that it ran: the largest one, up to the one asked for, that fits into memory."""
     resident_bytes: Count | None
-    """Memory of the machine; ``None`` where nothing ran."""
+    """Memory of the machine; ``None`` if nothing ran."""
     gpu_bytes: Count | None
-    """Memory of the GPU; ``None`` where it has none, or its back-end does not tell."""
+    """Memory of the GPU; ``None`` without one, or if the back-end does not report it."""
     load_ms: NotNegative | None
-    """Milliseconds to load it where its library is in use: what a switch costs to a choice that is not kept."""
+    """Milliseconds to load it when its library is in use: the cost of a switch to a choice that is not kept."""
     first_run_ms: NotNegative | None
     """Milliseconds of the first run after that."""
     source: Source
     """``measured`` or ``builder``."""
     reason: str = ""
-    """Why there are no numbers; empty where there are."""
+    """Why there are no numbers; empty if there are."""
 
     @property
     def memory_bytes(self) -> int | None:
-        """What counts against a budget: memory of the GPU where it runs on one, else that of the machine."""
+        """The memory that a budget limits: that of the GPU if it runs on one, else that of the machine."""
         return self.resident_bytes if self.gpu_bytes is None else self.gpu_bytes
 
 
 class SetMemory(Record):
-    """What the engines of several choices take that are kept loaded in one process."""
+    """Memory of the engines of several choices, loaded in one process."""
 
     choices: Annotated[tuple[Text, ...], Meta(min_length=1)]
     """Names of the choices."""
     resident_bytes: Count | None
-    """Memory of the machine; ``None`` where nothing ran."""
+    """Memory of the machine; ``None`` if nothing ran."""
     gpu_bytes: Count | None
-    """Memory of the GPU; ``None`` where it has none, or its back-end does not tell."""
+    """Memory of the GPU; ``None`` without one, or if the back-end does not report it."""
     source: Source
     """``measured``, ``builder`` or ``estimated``."""
 
     @property
     def memory_bytes(self) -> int | None:
-        """What counts against a budget: memory of the GPU where they run on one, else that of the machine."""
+        """The memory that a budget limits: that of the GPU if they run on one, else that of the machine."""
         return self.resident_bytes if self.gpu_bytes is None else self.gpu_bytes
 
 
 class MemoryReport(Record, dict=True):
-    """What the engines of one side take on one target."""
+    """Memory of the engines of one side on one target."""
 
     format: Literal["dsc-split/memory"] = FORMAT
-    """What kind of document it is."""
+    """Kind of the document."""
     version: Literal[1] = VERSION
     """Version of the format."""
     pair_id: Text
@@ -125,24 +124,24 @@ class MemoryReport(Record, dict=True):
     target: Text
     """Canonical text of the target."""
     fingerprint: Text | None
-    """SHA-256 of ``run_fingerprint``; ``None`` where nothing ran."""
+    """SHA-256 of ``run_fingerprint``; ``None`` if nothing ran."""
     run_fingerprint: Facts | None
-    """What it was measured on; ``None`` where nothing ran."""
+    """The machine and its state during the measurement; ``None`` if nothing ran."""
     engines: tuple[EngineMemory, ...]
-    """One per choice that this side has a part in, the whole model first."""
+    """One for each choice with an engine on this side, the whole model first."""
     sets: tuple[SetMemory, ...]
-    """Sets that were held together, that of all choices first."""
+    """Sets that were measured together, that of all choices first."""
 
     def engine(self, choice: str) -> EngineMemory | None:
-        """Find the engine of a choice, by name; ``None`` where there is none that has numbers."""
+        """Return the engine of a choice, by name; ``None`` if there is none with numbers."""
         found = (engine for engine in self.engines if engine.choice == choice and engine.memory_bytes is not None)
         return next(found, None)
 
     @functools.cached_property
     def shared_bytes(self) -> int:
-        """What every engine needs and one process holds once: weights that are shared, and the library's own pages.
+        """Memory that every engine needs and one process holds once: shared weights, and pages of the library.
 
-        With all n engines in one process, the sum of what each takes alone counts it n - 1 times too often.
+        The sum of n engines measured alone counts it n - 1 times too often.
         """
         together = next((item for item in self.sets if item.source == MEASURED and len(item.choices) > 1), None)
         if together is None:
@@ -152,10 +151,10 @@ class MemoryReport(Record, dict=True):
         return min(max(0, surplus // (len(alone) - 1)), *alone)
 
     def hold(self, choices: Collection[str]) -> SetMemory:
-        """Say what a set of choices takes: as it was measured, else estimated.
+        """Return the memory of a set of choices: as measured, else estimated.
 
-        The estimate is the sum of what each takes alone, with what is shared counted once, and at most what a larger
-        set took that was measured.
+        The estimate is the sum of the engines' memory alone, with shared memory counted once. It is at most the memory
+        of a larger measured set.
 
         Args:
             choices: Names of choices whose engines have numbers.
@@ -189,32 +188,32 @@ class MemoryReport(Record, dict=True):
 
     @classmethod
     def parse(cls, data: bytes, name: str) -> MemoryReport:
-        """Read a report's file form.
+        """Read the bytes of a report's file.
 
         Args:
-            data: The file.
-            name: What it is called, for messages.
+            data: The bytes.
+            name: The file's name, for messages.
 
         Raises:
-            DamagedError: It is no report, was changed since it was written, or is of a newer version.
+            DamagedError: It is no report, was changed after it was written, or is of a newer version.
         """
         what = f"memory report {name!r}"
         document = read_json(data, what, DamagedError)
         if document.get("format") != FORMAT or document.get("version") != VERSION:
             found = f"{document.get('format')!r} version {document.get('version')!r}"
-            raise DamagedError(f"{what} is {found}; {FORMAT!r} version {VERSION} was expected. {_AGAIN}")
+            raise DamagedError(f"{what} is {found}; {FORMAT!r} version {VERSION} was expected. {_HINT}")
         if document.pop("body_sha256", None) != body_digest(document):
-            raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short. {_AGAIN}")
+            raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short. {_HINT}")
         try:
             report = read_record(document, cls)
             _check_measured(report)
         except DamagedError as e:
-            raise DamagedError(f"{what}: {e} {_AGAIN}") from e
+            raise DamagedError(f"{what}: {e} {_HINT}") from e
         return report
 
 
 def _check_measured(report: MemoryReport) -> None:
-    """Refuse a report that was not measured, and sets of choices whose engines have no numbers.
+    """Check that a report was measured, and that its sets have only choices whose engines have numbers.
 
     Raises:
         DamagedError: The message names the place.
@@ -238,14 +237,14 @@ def _check_measured(report: MemoryReport) -> None:
 
 
 def choice_name(graph: SideGraph, side: str) -> str:
-    """Name the choice that a graph of a side runs for."""
+    """Return the name of the choice that a graph of a side belongs to."""
     if graph.split is not None:
         return graph.split.name
     return NO_OFFLOAD if side == "device" else FULL_OFFLOAD
 
 
 def save_memory(bundle: Bundle, report: MemoryReport) -> Path:
-    """Write what was measured to ``memory/SIDE-FINGERPRINT.json``; hold the bundle's lock around this.
+    """Write a report to ``memory/SIDE-FINGERPRINT.json``; hold the bundle's lock around this.
 
     Raises:
         DscError: It cannot be written.
@@ -263,7 +262,7 @@ def save_memory(bundle: Bundle, report: MemoryReport) -> Path:
 
 
 def load_memory(bundle: Bundle, side: str, part: Side) -> MemoryReport | None:
-    """Find what the engines of a table's side take: as measured there, else as the builder of the engines said.
+    """Return the memory of the engines of a table's side: as measured there, else by the builder of the engines.
 
     Args:
         bundle: The bundle.
@@ -271,7 +270,7 @@ def load_memory(bundle: Bundle, side: str, part: Side) -> MemoryReport | None:
         part: That side of the table.
 
     Returns:
-        Engines of graphs that the bundle no longer has are not in it; ``None`` where there are no numbers.
+        A report without engines of graphs that the bundle no longer has; ``None`` if there are no numbers.
 
     Raises:
         DamagedError: A report is damaged.
@@ -282,25 +281,21 @@ def load_memory(bundle: Bundle, side: str, part: Side) -> MemoryReport | None:
             continue
         report = MemoryReport.parse(bundle.read_result(name), name)
         if report.side == side and _is_measured_on(report, part):
-            return _without_strangers(report, digests)
+            return _without_other_graphs(report, digests)
     return builder_memory(bundle, side, part.target)
 
 
 def _is_measured_on(report: MemoryReport, part: Side) -> bool:
-    """Tell whether memory was measured on what a side of a table names; the host and a clock do not matter."""
+    """Return whether memory was measured on the kind of machine that a table names; host and clock do not matter."""
     if report.fingerprint == part.fingerprint:
         return True
     if report.run_fingerprint is None or part.run_fingerprint is None:
         return False
-    return _without_times(report.run_fingerprint) == _without_times(part.run_fingerprint)
+    return machine_facts(report.run_fingerprint) == machine_facts(part.run_fingerprint)
 
 
-def _without_times(run_fingerprint: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in run_fingerprint.items() if key not in TIMES_ONLY}
-
-
-def _without_strangers(report: MemoryReport, digests: Collection[str]) -> MemoryReport | None:
-    """Leave out engines of other graphs, and the sets that they were in."""
+def _without_other_graphs(report: MemoryReport, digests: Collection[str]) -> MemoryReport | None:
+    """Return a report without engines of other graphs, and without their sets."""
     engines = tuple(engine for engine in report.engines if engine.graph_digest in digests)
     left = {engine.choice for engine in engines}
     sets = tuple(item for item in report.sets if left.issuperset(item.choices))
@@ -308,16 +303,16 @@ def _without_strangers(report: MemoryReport, digests: Collection[str]) -> Memory
 
 
 def builder_memory(bundle: Bundle, side: str, target: str, batch: int | None = None) -> MemoryReport | None:
-    """Say what engines take from what their builder said: weights and activations, each engine with its own.
+    """Return the memory of engines by their builder: weights and activations of each engine.
 
     Args:
         bundle: The bundle.
         side: ``device`` or ``server``.
         target: Canonical text of the target.
-        batch: Largest batch size that is run; ``None``: the largest that an engine was built for.
+        batch: Largest batch size to run; ``None``: the largest that each engine was built for.
 
     Returns:
-        ``None`` where the manifest has no such numbers.
+        The report; ``None`` if the manifest has no such numbers.
     """
     entry = recorded_target(bundle, side, target)
     engines = []
@@ -356,7 +351,7 @@ def builder_memory(bundle: Bundle, side: str, target: str, batch: int | None = N
 
 
 def _built_bytes(engine: EngineEntry, batch: int) -> int:
-    """Add weights and activations at a batch size, or at the next larger one that the builder told of."""
+    """Add weights and activations at a batch size, or at the next larger one that the builder reported."""
     memory = engine.memory
     told = {} if isinstance(memory.activation_bytes, UnsetType) else memory.activation_bytes
     sizes = {int(size): activation_bytes for size, activation_bytes in told.items()}

@@ -1,6 +1,6 @@
-"""The program of the child process that loads engines and says what they take.
+"""The child process that loads engines and measures their memory.
 
-Only what the engines add is counted: the library is loaded before the first look.
+Only the memory that the engines add is counted: the library is loaded before the first reading.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from dsc_split.engines import EngineLike
     from dsc_split.engines.side._sides import SideGraph
 
-__all__ = ["Held", "Residency"]
+__all__ = ["HeldMemory", "Residency"]
 
 RELOADS = 3
-"""How often an engine is loaded again, alone, for the time it takes."""
+"""How often an engine is loaded again, to time the loading."""
 
 
-class Held(TypedDict):
-    """What engines take that are loaded and have run."""
+class HeldMemory(TypedDict):
+    """Memory of engines after one run."""
 
     resident_bytes: int | None
-    """Memory of the child process that they added; ``None`` where they could not be run."""
+    """Added memory of the child process; ``None`` if they could not run."""
     gpu_bytes: int | None
-    """Memory of the GPU that they added; ``None`` where they do not run on one."""
+    """Added memory of the GPU; ``None`` if they do not run on one."""
     load_ms: float | None
-    """Milliseconds that loading takes once the library is in use; ``None`` for several engines."""
+    """Milliseconds to load the engine when its library is in use already; ``None`` for several engines."""
     first_run_ms: float | None
-    """Milliseconds of the first run then; ``None`` for several engines."""
+    """Milliseconds of the first run after that; ``None`` for several engines."""
 
 
 class Residency:
-    """The engines of one side, loaded and kept.
+    """Loads engines of one side, and keeps them loaded.
 
     Args:
         bundle: Folder of the bundle.
@@ -55,8 +55,8 @@ class Residency:
         self._bundle = Bundle.open(Path(bundle))
         self._loader = SideEngines(self._bundle, side, target)
 
-    def hold(self, engines: Sequence[tuple[str, int]]) -> Held:
-        """Load engines, run each once, and say what they take together; a single one is timed, too.
+    def hold(self, engines: Sequence[tuple[str, int]]) -> HeldMemory:
+        """Load engines, run each once, and return their memory; a single one is timed, too.
 
         Args:
             engines: Path of the graph and batch size of each.
@@ -77,7 +77,7 @@ class Residency:
         gpu_bytes = max(0, free_bytes - _free_gpu_bytes()) if on_gpu else None
         for engine in held:
             engine.close()
-        load_ms, first_run_ms = self._time(*wanted[0]) if len(wanted) == 1 else (None, None)
+        load_ms, first_run_ms = self._time_loading(*wanted[0]) if len(wanted) == 1 else (None, None)
         return {
             "resident_bytes": taken_bytes,
             "gpu_bytes": gpu_bytes,
@@ -85,8 +85,8 @@ class Residency:
             "first_run_ms": first_run_ms,
         }
 
-    def _time(self, graph: SideGraph, batch: int) -> tuple[float, float]:
-        """Time loading and the first run where the library is in use already; emulation multiplies both."""
+    def _time_loading(self, graph: SideGraph, batch: int) -> tuple[float, float]:
+        """Time loading and the first run when the library is in use already; both are multiplied by the slowdown."""
         loads_ms, runs_ms = [], []
         for _ in range(RELOADS):
             start = time.perf_counter()
@@ -98,7 +98,7 @@ class Residency:
         return slowdown * statistics.median(loads_ms), slowdown * statistics.median(runs_ms)
 
     def _run(self, engine: EngineLike, graph: SideGraph, batch: int) -> float:
-        """Run an engine once; returns the milliseconds. Its inputs and outputs are gone afterwards."""
+        """Run an engine once; return the milliseconds. Its inputs and outputs are freed afterwards."""
         from dsc_split.engines.side._inputs import engine_inputs
 
         inputs = engine_inputs(self._bundle, graph, [spec.name for spec in engine.inputs], batch)
@@ -109,7 +109,6 @@ class Residency:
 
 
 def _free_gpu_bytes() -> int:
-    """Ask CUDA for the free memory of the GPU that engines run on."""
     runtime = require("cuda.bindings.runtime", extra="gpu", purpose="tell the memory of the GPU")
     error, free_bytes, _ = runtime.cudaMemGetInfo()
     if int(error):

@@ -1,3 +1,3 @@
-"""Unite copies and parts of a bundle that were worked on elsewhere."""
+"""Merge copies and parts of a bundle that were changed elsewhere."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""Cells that several copies of a bundle have, united."""
+"""Merge the cells of several copies of a bundle."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["read_cells", "unite_cells"]
 
 _RANK = {"failed": 0, "out-of-memory": 1}
-"""Of two answers without times the one that is final says more."""
+"""Order of statuses: of two cells without times, the final one counts."""
 
 
 def read_cells(bundle: Bundle) -> tuple[dict[str, Cell], list[str]]:
-    """Read every cell of a bundle, by key; gives the errors of those that are damaged, too."""
+    """Read every cell of a bundle; return cells by key, and the errors of damaged ones."""
     store, cells, damaged = CellStore(bundle), {}, []
     for name in store.names():
         try:
@@ -38,12 +38,12 @@ def read_cells(bundle: Bundle) -> tuple[dict[str, Cell], list[str]]:
 def unite_cells(
     copies: Sequence[Bundle], cells: Sequence[Mapping[str, Cell]], prefer: str | None
 ) -> tuple[dict[str, Cell], list[str]]:
-    """Unite the answers to the same questions.
+    """Merge the cells of several copies.
 
-    An answer that continues another one, whose rounds are its first ones, is no contradiction: the longer counts.
+    A cell that begins with the rounds of another one continues it. That is no contradiction: the longer one counts.
 
     Args:
-        copies: The bundle that is merged into, then the others.
+        copies: The bundle to merge into, then the others.
         cells: Their cells by key, in the same order.
         prefer: ``ours``, ``theirs`` or ``newer``; ``None``: contradictions are conflicts.
 
@@ -56,11 +56,11 @@ def unite_cells(
         if all(cell == variants[0][1] for _, cell in variants):
             united[key] = variants[0][1]
             continue
-        longest = [item for item in variants if not any(_outdoes(other, item[1]) for _, other in variants)]
+        longest = [item for item in variants if not any(_continues(other, item[1]) for _, other in variants)]
         distinct = {canonical_json(cell.to_json()): (number, cell) for number, cell in reversed(longest)}
         if len(distinct) > 1 and prefer is None:
             each = "; ".join(
-                f"{_described(cell)} in {str(copies[number].path)!r}" for number, cell in distinct.values()
+                f"{_cell_text(cell)} in {str(copies[number].path)!r}" for number, cell in distinct.values()
             )
             first = longest[0][1]
             conflicts.append(f"cell {key[:12]} ({first.graph}, batch {first.batch}, {first.target}): {each}")
@@ -68,16 +68,16 @@ def unite_cells(
     return united, conflicts
 
 
-def _outdoes(other: Cell, cell: Cell) -> bool:
-    """Tell whether another answer says all that a cell says, and more."""
+def _continues(other: Cell, cell: Cell) -> bool:
+    """Return whether ``other`` continues ``cell``."""
     count = len(cell.rounds)
     if other.rounds[:count] != cell.rounds:
         return False
-    return _order(other) > _order(cell)
+    return _sort_key(other) > _sort_key(cell)
 
 
-def _order(cell: Cell) -> tuple[int, int, str, bytes]:
-    """Order answers of which one continues the other."""
+def _sort_key(cell: Cell) -> tuple[int, int, str, bytes]:
+    """Sort key of cells that continue each other, the last one is the largest."""
     end = cell.environment.end
     when = "" if isinstance(end, UnsetType) else str(end.get("time", ""))
     return len(cell.rounds), _RANK.get(cell.status, 2), when, canonical_json(cell.to_json())
@@ -87,7 +87,7 @@ def _age(number: int, cell: Cell) -> tuple[str, bytes]:
     return cell.measured_at, canonical_json(cell.to_json())
 
 
-def _described(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     if cell.latency_ms is None:
         return cell.status
     return f"{cell.latency_ms.median:.4g} ms of {cell.measured_at}"

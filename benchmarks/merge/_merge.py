@@ -1,4 +1,4 @@
-"""Unite what was built and timed on other machines: engines, cells, checks and the files of a bundle's parts."""
+"""Merge the work of other machines into a bundle: engines, cells, checks and the files of its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -20,7 +20,7 @@ from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split._support.records import to_document
 from dsc_split.benchmarks.cells._cells import Cell, CellStore
 from dsc_split.benchmarks.merge._cells import read_cells, unite_cells
-from dsc_split.benchmarks.merge._targets import Found, TargetMerger, choose, encoded
+from dsc_split.benchmarks.merge._targets import CopyFile, TargetMerger, choose, encoded
 from dsc_split.benchmarks.tables._table import adopt_tables, write_tables
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import name_faults
@@ -39,41 +39,41 @@ logger = logging.getLogger(__name__)
 
 PREFERENCES = ("ours", "theirs", "newer")
 _FOLDERS = ("onnx", "samples")
-"""Where files lie that a bundle can have left out, engines apart."""
+"""Folders of the files that a bundle can leave out, other than engines."""
 _SETTINGS = ("batch", "full_offload", "input_bytes_stated")
-"""Fields of the manifest that are not of the pair, and that a table depends on."""
+"""Fields of the manifest that a table depends on, and that are not part of the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeResult:
-    """What :func:`merge_bundles` did, or would do."""
+    """The result of :func:`merge_bundles`."""
 
     files: tuple[str, ...]
-    """Files that were copied: engines, what the bundle had left out, and reports on memory."""
+    """Copied files: engines, files that the bundle had left out, and reports on memory."""
     removed: tuple[str, ...]
-    """Engine files that others took the place of."""
+    """Engine files that were replaced by others."""
     cells_added: int
     """Cells that the bundle did not have."""
     cells_replaced: int
-    """Cells that had been continued, or that lost to a preferred one."""
+    """Cells of the bundle that were replaced by a longer or a preferred one."""
     targets: dict[str, list[str]]
-    """Side to the targets that are new, or changed."""
+    """By side: targets that are new or changed."""
     damaged: tuple[str, ...]
-    """What is wrong with cells that were passed over."""
+    """Errors of the cells that were skipped."""
     notes: tuple[str, ...]
-    """What the user should know."""
+    """Notes for the user."""
     dry_run: bool
     """Whether nothing was written."""
     tables: tuple[str, ...] = ()
-    """Tables of the bundle, relative to it, that of ``table.json`` first; empty where none could be made."""
+    """Tables of the bundle, relative to it, that of ``table.json`` first; empty if none could be made."""
 
     @property
     def changed(self) -> bool:
-        """Whether there was anything to unite."""
+        """Whether there was anything to merge."""
         return bool(self.files or self.removed or self.cells_added or self.cells_replaced or any(self.targets.values()))
 
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data."""
+    def to_json(self) -> dict[str, object]:
+        """Return plain data."""
         return {"changed": self.changed, **dataclasses.asdict(self)}
 
 
@@ -87,29 +87,29 @@ def merge_bundles(
     dry_run: bool = False,
     progress: ProgressListener = silent,
 ) -> MergeResult:
-    """Unite a bundle with copies and parts of it that were worked on elsewhere, and write its tables.
+    """Merge copies and parts of a bundle, which were changed elsewhere, into it, and write its tables.
 
-    Engines, cells, notes of checks, and files that the bundle has left out come into it; the order of ``others`` does
-    not matter. All is compared before anything is written. New files are written first, the manifest after them, the
-    tables last, so a merge that is killed leaves a bundle that is the old one but for cells, each whole; running it
-    again finishes it. Running it twice changes nothing.
+    The bundle gets their engines, cells, notes of checks, and the files that it had left out. The order of ``others``
+    does not matter. Everything is compared before anything is written. New files are written first, then the manifest,
+    then the tables. So a merge that is killed leaves the old bundle, perhaps with some new cells, each complete; the
+    next merge finishes it. A second merge changes nothing.
 
     Args:
-        bundle: The bundle that all goes into; it is held locked meanwhile.
-        others: Folders, packed files, or bundles that are open.
-        prefer: Whose cells and engines win where two contradict each other: ``ours``, ``theirs`` (of the newest of
-            several) or ``newer``; ``None``: nobody's, and nothing is written.
-        trust: Whose signature others must have; engines of a packed one are taken only where it is trusted.
-        skip_damaged: Pass over the cells of others that are damaged.
-        dry_run: Compare all, and write nothing.
-        progress: Called when a file has been copied.
+        bundle: The bundle to merge into; it is locked meanwhile.
+        others: Folders, packed files, or open bundles.
+        prefer: Whose cells and engines win if two contradict each other: ``ours``, ``theirs`` (the newest of several)
+            or ``newer``; ``None``: nobody's, and nothing is written.
+        trust: Required signatures of the others; engines of a packed one are copied only if it is trusted.
+        skip_damaged: Skip damaged cells of the others.
+        dry_run: Compare everything, and write nothing.
+        progress: Called before a file is copied, and at the end.
 
     Raises:
         UsageError: The bundle is packed, ``prefer`` is unknown, or an argument is the bundle itself.
-        BundleError: Others are of other pairs, cells of theirs are damaged, or there are conflicts; all are named.
-        SignatureError: No trusted key signed an other that engines are taken from.
+        BundleError: Others have other pairs or damaged cells, or there are conflicts; all are named.
+        SignatureError: No trusted key signed a bundle that engines are copied from.
         BundleBusyError: Another command is writing the bundle.
-        DscError: A file cannot be written; what was new is removed again.
+        DscError: A file cannot be written; new files are removed again.
     """
     if prefer is not None and prefer not in PREFERENCES:
         raise UsageError(f"--prefer is {prefer!r}; {', '.join(PREFERENCES[:-1])} or {PREFERENCES[-1]} was expected.")
@@ -132,15 +132,15 @@ def merge_bundles(
 
 
 def _require_other(bundle: Bundle, other: Bundle) -> None:
-    """Refuse a bundle that is the same one, or is of other pairs.
+    """Check that ``other`` is another bundle of the same pairs.
 
     Raises:
-        UsageError: It is the same.
-        BundleError: It is of other pairs.
+        UsageError: It is the same bundle.
+        BundleError: It has other pairs.
     """
     if other.path.resolve() == bundle.path.resolve():
         raise UsageError(f"{str(other.path)!r} is the bundle that is merged into. Name another copy of it.")
-    ours, theirs = _graphs(bundle), _graphs(other)
+    ours, theirs = _graph_digests(bundle), _graph_digests(other)
     if bundle.manifest.pair_id == other.manifest.pair_id and ours == theirs:
         return
     different = sorted(path for path in {*ours, *theirs} if ours.get(path) != theirs.get(path))
@@ -151,16 +151,15 @@ def _require_other(bundle: Bundle, other: Bundle) -> None:
     )
 
 
-def _graphs(bundle: Bundle) -> dict[str, str]:
-    """Return the digest of every graph by its path."""
+def _graph_digests(bundle: Bundle) -> dict[str, str]:
     return {path: bundle.graph_digest(path) for path in bundle.manifest.graphs}
 
 
 class _Union:
-    """What a merge does, found out whole before a byte is written.
+    """A merge: everything is compared when this is made, and written by ``write``.
 
     Attributes:
-        others: The others, the newest last, so that their order on the command line has no effect.
+        others: The other bundles, the newest last: their order on the command line has no effect.
     """
 
     def __init__(self, bundle: Bundle, others: Sequence[Bundle], prefer: str | None, *, skip_damaged: bool) -> None:
@@ -193,10 +192,10 @@ class _Union:
             choice = "Choose whose are right: --prefer ours, --prefer theirs or --prefer newer."
             raise _refusal("conflicts", conflicts, choice)
         self._reports = self._memory_reports()
-        self._files = {**self._left_out(), **merger.engines}
+        self._files = {**self._find_left_out(), **merger.engines}
         self._check_names(merger.engines)
         self._manifest = self._united_manifest(settings, merger.engines)
-        self._is_changed = self._manifest != _open(bundle.manifest)
+        self._is_changed = self._manifest != _unsealed(bundle.manifest)
         self._copies = {path: item for path, item in self._files.items() if self._is_new(path, item)}
         self._old = sorted(
             path
@@ -208,7 +207,7 @@ class _Union:
                 item.bundle.require_trust(f"engine {item.path!r}")
 
     def result(self, *, dry_run: bool) -> MergeResult:
-        """Say what is done."""
+        """Return what the merge does, or would do."""
         before = self._bundle.manifest.targets
         new = {side: [entry.target for entry in self._targets[side] if entry not in before.of(side)] for side in SIDES}
         changed = self._changed_cells()
@@ -225,39 +224,39 @@ class _Union:
         )
 
     def write(self, progress: ProgressListener) -> None:
-        """Write new files, cells, the manifest, in this order, and remove what was replaced."""
+        """Write new files, cells and the manifest, in this order, and remove replaced engines."""
         bundle = self._bundle
         for folder in {(bundle.path / path).parent for path in self._files} | {bundle.path / "cells"}:
             for leftover in folder.glob(".*.partial"):
                 leftover.unlink(missing_ok=True)
         new: list[Path] = []
         try:
-            self._write(new, progress)
+            self._write_all(new, progress)
         except BaseException:
-            listed = Bundle.open(bundle.path).manifest.files  # the new ones where it fell after the last step
+            listed = Bundle.open(bundle.path).manifest.files  # with the new files, if the manifest was written
             _remove(bundle, (path for path in new if path.relative_to(bundle.path).as_posix() not in listed))
             raise
         _remove(bundle, (bundle.file(path) for path in self._old))
         if self._copies:
             progress(Progress(stage="merge", label="", done=len(self._copies), total=len(self._copies)))
 
-    def _write(self, new: list[Path], progress: ProgressListener) -> None:
-        """Write all; ``new`` gets the files that were not there."""
+    def _write_all(self, new: list[Path], progress: ProgressListener) -> None:
+        """Write everything; files that did not exist are added to ``new``."""
         bundle = self._bundle
         with Hasher() as hasher:
             for i, (path, found) in enumerate(self._copies.items()):
                 progress(Progress(stage="merge", label=path, done=i, total=len(self._copies)))
-                self._copy(path, found, hasher, new)
+                self._copy_file(path, found, hasher, new)
         for name, data in self._reports.items():
             bundle.unseal()
             report = bundle.file(name)
             report.parent.mkdir(exist_ok=True)
-            _note_new(new, report)
+            _add_if_new(new, report)
             write_bytes(report, data)
         store = CellStore(bundle)
         for key, cell in self._changed_cells().items():
             if key not in self._own_cells:
-                _note_new(new, store.path(cell.question))
+                _add_if_new(new, store.path(cell.question))
             store.put(cell)
         if self._is_changed:
             with bundle.edit() as draft:
@@ -266,8 +265,8 @@ class _Union:
     def _changed_cells(self) -> dict[str, Cell]:
         return {key: cell for key, cell in self._cells.items() if cell != self._own_cells.get(key)}
 
-    def _left_out(self) -> dict[str, Found]:
-        """Find the files other than engines that the bundle has left out and another one holds."""
+    def _find_left_out(self) -> dict[str, CopyFile]:
+        """Return the files, other than engines, that the bundle has left out and another one has."""
         manifest, found = self._bundle.manifest, {}
         for other in self.others:
             engines = engine_files(other.manifest)
@@ -281,14 +280,14 @@ class _Union:
                 elif known.sha256 != listed.sha256:
                     self._notes.append(f"{where} is another one; that of the bundle stays.")
                 elif path not in manifest.files:
-                    found[path] = Found(bundle=other, path=path, listed=known)
+                    found[path] = CopyFile(bundle=other, path=path, listed=known)
         return found
 
     def _check_names(self, engines: Collection[str]) -> None:
-        """Refuse files that would come to a place that is not theirs, or make the bundle one that cannot be packed.
+        """Check that new files go to the right folders, and that the bundle can be packed with them.
 
         Raises:
-            BundleError: There are some.
+            BundleError: Some do not, or it cannot.
         """
         manifest, coming = self._bundle.manifest, [*self._files, *self._reports]
         faults = dict(name_faults(dict.fromkeys([*manifest.files, *manifest.left_out, *coming])))
@@ -304,7 +303,7 @@ class _Union:
             raise _refusal("files that cannot come", texts, "See what is wrong: dsc-split verify OTHER")
 
     def _memory_reports(self) -> dict[str, bytes]:
-        """Find what others measured of the memory of engines, and the bundle has no report of; the newest wins."""
+        """Return the others' memory reports that the bundle does not have; the newest wins."""
         found = {}
         for other in self.others:
             for name in other.storage.names():
@@ -317,8 +316,8 @@ class _Union:
                     found[name] = data
         return found
 
-    def _united_manifest(self, settings: Mapping[str, object], engines: Mapping[str, Found]) -> Manifest:
-        manifest = _open(self._bundle.manifest)
+    def _united_manifest(self, settings: Mapping[str, object], engines: Mapping[str, CopyFile]) -> Manifest:
+        manifest = _unsealed(self._bundle.manifest)
         held = {path for path, found in engines.items() if found.is_held}
         files = {path: entry for path, entry in manifest.files.items() if not _is_engine(entry) or path in held}
         files |= {path: found.listed for path, found in self._files.items() if path in held or path not in engines}
@@ -338,23 +337,23 @@ class _Union:
             targets=Targets(**self._targets),
         )
 
-    def _is_new(self, path: str, found: Found) -> bool:
-        """Return whether a file has to be copied: it is held by another bundle, and not by this one."""
+    def _is_new(self, path: str, found: CopyFile) -> bool:
+        """Return whether a file has to be copied: another bundle has it, and this one does not."""
         ours = self._bundle.manifest.files.get(path)
         if found.bundle is self._bundle or not found.is_held:
             return False
         return ours is None or ours.sha256 != found.listed.sha256
 
-    def _copy(self, path: str, found: Found, hasher: Hasher, new: list[Path]) -> None:
-        """Copy a file, and see that it is what its manifest says; what a killed merge copied is there already.
+    def _copy_file(self, path: str, found: CopyFile, hasher: Hasher, new: list[Path]) -> None:
+        """Copy a file, unless a killed merge did, and check its digest.
 
         Raises:
-            BundleError: It is not.
+            BundleError: The digest is not that of the manifest.
         """
         target, size_bytes, sha256 = self._bundle.file(path), found.listed.size_bytes, found.listed.sha256
         if target.is_file() and target.stat().st_size == size_bytes and sha256_file(target) == sha256:
             return
-        _note_new(new, target)
+        _add_if_new(new, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with found.bundle.storage.open(found.path) as source, new_file(target) as sink:
             copied = hasher.read(source, sink)
@@ -365,23 +364,23 @@ class _Union:
                 )
 
 
-def _note_new(new: list[Path], path: Path) -> None:
-    """Note a file that is about to be written, unless something stands there already."""
+def _add_if_new(new: list[Path], path: Path) -> None:
+    """Add a path to ``new``, unless it exists already."""
     if not os.path.lexists(path):
         new.append(path)
 
 
 def _remove(bundle: Bundle, paths: Iterable[Path]) -> None:
-    """Remove files, and folders of the bundle that are empty then."""
+    """Remove files, and folders of the bundle that become empty."""
     for path in paths:
         path.unlink(missing_ok=True)
         for folder in path.parents[: len(path.relative_to(bundle.path).parts) - 1]:
-            with contextlib.suppress(OSError):  # something else lies there
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
 
 def _unite_settings(copies: Sequence[Bundle], prefer: str | None) -> tuple[dict[str, object], list[str]]:
-    """Unite what a table depends on besides the pair; return the settings, and conflicts in words."""
+    """Merge the settings of the export; return them, and conflicts in words."""
     settings: dict[str, object] = {}
     conflicts = []
     for name in _SETTINGS:
@@ -393,8 +392,8 @@ def _unite_settings(copies: Sequence[Bundle], prefer: str | None) -> tuple[dict[
     return settings, conflicts
 
 
-def _open(manifest: Manifest) -> Manifest:
-    """Return a manifest without the files that it lists only where it is sealed."""
+def _unsealed(manifest: Manifest) -> Manifest:
+    """Return a manifest without the files that only a sealed one lists."""
     return replace(manifest, files=manifest.lasting_files)
 
 

@@ -1,7 +1,7 @@
-"""The delayed ideal: what a chooser reaches that learns the exact state of a request when the request is over.
+"""The delayed ideal: it chooses best for the newest known state, and learns a request's state when the request ends.
 
-It is the ideal with the delay that every device has. What a policy takes beyond it is the policy's own; what it takes
-beyond the ideal, no policy avoids that does not foresee the link.
+It is the ideal with the delay that every device has. Latency that a policy adds to it is the policy's fault. Latency
+that it adds to the ideal is unavoidable, unless a policy can foresee the link.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dsc_split.lookup_table import Choice, LookupTable, State, Terms
 __all__ = ["PATIENCE", "DelayedIdeal"]
 
 PATIENCE = 3.0
-"""It waits for so many times what it expects, and at least as long as the device alone takes."""
+"""It waits this many times the expected latency, and at least as long as the device alone takes."""
 _UNKNOWN_RATE_MB_S = 1e-6
-"""Stands for the rate before the first request is over: as little as possible is sent."""
+"""The rate before the first request is over: so low that as little as possible is sent."""
 
 _Known = tuple[State, Sequence[Terms]]
 
@@ -32,26 +32,26 @@ class _Decision:
 
 
 class DelayedIdeal:
-    """A policy that is told the truth, late."""
+    """A policy that learns the true state, late."""
 
     def __init__(self, table: LookupTable, first: State) -> None:
-        """Start knowing the mask and the percentile of the first state, and nothing else."""
+        """Take only the allowed choices and the percentile from the first state."""
         self._table = table
         unknown = State(batch=0, rate_mb_s=_UNKNOWN_RATE_MB_S, allow=first.allow, percentile=first.percentile)
         self._now: _Known = (unknown, ())
         self._known: _Known = self._now
-        self._given_up: dict[float, _Known] = {}  # by when it would be
+        self._given_up: dict[float, _Known] = {}  # by the time of the timeout, in seconds
 
     def under_test(self) -> PolicyUnderTest:
-        """Give itself with what it observes: not what an answer took, but the state that it was in."""
+        """Return the policy, whose observation of an answer is the state of the request."""
         return PolicyUnderTest(policy=self, observation=lambda **_: self._now)
 
     def begin(self, state: State, ranking: Sequence[Terms]) -> None:
-        """Take down the state of the next request, and its choices; no decision uses it before the request is over."""
+        """Store the state of the next request, and its choices; no decision uses them before the request is over."""
         self._now = (state, ranking)
 
     def decide(self, time_s: float, batch: int) -> _Decision:
-        """Give the best choice for the newest state that is known."""
+        """Return the best choice for the newest known state."""
         known, ranking = self._known
         if known.batch != batch:
             known = replace(known, batch=batch)

@@ -1,6 +1,6 @@
-"""Replay a scenario through a lookup table: the ideal choice, every static one, and a policy, request by request.
+"""Replay a scenario through a lookup table, with the ideal choice, every static choice, and a policy.
 
-Every request is judged by itself, as in the paper's Eq. 7: its latency is the table's T in the state at its start.
+Every request is judged alone, as in the paper's Eq. 7: its latency is the table's T in the state at its start.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dsc_split.benchmarks.replay._statistics import Method
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import Choice, LookupTable, State, Terms
 
-__all__ = ["MAX_REQUESTS", "Replay", "Request", "plan_requests", "replay"]
+__all__ = ["MAX_REQUESTS", "Replay", "Request", "list_requests", "replay"]
 
 MAX_REQUESTS = 1_000_000
 """A replay of more requests is refused."""
 _REQUESTS_PER_STEP = 2000
-"""How many requests lie between two reports of progress."""
+"""Requests between two reports of progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,21 +35,21 @@ class Request:
     time_s: float
     """When it starts, in seconds."""
     lasts_s: float
-    """Seconds until the next one starts, or the scenario ends: what it weighs in shares of time."""
+    """Seconds until the next one starts, or the scenario ends: its weight in shares of time."""
     since_s: float
     """When its state began, in seconds."""
     state: State
-    """What holds when it starts."""
+    """The state when it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What every method took over the same requests."""
+    """The latencies of every method over the same requests."""
 
     scenario: Scenario
-    """What was replayed."""
+    """The scenario that was replayed."""
     table: LookupTable
-    """What it was replayed through."""
+    """The table that it was replayed through."""
     requests: tuple[Request, ...]
     """By time; never empty."""
     period_ms: float | None
@@ -57,35 +57,35 @@ class Replay:
     percentile: float | None
     """Percentile of the table's times; ``None``: medians."""
     noise: float
-    """Standard deviation of the logarithm of what the policy measures, against the truth."""
+    """Standard deviation of the logarithm of the noise on the policy's measurements."""
     seed: int
     """Seed of the noise."""
     ideal: Method
     """The table's best choice in the true state."""
     policy: Method | None
-    """The policy's choices; ``None`` where no policy was replayed."""
+    """The policy's choices; ``None`` if no policy was replayed."""
     delayed: Method | None
-    """The best choice in the state of the last request that was over; ``None`` where no policy was replayed."""
+    """The best choice in the state of the last finished request; ``None`` if no policy was replayed."""
     statics: tuple[Method, ...]
-    """Each choice of the table that is allowed, always; by id."""
+    """One method for each allowed choice, which always takes it; by id."""
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """All of them: the ideal, the policy and the delayed ideal if they are there, the static ones."""
+        """All methods: the ideal, the policy and the delayed ideal if they are there, the static ones."""
         learning = [method for method in (self.policy, self.delayed) if method is not None]
         return (self.ideal, *learning, *self.statics)
 
 
-def plan_requests(scenario: Scenario, period_ms: float | None = None) -> tuple[Request, ...]:
+def list_requests(scenario: Scenario, period_ms: float | None = None) -> tuple[Request, ...]:
     """List the requests of a scenario.
 
     Args:
         scenario: The states.
         period_ms: Milliseconds from one request to the next, the first one at the first state; ``None``: one
-            request per state, when it begins.
+            request at the start of each state.
 
     Raises:
-        UsageError: The period is no number above 0, or there would be too many requests.
+        UsageError: The period is not a number above 0, or there would be too many requests.
     """
     states = scenario.states
     if period_ms is None:
@@ -130,17 +130,17 @@ def replay(
     Args:
         table: The terms of T.
         scenario: The states over time.
-        period_ms: As in :func:`plan_requests`.
-        allow: Names or ids of the choices that may be taken, put into every state; default: all.
+        period_ms: As in :func:`list_requests`.
+        allow: Names or ids of the allowed choices, put into every state; default: all.
         percentile: 50 or 95, put into every state; default: the medians.
-        policy: A fresh policy to replay, or ``None``.
-        noise: Standard deviation of the logarithm of the factors, of mean 1, on all that the policy measures.
+        policy: A new policy to replay, or ``None``.
+        noise: The policy's measurements are multiplied by factors of mean 1; this is the standard deviation of their
+            logarithm.
         seed: Seed of the noise.
         progress: Listener.
 
     Raises:
-        UsageError: A number is out of range, or the table cannot answer for a batch size; the message names the
-            time.
+        UsageError: A number is out of range, or the table has no answer for a batch size; the message names the time.
     """
     number("noise", noise, most=3.0)
     allowed = {table.choice(item).id for item in (allow if allow is not None else [c.id for c in table.choices])}
@@ -152,7 +152,7 @@ def replay(
             replace(timed, state=replace(timed.state, allow=mask, percentile=percentile)) for timed in scenario.states
         ),
     )
-    requests = plan_requests(scenario, period_ms)
+    requests = list_requests(scenario, period_ms)
     late = DelayedIdeal(table, requests[0].state)
     devices = []
     if policy is not None:
@@ -163,9 +163,9 @@ def replay(
     ideal_choices: list[Choice | None] = []
     ideal_ms: list[float] = []
     static_ms: dict[int, list[float]] = {choice.id: [] for choice in choices}
-    judged = _rankings(table, requests)
+    judged = _rank_choices(table, requests)
     measured = (
-        _rankings(table, requests, medians=True) if devices and percentile is not None else itertools.repeat(None)
+        _rank_choices(table, requests, medians=True) if devices and percentile is not None else itertools.repeat(None)
     )
     for count, (request, ranking, medians) in enumerate(zip(requests, judged, measured, strict=False)):
         if count % _REQUESTS_PER_STEP == 0:
@@ -199,13 +199,15 @@ def replay(
     )
 
 
-def _rankings(table: LookupTable, requests: Sequence[Request], *, medians: bool = False) -> Iterator[dict[int, Terms]]:
-    """Yield for every request the terms of every choice in its state by id, the best one first.
+def _rank_choices(
+    table: LookupTable, requests: Sequence[Request], *, medians: bool = False
+) -> Iterator[dict[int, Terms]]:
+    """Yield, for every request, the terms of every choice in its state by id, the best one first.
 
     Args:
         table: The terms of T.
         requests: By time.
-        medians: Whether the medians are taken, whatever percentile the states ask for.
+        medians: Whether to take the medians, even if the states ask for another percentile.
     """
     state: State | None = None
     by_id: dict[int, Terms] = {}

@@ -1,6 +1,6 @@
-"""Scenarios: what the link, the batch size and the server's load were over time, read from files.
+"""Scenarios: the link, the batch size and the server's load over time, read from files.
 
-A file is a CSV with a header, or a packet-delivery trace of Mahimahi; ``docs/replay.md`` says what both mean.
+A file is a CSV with a header, or a packet-delivery trace of Mahimahi; ``docs/replay.md`` describes both.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from dsc_split._support.numbers import number, whole
 from dsc_split.errors import DamagedError, UsageError
 from dsc_split.lookup_table import State
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 __all__ = [
     "COLUMNS",
@@ -34,32 +37,32 @@ __all__ = [
 ]
 
 COLUMNS = ("time_s", "rate_mb_s", "downlink_rate_mb_s", "batch", "server_load", "queue_ms", "rtt_ms")
-"""Columns of a CSV, in any order; the first two must be there."""
+"""Columns of a CSV, in any order; the first two are required."""
 MAX_SCENARIO_BYTES = 64 * 1024 * 1024
 """A larger file is refused before it is parsed."""
 MAX_STATES = 1_000_000
 """A scenario of more states is refused."""
 MAX_TIME_S = 1e9
-"""Times beyond this (32 years) are refused: milliseconds would be lost in their rounding."""
+"""Later times (32 years) are refused: they are too large to keep milliseconds exactly."""
 MAX_BATCH = 2**20
 """Larger batch sizes are refused, as in tables."""
 PACKET_GOODPUT_BYTES = 1448
 """Payload of one delivery opportunity of Mahimahi: a packet of 1504 bytes less IP, TCP and timestamp headers."""
 
 _DEFAULT_SPACING_S = 1.0
-"""How long the state of a scenario that has one alone lasts."""
+"""How long a state lasts that is the only one of its scenario."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,15}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimedState:
-    """What holds from one time on, until the next state's."""
+    """A state, and when it begins; it lasts until the next one."""
 
     time_s: float
     """When it begins, in seconds."""
     state: State
-    """What holds then."""
+    """The state from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Scenario:
     """States over time."""
 
     name: str
-    """Where they are from: the file's name."""
+    """The name of the file that they are from."""
     states: tuple[TimedState, ...]
     """By ascending time; never empty."""
     end_s: float
@@ -75,10 +78,10 @@ class Scenario:
 
     @classmethod
     def of(cls, states: Sequence[TimedState], *, name: str = "scenario") -> Scenario:
-        """Make a scenario; the last state lasts as long as the median of those before it, one alone a second.
+        """Make a scenario; the last state lasts as long as the median of the others, or a second if it is the only one.
 
         Raises:
-            UsageError: There is no state, or time does not go on.
+            UsageError: There is no state, or times do not ascend.
         """
         if not states:
             raise UsageError(f"scenario {name!r} has no states; at least one was expected.")
@@ -102,13 +105,12 @@ def read_scenario(
     Args:
         path: The file.
         batch: Batch size where the file has none.
-        bin_s: Length in seconds of the bins that a packet trace is counted in.
-        downlink: A packet trace of the downlink, beside one of the uplink; repeated where it is shorter.
+        bin_s: A packet trace is counted in bins of this many seconds.
+        downlink: A packet trace of the downlink, if ``path`` is one of the uplink; repeated if it is shorter.
 
     Raises:
         UsageError: There is no such file, or an argument does not fit.
-        DamagedError: The file cannot be read, is too large, not UTF-8, or has a line that is wrong; the message
-            names the line.
+        DamagedError: The file cannot be read, is too large, not UTF-8, or has a wrong line; the message names the line.
     """
     place = Path(path)
     batch = whole(
@@ -123,13 +125,13 @@ def read_scenario(
                 "goes with a packet trace alone."
             )
         return _read_csv(text, place, batch)
-    up_mb_s, ends_s = _rates_mb_s(text, place, bin_s)
+    up_mb_s, ends_s = _count_rates_mb_s(text, place, bin_s)
     down_mb_s: Sequence[float | None] = [None]
     if downlink is not None:
         down_text = _read_text(Path(downlink))
         if not _is_packet_trace(down_text):
             _fail(Path(downlink), 1, "no packet trace: a line with one whole number, milliseconds, was expected")
-        down_mb_s = _rates_mb_s(down_text, Path(downlink), bin_s)[0]
+        down_mb_s = _count_rates_mb_s(down_text, Path(downlink), bin_s)[0]
     states = [
         TimedState(
             time_s=i * bin_s,
@@ -147,7 +149,7 @@ def _read_csv(text: str, path: Path, batch: int) -> Scenario:
     reader = csv.reader(io.StringIO(text), strict=True)
     header: list[str] | None = None
     states: list[TimedState] = []
-    for fields in _rows(reader, path):
+    for fields in _read_rows(reader, path):
         if header is None:
             header = _check_header(fields, path, reader.line_num)
             continue
@@ -168,8 +170,8 @@ def _read_csv(text: str, path: Path, batch: int) -> Scenario:
     return Scenario.of(states, name=path.name)
 
 
-def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
-    """Yield the fields of every line that is not blank, without the blanks around them."""
+def _read_rows(reader: Reader, path: Path) -> Iterator[list[str]]:
+    """Yield the fields of every line that is not blank, without spaces around them."""
     try:
         for fields in reader:
             stripped = [field.strip() for field in fields]
@@ -183,13 +185,13 @@ def _check_header(fields: list[str], path: Path, line: int) -> list[str]:
     unknown = [name for name in fields if name not in COLUMNS]
     if unknown:
         hint = "" if set(fields) & set(COLUMNS) else " The first line names the columns, separated by commas."
-        _fail(path, line, f"unknown columns {_quoted(unknown)}; known are {_quoted(COLUMNS)}.{hint}")
+        _fail(path, line, f"unknown columns {_quote_names(unknown)}; known are {_quote_names(COLUMNS)}.{hint}")
     missing = [name for name in COLUMNS[:2] if name not in fields]
     if missing:
-        _fail(path, line, f"the header lacks {_quoted(missing)}")
+        _fail(path, line, f"the header lacks {_quote_names(missing)}")
     twice = sorted({name for name in fields if fields.count(name) > 1})
     if twice:
-        _fail(path, line, f"columns {_quoted(twice)} stand twice in the header")
+        _fail(path, line, f"columns {_quote_names(twice)} stand twice in the header")
     return fields
 
 
@@ -198,21 +200,21 @@ def _read_state(fields: Mapping[str, str], path: Path, line: int, batch: int) ->
         text = fields.get(name, "")
         if not text:
             return None
-        value = math.inf if infinite and text.lower() == "inf" else _number(text)
+        value = math.inf if infinite and text.lower() == "inf" else _parse_number(text)
         expected = f"a number from 0{f' to {most:g}' if most < math.inf else ''}{', or inf,' if infinite else ''}"
         if value is None or not 0.0 <= value <= most:
-            _fail(path, line, f"{name}: got {_shortened(text)}; {expected} was expected")
+            _fail(path, line, f"{name}: got {_quote_short(text)}; {expected} was expected")
         return value + 0.0
 
-    def need(name: str, **limits: Any) -> float:
-        value = read(name, **limits)
+    def need(name: str, *, most: float = math.inf, infinite: bool = False) -> float:
+        value = read(name, most=most, infinite=infinite)
         if value is None:
             _fail(path, line, f"{name} is empty; a number was expected")
         return value
 
     text = fields.get("batch", "")
     if text and not (_WHOLE.fullmatch(text) and 1 <= int(text) <= MAX_BATCH):
-        _fail(path, line, f"batch: got {_shortened(text)}; a whole number from 1 to {MAX_BATCH} was expected")
+        _fail(path, line, f"batch: got {_quote_short(text)}; a whole number from 1 to {MAX_BATCH} was expected")
     return TimedState(
         time_s=need("time_s", most=MAX_TIME_S),
         state=State(
@@ -226,7 +228,7 @@ def _read_state(fields: Mapping[str, str], path: Path, line: int, batch: int) ->
     )
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     """Read a finite number; ``None`` for anything else."""
     value = float(text) if len(text) <= 400 and _NUMBER.fullmatch(text) else math.inf
     return value if math.isfinite(value) else None
@@ -240,11 +242,11 @@ def _is_packet_trace(text: str) -> bool:
     return _WHOLE.fullmatch(first) is not None
 
 
-def _rates_mb_s(text: str, path: Path, bin_s: float) -> tuple[list[float], float]:
-    """Count the opportunities of a trace in bins: the rate of each bin in MB/s, and when the last one ends.
+def _count_rates_mb_s(text: str, path: Path, bin_s: float) -> tuple[list[float], float]:
+    """Count a trace in bins; return the rate of each bin in MB/s, and the end of the last one in seconds.
 
-    The last line is the trace's length, as Mahimahi repeats it from there. A last bin that it does not fill is
-    left out, unless it is the only one.
+    The last line is the trace's length: Mahimahi repeats it from there. A last bin that is not full is left out,
+    unless it is the only one.
     """
     counts: dict[int, int] = {}
     previous_ms = line_number = 0
@@ -253,7 +255,7 @@ def _rates_mb_s(text: str, path: Path, bin_s: float) -> tuple[list[float], float
         if not field:
             continue
         if not _WHOLE.fullmatch(field):
-            _fail(path, line_number, f"got {_shortened(field)}; one whole number, milliseconds, was expected")
+            _fail(path, line_number, f"got {_quote_short(field)}; one whole number, milliseconds, was expected")
         time_ms = int(field)
         if time_ms > MAX_TIME_S * 1000:
             _fail(path, line_number, f"{time_ms} ms is out of range; at most {MAX_TIME_S * 1000:g} ms were expected")
@@ -277,7 +279,7 @@ def _rates_mb_s(text: str, path: Path, bin_s: float) -> tuple[list[float], float
     return rates_mb_s, bins * each_s
 
 
-# ---- what both share ---------------------------------------------------------------------------------------
+# ---- shared by both ----------------------------------------------------------------------------------------
 
 
 def _read_text(path: Path) -> str:
@@ -302,9 +304,9 @@ def _fail(path: Path, line: int, what: str) -> NoReturn:
     raise DamagedError(f"scenario {str(path)!r}, line {line}: {what}.")
 
 
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(_shortened, names))
+def _quote_names(names: Sequence[str]) -> str:
+    return ", ".join(map(_quote_short, names))
 
 
-def _shortened(text: str) -> str:
+def _quote_short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -1,4 +1,4 @@
-"""Numbers of a replay: the distribution of a method's latency, and the gain of one method over another."""
+"""Statistics of a replay: the latencies of a method, and the gain of one method over another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dsc_split._support.numbers import finite_or_none
 from dsc_split.benchmarks.sweep._statistics import percentile
@@ -18,41 +17,41 @@ __all__ = ["Excess", "Method", "Summary", "excess", "gain", "mean", "summarise_m
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What one way of choosing took, request by request."""
+    """The choices and latencies of one way of choosing, request by request."""
 
     name: str
     """``ideal``, ``policy``, ``delayed``, or a choice's name."""
     static: bool = False
-    """Whether it is one choice, always."""
+    """Whether it always takes the same choice."""
     choices: tuple[Choice | None, ...]
-    """What was chosen; ``None`` where nothing that is allowed could answer."""
+    """What was chosen; ``None`` if no allowed choice could answer."""
     latencies_ms: tuple[float, ...]
-    """T in milliseconds; infinite where the answer never comes, NaN where the choice has no row at the batch."""
+    """T in milliseconds; infinite if the answer never comes, NaN if the choice has no row at the batch size."""
     reasons: tuple[str, ...] = ()
-    """Why the policy chose so, in its own word; empty for the other methods."""
+    """The policy's reason for each choice; empty for other methods."""
     fallbacks: tuple[bool, ...] = ()
-    """Whether the policy waited in vain and then ran the batch on the device; empty for the other methods."""
+    """Whether the answer missed its timeout and the batch then ran on the device; empty for other methods."""
     probes: int = 0
-    """Probes that were sent."""
+    """Number of probes sent."""
     probe_bytes: int = 0
-    """Their bytes in all."""
+    """Total bytes of the probes."""
 
     @classmethod
     def of(
         cls, name: str, choices: Sequence[Choice | None], latencies_ms: Sequence[float], *, static: bool = False
     ) -> Method:
-        """Make the record of a method that is no policy."""
+        """Make the record of a method other than a policy."""
         return cls(name=name, static=static, choices=tuple(choices), latencies_ms=tuple(latencies_ms))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The numbers of one method; those of latency are infinite where an answer that never comes is among them."""
+    """The statistics of one method; a latency is infinite if it includes an answer that never comes."""
 
     answerable: int
-    """Requests at whose batch size the method has times; all others are left out below."""
+    """Requests at batch sizes for which the method has times; the latencies below are of these."""
     mean_ms: float
-    """Mean latency; NaN where no request is answerable, as the next three."""
+    """Mean latency; like the next three, NaN if no request is answerable."""
     p50_ms: float
     """Median latency."""
     p95_ms: float
@@ -62,17 +61,17 @@ class Summary:
     never: int
     """Requests whose answer never comes."""
     missed: int | None
-    """Requests that took longer than the deadline; ``None`` without one."""
+    """Requests that took longer than the deadline; ``None`` without a deadline."""
     switches: int
-    """How often the choice was another one than for the request before."""
+    """How often the choice differs from that of the request before."""
     shares: dict[str, float]
-    """Share of time of each choice by name, largest first; ``none`` where nothing could answer."""
+    """Share of time of each choice by name, largest first; ``none`` stands for no choice."""
     fallbacks: int
-    """Requests that waited in vain and were then run on the device."""
+    """Requests that missed their timeout and then ran on the device."""
     probes: int
-    """Probes that were sent."""
+    """Number of probes sent."""
     probe_bytes: int
-    """Their bytes in all."""
+    """Total bytes of the probes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +79,17 @@ class Excess:
     """How much longer a method took than the ideal, over the requests that the ideal answers."""
 
     of_mean: float
-    """Its mean latency over the ideal's, less 1."""
+    """Its mean latency divided by the ideal's, minus 1."""
     mean: float
     """Mean over the requests of ``(T - T_ideal) / T_ideal``."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data."""
+    def to_json(self) -> dict[str, object]:
+        """Return plain data."""
         return {"of_mean": finite_or_none(self.of_mean), "mean": finite_or_none(self.mean)}
 
 
 def mean(values: Sequence[float]) -> float:
-    """Average numbers whose sum may be beyond binary64; NaN of none."""
+    """Return the mean, even if the sum is too large for a float; NaN for no values."""
     if not values:
         return math.nan
     try:
@@ -103,8 +102,8 @@ def summarise_method(method: Method, lasting_s: Sequence[float], deadline_ms: fl
     """Summarise a method.
 
     Args:
-        method: What it took.
-        lasting_s: What each request weighs in shares of time, in seconds.
+        method: The method.
+        lasting_s: Seconds that each request lasts: its weight in shares of time.
         deadline_ms: Requests that take longer count as missed.
     """
     known = sorted(latency_ms for latency_ms in method.latencies_ms if not math.isnan(latency_ms))
@@ -130,18 +129,18 @@ def summarise_method(method: Method, lasting_s: Sequence[float], deadline_ms: fl
 
 
 def gain(method: Method, static: Method) -> float:
-    """Give the gain G of a method over a static one, Eq. 7, with its sign.
+    """Return the gain G of a method over a static one, Eq. 7, with its sign.
 
-    It is the mean over the requests of ``(T_static - T) / T_static``. The paper takes the absolute value, which is
-    the same for the ideal, never slower than a static choice; a policy may be slower, and then the term is negative.
-    Where the static choice's answer never comes, the term is 1, its limit; where that of neither comes, 0.
+    It is the mean over the requests of ``(T_static - T) / T_static``. The paper takes the absolute value. For the
+    ideal that is the same, since it is never slower than a static choice. A policy can be slower, and then the term is
+    negative. If the static choice's answer never comes, the term is 1, its limit; if neither answer comes, 0.
 
     Returns:
-        The gain; minus infinity where the method alone has an answer that never comes, NaN where the static
-        choice has no row at any of the batch sizes.
+        The gain; minus infinity if only the method has an answer that never comes, NaN if the static choice has no
+        row at any of the batch sizes.
     """
     terms = [
-        _saved(latency_ms, static_ms)
+        _saved_share(latency_ms, static_ms)
         for latency_ms, static_ms in zip(method.latencies_ms, static.latencies_ms, strict=True)
         if not math.isnan(static_ms)
     ]
@@ -149,7 +148,7 @@ def gain(method: Method, static: Method) -> float:
 
 
 def excess(method: Method, ideal: Method) -> Excess:
-    """Compare a method with the ideal, over the requests that the ideal answers and the method has times for."""
+    """Compare a method with the ideal, over the requests that the ideal answers and that the method has times for."""
     pairs = [
         (latency_ms, ideal_ms)
         for latency_ms, ideal_ms in zip(method.latencies_ms, ideal.latencies_ms, strict=True)
@@ -159,13 +158,13 @@ def excess(method: Method, ideal: Method) -> Excess:
         return Excess(of_mean=math.nan, mean=math.nan)
     method_ms, all_ideal_ms = (mean(times_ms) for times_ms in zip(*pairs, strict=True))
     return Excess(
-        of_mean=0.0 - _saved(method_ms, all_ideal_ms),
-        mean=0.0 - mean([_saved(latency_ms, ideal_ms) for latency_ms, ideal_ms in pairs]),
+        of_mean=0.0 - _saved_share(method_ms, all_ideal_ms),
+        mean=0.0 - mean([_saved_share(latency_ms, ideal_ms) for latency_ms, ideal_ms in pairs]),
     )
 
 
-def _saved(latency_ms: float, reference_ms: float) -> float:
-    """Give the share of a reference that is saved."""
+def _saved_share(latency_ms: float, reference_ms: float) -> float:
+    """Return the share of a reference that is saved: ``(reference - latency) / reference``."""
     if latency_ms == reference_ms:
         return 0.0
     if reference_ms == math.inf:
@@ -174,7 +173,7 @@ def _saved(latency_ms: float, reference_ms: float) -> float:
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:
-    """Interpolate between sorted values of which the last ones may be infinite; NaN of none."""
+    """Return a percentile of sorted values, of which the last may be infinite; NaN for no values."""
     if not ordered:
         return math.nan
     position = share * (len(ordered) - 1)

@@ -23,20 +23,20 @@ _STYLES = {"slower": "red", "faster": "green", "gone": "red", "new": "yellow"}
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
-    """Draw what changed: remarks first, then latencies, choices and switch rates, and one line that sums it up."""
+    """Show what changed: remarks, latencies, choices, switch rates, and a summary in one line."""
     parts = [Text(remark, style="yellow") for remark in comparison.remarks]
     changed = [item for item in comparison.latencies if item.change != "same"]
     if changed:
         heads = ("side", "graph", "batch", "before ms", "after ms", "change", "")
-        lines = [[Text(head, style="bold") for head in heads], *map(_latency, changed)]
-        parts += [*_gap(parts), *columns(lines, right=(2, 3, 4, 5))]
+        lines = [[Text(head, style="bold") for head in heads], *map(_latency_line, changed)]
+        parts += [*_blank_line(parts), *columns(lines, right=(2, 3, 4, 5))]
     for text in _choice_texts(comparison):
         parts.append(Text(text))
-    return Group(*parts, *_gap(parts), Text(summary_text(comparison), style="bold"))
+    return Group(*parts, *_blank_line(parts), Text(summary_text(comparison), style="bold"))
 
 
 def summary_text(comparison: Comparison) -> str:
-    """Sum a comparison up in one line."""
+    """Summarise a comparison in one line."""
     counts = comparison.counts
     same = counts.pop("same")
     parts = [f"{count} {change}" for change, count in counts.items() if count]
@@ -51,11 +51,11 @@ def summary_text(comparison: Comparison) -> str:
     return ", ".join(parts)
 
 
-def _gap(parts: list[Text]) -> list[Text]:
+def _blank_line(parts: list[Text]) -> list[Text]:
     return [Text()] if parts else []
 
 
-def _latency(item: LatencyChange) -> list[Text]:
+def _latency_line(item: LatencyChange) -> list[Text]:
     style = _STYLES[item.change]
     ratio = "" if item.ratio is None else f"{100 * (item.ratio - 1):+.1f}%"
     times = (_time_text(item.before_ms, item.before_ci_ms), _time_text(item.after_ms, item.after_ci_ms))

@@ -1,4 +1,4 @@
-"""What engines take, and what a memory budget costs, for the terminal (Rich)."""
+"""The memory of engines, and the loss within a memory budget, for the terminal (Rich)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["render_loss", "render_memory"]
 
 
 def render_memory(report: MemoryReport) -> RenderableType:
-    """Draw what each engine takes alone, and what sets of them take together."""
+    """Show the memory of each engine alone, and of sets of engines together."""
     on_gpu = any(engine.gpu_bytes is not None for engine in report.engines)
     heads = ("choice", "batch", *(["GPU MB"] if on_gpu else []), "MB", "load ms", "first run ms", "source")
     lines = [[Text(head, style="bold") for head in heads]]
@@ -33,7 +33,7 @@ def render_memory(report: MemoryReport) -> RenderableType:
         fields = [
             engine.choice,
             str(engine.batch),
-            *_sizes(engine, on_gpu),
+            *_size_texts(engine, on_gpu),
             *("-" if number is None else number_text(number) for number in numbers),
             engine.reason or engine.source,
         ]
@@ -44,7 +44,7 @@ def render_memory(report: MemoryReport) -> RenderableType:
     together = [
         [
             Text(f"all {len(item.choices)}" if len(item.choices) == len(everything) else ", ".join(item.choices)),
-            *map(Text, _sizes(item, on_gpu)),
+            *map(Text, _size_texts(item, on_gpu)),
             Text(item.source),
         ]
         for item in sets.values()
@@ -61,7 +61,7 @@ def render_memory(report: MemoryReport) -> RenderableType:
     )
 
 
-def _sizes(item: EngineMemory | SetMemory, on_gpu: bool) -> list[str]:
+def _size_texts(item: EngineMemory | SetMemory, on_gpu: bool) -> list[str]:
     sizes = [*([item.gpu_bytes] if on_gpu else []), item.resident_bytes]
     return ["-" if size is None else f"{size / 1e6:,.1f}" for size in sizes]
 
@@ -81,7 +81,7 @@ def _remark(report: MemoryReport) -> str:
 
 
 def render_loss(loss: Loss) -> RenderableType:
-    """Say what is kept within a budget, what is left out, and what that costs."""
+    """Show what is kept within a budget, what is left out, and the loss."""
     lines = [_budget_line(loss, side) for side in loss.budget_bytes]
     if not loss.left_out:
         return Group(*map(Text, [*lines, "Every choice fits, and is kept."]))
@@ -108,12 +108,7 @@ def render_loss(loss: Loss) -> RenderableType:
     return Group(*parts)
 
 
-_EXACT = "No other set that fits loses less."
-_STEP_BY_STEP = "Found step by step: another set may lose less."
-
-
 def _budget_line(loss: Loss, side: str) -> str:
-    """Say what the kept choices take of a side's budget."""
     budget = size_text(loss.budget_bytes[side])
     item = loss.memory.get(side)
     if item is None:

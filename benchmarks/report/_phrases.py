@@ -1,4 +1,4 @@
-"""A lookup table in words: what the terminal and the pictures both say."""
+"""Texts about a lookup table that both the terminal and the pictures show."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ DEFAULT_RATES_MB_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 def number_text(value: float) -> str:
-    """Write a number with four digits that count."""
+    """Format a number with four significant digits."""
     return f"{value:.0f}" if 1000 <= value < 1e7 else f"{value:.4g}"
 
 
 def percent_text(ratio: float) -> str:
-    """Write a ratio in percent; small ones with one decimal."""
+    """Format a ratio in percent; small ones with one decimal."""
     return f"{100 * ratio:.1f}%" if ratio < 0.0995 else f"{100 * ratio:.0f}%"
 
 
 def batch_text(batch: int, measured_batch: int) -> str:
-    """Name a batch size, and the one whose times stand in where it was not measured."""
+    """Describe a batch size, and the one whose times are used if it was not measured."""
     return f"batch {batch}" if batch == measured_batch else f"batch {batch} (times of batch {measured_batch})"
 
 
 def emulation_text(table: TableContent) -> str:
-    """Say what was emulated and how, in one line; empty where nothing was."""
+    """Describe what was emulated and how, in one line; empty if nothing was."""
     if table.emulated is None or isinstance(table.emulated, str):
         return table.emulated or ""
     parts = []
@@ -56,7 +56,7 @@ def _value_text(value: object) -> str:
 
 
 def link_text(table: LookupTable) -> str:
-    """Say what the link costs apart from the rate, and where that is from."""
+    """Describe the cost of the link apart from the rate, and its source."""
     link = table.link
     parts = []
     if link.rtt_ms and link.round_trips:
@@ -73,7 +73,7 @@ def link_text(table: LookupTable) -> str:
 
 
 def segments_text(names: Mapping[int, str], segments: Sequence[Segment]) -> str:
-    """Say over which data rates which choice is the best; ``names`` are by id."""
+    """Describe which choice is the best at which data rates; ``names`` are by id."""
     if len(segments) == 1:
         return f"{names[segments[0].choice]} at every rate"
     parts = [

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.optional import require
 from dsc_split.benchmarks.replay._statistics import mean
@@ -18,6 +18,7 @@ from dsc_split.benchmarks.report._table_pictures import (
     add_legend,
     choice_names,
     choice_styles,
+    clip_segments,
     new_figure,
     plain_ticks,
     save_figure,
@@ -25,24 +26,25 @@ from dsc_split.benchmarks.report._table_pictures import (
 from dsc_split.errors import UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from dsc_split.benchmarks.replay._replay import Replay
     from dsc_split.benchmarks.replay._statistics import Method
 
 __all__ = ["check_picture", "draw_replay"]
 
 _NOTHING = {"facecolor": "white", "hatch": "////", "edgecolor": "#B00000"}
-"""Where nothing that is allowed can answer."""
+"""Style of the times at which no allowed choice can answer."""
 _MOST_RANGE = 1000.0
-"""Highest rate over the lowest one that is shown."""
-_GRID = {"visible": True, "color": "#E6E6E6", "linewidth": 0.6}
+"""Largest ratio of the rates that are shown."""
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a picture that could not be drawn, before there is anything to draw.
+    """Check that a picture can be drawn and written, before the work begins.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
-        UsageError: The suffix is not PNG's or SVG's, the path is a folder, or nothing can be written beside it.
+        UsageError: The suffix is not ``.png`` or ``.svg``, the path is a folder, or its folder is not writable.
     """
     require("matplotlib", extra="plots", purpose="draw a picture of the replay")
     if path.suffix.lower() not in (".png", ".svg"):
@@ -59,15 +61,15 @@ def check_picture(path: Path) -> None:
 
 
 def draw_replay(replay: Replay, path: str | os.PathLike[str]) -> Path:
-    """Draw the data rate, what the ideal and the policy choose, and what that takes, over time.
+    """Draw over time: the data rate, the choices of the ideal and the policy, and their latencies.
 
     Args:
-        replay: What was replayed.
-        path: Where the picture goes; its suffix says PNG or SVG.
+        replay: The replay.
+        path: File of the picture, ``.png`` or ``.svg``.
 
     Raises:
         BackendUnavailable: matplotlib is not installed.
-        UsageError: The suffix is another one.
+        UsageError: The suffix is something else.
     """
     dynamic = [method for method in (replay.ideal, replay.policy) if method is not None]
     figure, whole = new_figure(replay.table, 6.2 + 0.3 * len(dynamic), f"Replay of {replay.scenario.name}")
@@ -93,12 +95,8 @@ def draw_replay(replay: Replay, path: str | os.PathLike[str]) -> Path:
     return save_figure(figure, path)
 
 
-def _draw_rate(axes: Any, replay: Replay) -> set[int]:
-    """Draw the uplink's rate, on the colours of what is the best at each rate where that does not change over time.
-
-    Returns:
-        The ids of the choices whose colours are shown.
-    """
+def _draw_rate(axes: Axes, replay: Replay) -> set[int]:
+    """Draw the uplink's rate, on the colours of the best choices if these do not change; return the choices' ids."""
     states = replay.scenario.states
     rates = [timed.state.rate_mb_s for timed in states]
     inside = [rate for rate in rates if 0.0 < rate < math.inf] or [1.0]
@@ -117,23 +115,15 @@ def _draw_rate(axes: Any, replay: Replay) -> set[int]:
     questions = [dataclasses.replace(timed.state, rate_mb_s=0.0) for timed in states]
     if any(question != questions[0] for question in questions) or not any(replay.ideal.choices):
         return set()
-    shown, start = set(), 0.0
-    for segment in replay.table.switch_rates(questions[0]):
-        end = math.inf if segment.below_rate_mb_s is None else segment.below_rate_mb_s
-        if start < high and end > low:
-            style = {**choice_styles(replay.table)[segment.choice], "edgecolor": "white", "linewidth": 0, "alpha": 0.3}
-            axes.axhspan(max(start, low), min(end, high), zorder=0, **style)
-            shown.add(segment.choice)
-        start = end
-    return shown
+    styles = choice_styles(replay.table)
+    spans = clip_segments(replay.table.switch_rates(questions[0]), low, high)
+    for choice, start, end in spans:
+        axes.axhspan(start, end, zorder=0, **{**styles[choice], "edgecolor": "white", "linewidth": 0, "alpha": 0.3})
+    return {choice for choice, _, _ in spans}
 
 
-def _draw_choices(axes: Any, replay: Replay, dynamic: Sequence[Method]) -> set[int]:
-    """Draw one band per method: its choice over time.
-
-    Returns:
-        The ids of the choices that are shown.
-    """
+def _draw_choices(axes: Axes, replay: Replay, dynamic: Sequence[Method]) -> set[int]:
+    """Draw one band per method, its choice over time; return the ids of the choices."""
     styles = choice_styles(replay.table)
     shown: set[int] = set()
     for row, method in enumerate(dynamic):
@@ -156,7 +146,7 @@ def _draw_choices(axes: Any, replay: Replay, dynamic: Sequence[Method]) -> set[i
     return shown
 
 
-def _draw_latency(axes: Any, replay: Replay) -> None:
+def _draw_latency(axes: Axes, replay: Replay) -> None:
     """Draw the latency of the best static choice, the policy and the ideal."""
     times_s = [request.time_s for request in replay.requests]
     best = min(replay.statics, key=_mean_ms)
@@ -169,18 +159,18 @@ def _draw_latency(axes: Any, replay: Replay) -> None:
     axes.set_yscale("log")
     _few_ticks(axes)
     axes.set_ylabel("latency T in ms")
-    axes.grid(**_GRID)
+    axes.grid(visible=True, color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(lines), frameon=False, fontsize=8.5, borderpad=0)
 
 
 def _mean_ms(method: Method) -> float:
-    """Give the mean latency; infinite where the choice cannot take every request."""
+    """Return the mean latency; infinite if the choice has no times for a request."""
     mean_ms = mean(method.latencies_ms)
     return math.inf if math.isnan(mean_ms) else mean_ms
 
 
-def _few_ticks(axes: Any) -> None:
+def _few_ticks(axes: Axes) -> None:
     from matplotlib.ticker import LogLocator
 
     axes.yaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 5.0)))

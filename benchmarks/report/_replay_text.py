@@ -31,14 +31,14 @@ _LEAST_SHARE = 0.0005
 
 
 def render_replay(replay: Replay, *, deadline_ms: float | None = None, against: str | None = None) -> RenderableType:
-    """Show what every method took, what the ideal and the policy gain over static choices, and the shares of time.
+    """Show the latencies of every method, the gains over static choices, and the shares of time.
 
     Args:
-        replay: What was replayed.
+        replay: The replay.
         deadline_ms: Requests that take longer are counted as missed.
         against: The static choice to compare with; default: all.
     """
-    statics = _compared(replay, against)
+    statics = _choose_statics(replay, against)
     methods = [method for method in replay.methods if not method.static or method in statics]
     summaries = {method.name: _summary(replay, method, deadline_ms) for method in methods}
     return Group(
@@ -47,20 +47,20 @@ def render_replay(replay: Replay, *, deadline_ms: float | None = None, against: 
         *columns(_state_facts(replay)),
         *fact_lines(replay.table),
         Text(),
-        *_latencies(replay, methods, summaries, deadline_ms),
+        *_latency_lines(replay, methods, summaries, deadline_ms),
         Text(),
         Text("Gain G, the mean share of each request's latency that is saved (Eq. 7), over each static choice:"),
-        *_gains(replay, statics),
+        *_gain_lines(replay, statics),
         Text(),
         Text("Share of time:"),
-        *_shares(replay, summaries),
+        *_share_lines(replay, summaries),
         *_remarks(replay, methods, summaries),
     )
 
 
 def replay_json(replay: Replay, *, deadline_ms: float | None = None, against: str | None = None) -> dict[str, Any]:
-    """Give the numbers of :func:`render_replay` as plain data; infinite ones and NaN become ``None``."""
-    statics = _compared(replay, against)
+    """Return the numbers of :func:`render_replay` as plain data; infinite ones and NaN become ``None``."""
+    statics = _choose_statics(replay, against)
     methods = [method for method in replay.methods if not method.static or method in statics]
     dynamic = [method for method in methods if not method.static]
     rates_mb_s = [timed.state.rate_mb_s for timed in replay.scenario.states]
@@ -98,9 +98,9 @@ def replay_json(replay: Replay, *, deadline_ms: float | None = None, against: st
 
 
 def replay_csv(replay: Replay) -> str:
-    """Write one line per request as CSV: its state, and what each method took.
+    """Return one line per request as CSV: its state, and the latency of each method.
 
-    A latency is ``inf`` where the answer never comes, and empty where a static choice has no row at the batch.
+    A latency is ``inf`` if the answer never comes, and empty if a static choice has no row at the batch size.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -116,7 +116,7 @@ def replay_csv(replay: Replay) -> str:
     )
     for i, request in enumerate(replay.requests):
         state = request.state
-        row: list[Any] = [
+        row: list[object] = [
             *(request.time_s, state.batch, state.rate_mb_s, state.downlink_rate_mb_s),
             *(state.server_load, state.queue_ms, state.rtt_ms),
             *(_choice_name(replay.ideal, i), replay.ideal.latencies_ms[i]),
@@ -129,7 +129,7 @@ def replay_csv(replay: Replay) -> str:
     return file.getvalue()
 
 
-def _compared(replay: Replay, against: str | None) -> list[Method]:
+def _choose_statics(replay: Replay, against: str | None) -> list[Method]:
     return [method for method in replay.statics if against is None or method.name == against]
 
 
@@ -142,7 +142,7 @@ def _choice_name(method: Method, position: int) -> str:
     return "none" if choice is None else choice.name
 
 
-def _method_json(replay: Replay, method: Method, deadline_ms: float | None) -> dict[str, Any]:
+def _method_json(replay: Replay, method: Method, deadline_ms: float | None) -> dict[str, object]:
     summary = _summary(replay, method, deadline_ms)
     return {
         "method": method.name,
@@ -167,12 +167,12 @@ def _method_json(replay: Replay, method: Method, deadline_ms: float | None) -> d
 
 
 def _headline(replay: Replay, statics: Sequence[Method]) -> list[Text]:
-    """Say in one line what switching is worth: over the static choice of the least mean, or over the one asked."""
+    """Return the gain over the best static choice, or over the one asked for, and the policy's loss to the ideal."""
     known = [static for static in statics if not any(map(math.isnan, static.latencies_ms))] or list(statics)
     best = min(known, key=lambda static: mean(static.latencies_ms))
-    parts = [f"ideal {_percent(gain(replay.ideal, best))}"]
+    parts = [f"ideal {_percent_text(gain(replay.ideal, best))}"]
     if replay.policy is not None:
-        parts.append(f"policy {_percent(gain(replay.policy, best))}")
+        parts.append(f"policy {_percent_text(gain(replay.policy, best))}")
     role = "the static choice" if len(statics) == 1 else "the best static choice"
     lines = [Text(f"Gain over {role}, {best.name}: {', '.join(parts)}.", style="bold")]
     if replay.policy is not None:
@@ -181,12 +181,12 @@ def _headline(replay: Replay, statics: Sequence[Method]) -> list[Text]:
 
 
 def _over_ideal(of_mean: float) -> str:
-    """Say in a sentence what the policy took more than the ideal."""
+    """Return a sentence that compares the policy's mean latency with the ideal's."""
     if math.isnan(of_mean):
         return "Nothing that is allowed could answer any of the requests."
     if math.isinf(of_mean):
         return "The policy's mean latency is infinitely longer than the ideal's."
-    return f"The policy's mean latency is {_percent(of_mean)} above the ideal's."
+    return f"The policy's mean latency is {_percent_text(of_mean)} above the ideal's."
 
 
 def _state_facts(replay: Replay) -> list[list[Text]]:
@@ -198,7 +198,7 @@ def _state_facts(replay: Replay) -> list[list[Text]]:
         number_text(value) for value in (min(rates_mb_s), statistics.median(rates_mb_s), max(rates_mb_s))
     )
     facts = [
-        ("scenario", f"{replay.scenario.name}: {len(states)} states in {_duration(replay)} s"),
+        ("scenario", f"{replay.scenario.name}: {len(states)} states in {_duration_text(replay)} s"),
         ("uplink", f"{low} to {high} MB/s, median {middle}"),
         ("requests", f"{len(replay.requests)}, {every}, batch {', '.join(map(str, batches))}"),
     ]
@@ -209,11 +209,11 @@ def _state_facts(replay: Replay) -> list[list[Text]]:
     return [[Text(word) for word in fact] for fact in facts]
 
 
-def _duration(replay: Replay) -> str:
+def _duration_text(replay: Replay) -> str:
     return number_text(replay.scenario.end_s - replay.scenario.states[0].time_s)
 
 
-def _latencies(
+def _latency_lines(
     replay: Replay, methods: Sequence[Method], summaries: dict[str, Summary], deadline_ms: float | None
 ) -> list[Text]:
     heads = ["T in ms", "mean", "p50", "p95", "p99", "over ideal", "switches"]
@@ -223,9 +223,9 @@ def _latencies(
     lines = [[Text(head, style="bold") for head in heads]]
     for method in methods:
         summary = summaries[method.name]
-        over = "" if method is replay.ideal else _percent(excess(method, replay.ideal).of_mean)
+        over = "" if method is replay.ideal else _percent_text(excess(method, replay.ideal).of_mean)
         times = (summary.mean_ms, summary.p50_ms, summary.p95_ms, summary.p99_ms)
-        fields = [*map(_time, times), over, "" if method.static else str(summary.switches)]
+        fields = [*map(_time_text, times), over, "" if method.static else str(summary.switches)]
         fields += [str(summary.missed)] if deadline_ms is not None else []
         fields += [str(summary.never)] if never else []
         style = choice_style(replay.table, method.choices[0].id) if method.static and method.choices[0] else "bold"
@@ -233,17 +233,17 @@ def _latencies(
     return columns(lines, right=range(1, len(heads)))
 
 
-def _gains(replay: Replay, statics: Sequence[Method]) -> list[Text]:
+def _gain_lines(replay: Replay, statics: Sequence[Method]) -> list[Text]:
     dynamic = [method for method in (replay.ideal, replay.policy) if method is not None]
     lines = [[Text(word, style="bold") for word in ("over", *(method.name for method in dynamic))]]
     for static in statics:
         style = "" if static.choices[0] is None else choice_style(replay.table, static.choices[0].id)
-        gains = [Text(_percent(gain(method, static))) for method in dynamic]
+        gains = [Text(_percent_text(gain(method, static))) for method in dynamic]
         lines.append([Text(static.name, style=style), *gains])
     return columns(lines, right=range(1, len(lines[0])))
 
 
-def _shares(replay: Replay, summaries: dict[str, Summary]) -> list[Text]:
+def _share_lines(replay: Replay, summaries: dict[str, Summary]) -> list[Text]:
     dynamic = [method for method in (replay.ideal, replay.policy) if method is not None]
     lines = []
     for method in dynamic:
@@ -256,9 +256,8 @@ def _share_text(table: LookupTable, shares: dict[str, float]) -> Text:
     text = Text()
     for name, share in shares.items():
         text.append(", " if text else "")
-        text.append(
-            f"{name} {_percent(share)}", style="red" if name == "none" else choice_style(table, table.choice(name).id)
-        )
+        style = "red" if name == "none" else choice_style(table, table.choice(name).id)
+        text.append(f"{name} {_percent_text(share)}", style=style)
     return text
 
 
@@ -286,12 +285,12 @@ def _remarks(replay: Replay, methods: Sequence[Method], summaries: dict[str, Sum
     return [Text(), *map(Text, remarks)] if remarks else []
 
 
-def _time(value_ms: float) -> str:
+def _time_text(value_ms: float) -> str:
     return "" if math.isnan(value_ms) else number_text(value_ms)
 
 
-def _percent(ratio: float) -> str:
-    """Write a ratio in percent with one decimal; nothing where there is no number."""
+def _percent_text(ratio: float) -> str:
+    """Format a ratio in percent; ``-`` for NaN."""
     if math.isnan(ratio):
         return "-"
     if math.isinf(ratio):

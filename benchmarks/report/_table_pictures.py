@@ -1,7 +1,6 @@
 """Pictures of a lookup table: the map of the best choice, latency against rate, and the terms in one state.
 
-All are drawn from the table's own lines and segments, so no picture depends on a grid. Needs matplotlib, the
-extra ``plots``.
+They show the table's own lines and segments, so they are exact. Needs matplotlib, the extra ``plots``.
 """
 
 from __future__ import annotations
@@ -19,12 +18,17 @@ from dsc_split.errors import DscError, UsageError
 from dsc_split.lookup_table import State
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
     from dsc_split.lookup_table import Choice, LookupTable, Segment
 
 __all__ = [
     "add_legend",
     "choice_names",
     "choice_styles",
+    "clip_segments",
     "draw_latency",
     "draw_map",
     "draw_plots",
@@ -34,10 +38,13 @@ __all__ = [
     "save_figure",
 ]
 
+Style = dict[str, Any]
+"""Keywords of matplotlib that draw a choice: ``facecolor`` and perhaps ``hatch``."""
+
 LOWEST_MB_S, HIGHEST_MB_S = 1.0, 128.0
-"""Rates that every picture shows, as in the paper; more where the best choice changes beyond."""
+"""Rates that every picture shows, as in the paper; pictures show more if the best choice changes beyond these."""
 MAX_BARS = 12
-"""Choices in the picture of terms: the fastest ones, with full and no offload in any case."""
+"""Most choices in the picture of terms: the fastest ones; full and no offload are always shown."""
 MAX_NAME = 30
 """Longer names are shortened in the middle."""
 
@@ -67,8 +74,8 @@ def draw_plots(
 
     Args:
         table: The table.
-        folder: Where the pictures go; made if it is not there.
-        batch: Batch size of the pictures that show one; default: where the best choice changes most often.
+        folder: Folder of the pictures; made if it does not exist.
+        batch: Batch size of the pictures that show one; default: that at which the best choice changes most often.
         rate_mb_s: Data rate of the picture of terms, in MB/s; default: 8.
         suffix: ``.png`` or ``.svg``.
 
@@ -105,11 +112,11 @@ def draw_plots(
 
 
 def draw_map(table: LookupTable, path: str | os.PathLike[str]) -> Path:
-    """Draw which choice is the best over batch size and data rate, with the exact borders.
+    """Draw the best choice by batch size and data rate, with exact borders.
 
     Args:
         table: The table.
-        path: Where the picture goes; its suffix says PNG or SVG.
+        path: File of the picture, ``.png`` or ``.svg``.
     """
     height = 2.4 + 0.42 * len(table.batches)
     figure, axes = new_figure(table, height, "Best choice by batch size and data rate")
@@ -119,15 +126,15 @@ def draw_map(table: LookupTable, path: str | os.PathLike[str]) -> Path:
     letter = 0.0084 * math.log(high / low)
     shown: set[int] = set()
     for row, item in enumerate(table.batches):
-        for choice, start, end in _spans(item.segments, low, high):
+        for choice, start, end in clip_segments(item.segments, low, high):
             axes.barh(row, end - start, left=start, height=0.96, edgecolor="white", linewidth=0, **styles[choice])
             shown.add(choice)
             width = math.log(end / start)
             text = names[choice] if width > letter * len(names[choice]) else _in_two_lines(names[choice])
             if width > letter * max(len(line) for line in text.split("\n")):
                 place = math.sqrt(start * end)
-                axes.text(place, row, text, ha="center", va="center", fontsize=8, color=_on(styles[choice]))
-    _rate_axis(axes, low, high)
+                axes.text(place, row, text, ha="center", va="center", fontsize=8, color=_text_colour(styles[choice]))
+    _set_rate_axis(axes, low, high)
     axes.set_ylim(-0.5, len(table.batches) - 0.5)
     axes.set_yticks(range(len(table.batches)), [str(item.batch) for item in table.batches])
     axes.set_ylabel("batch size")
@@ -140,11 +147,11 @@ def draw_map(table: LookupTable, path: str | os.PathLike[str]) -> Path:
 
 
 def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int) -> Path:
-    """Draw the latency of every choice against the data rate at one batch size, and where the best one changes.
+    """Draw the latency of every choice against the data rate at one batch size, and where the best choice changes.
 
     Args:
         table: The table.
-        path: Where the picture goes; its suffix says PNG or SVG.
+        path: File of the picture, ``.png`` or ``.svg``.
         batch: Batch size.
     """
     segments = table.switch_rates(State(batch=batch))
@@ -166,7 +173,7 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
         ends.append((times[-1], choice))
     envelope = [table.pick(batch, rate).latency_ms for rate in rates]
     axes.plot(rates, envelope, color="black", linewidth=6, alpha=0.22, zorder=2, solid_capstyle="butt")
-    _rate_axis(axes, low, high)
+    _set_rate_axis(axes, low, high)
     axes.set_yscale("log")
     axes.set_ylim(min(envelope) / 1.25, max(envelope[0] * 3.0, max(end for end, _ in ends) * 1.4))
     axes.set_ylabel("latency T in ms")
@@ -178,8 +185,8 @@ def draw_latency(table: LookupTable, path: str | os.PathLike[str], *, batch: int
     return save_figure(figure, path)
 
 
-def _mark_switches(axes: Any, segments: Sequence[Segment], low: float, high: float) -> None:
-    """Draw a line at each switch rate and write the rate above the picture, apart from each other."""
+def _mark_switches(axes: Axes, segments: Sequence[Segment], low: float, high: float) -> None:
+    """Draw a line at each switch rate and write the rate above the picture, without overlaps."""
     rates = [item.below_rate_mb_s for item in segments if item.below_rate_mb_s is not None]
     rates = [rate for rate in rates if low <= rate <= high]
     share = [math.log(rate / low) / math.log(high / low) for rate in rates]
@@ -200,13 +207,13 @@ def _mark_switches(axes: Any, segments: Sequence[Segment], low: float, high: flo
 
 
 def _name_lines(
-    axes: Any,
+    axes: Axes,
     ends: Sequence[tuple[float, Choice]],
     best: set[int],
-    styles: dict[int, dict[str, Any]],
+    styles: dict[int, Style],
     names: dict[int, str],
 ) -> None:
-    """Write every line's name at its right end; of many lines that are never the best, only how many."""
+    """Write every line's name at its right end; of more than ten lines, only those of best choices."""
     never = [item for item in ends if item[1].id not in best]
     if len(ends) > 10:
         ends = [item for item in ends if item[1].id in best]
@@ -245,11 +252,11 @@ def _name_lines(
 
 
 def draw_terms(table: LookupTable, path: str | os.PathLike[str], *, batch: int, rate_mb_s: float) -> Path:
-    """Draw what the latency of every choice is made of in one state, the best one marked.
+    """Draw the parts of every choice's latency in one state, and mark the best choice.
 
     Args:
         table: The table.
-        path: Where the picture goes; its suffix says PNG or SVG.
+        path: File of the picture, ``.png`` or ``.svg``.
         batch: Batch size.
         rate_mb_s: Data rate in MB/s, above 0.
     """
@@ -262,7 +269,7 @@ def draw_terms(table: LookupTable, path: str | os.PathLike[str], *, batch: int, 
         title += f" ({len(shown)} of {len(ranking)} choices)"
     figure, axes = new_figure(table, 2.4 + 0.42 * len(shown), title)
     names = choice_names(table)
-    entries: list[tuple[dict[str, Any], str]] = []
+    entries: list[tuple[Style, str]] = []
     rows = range(len(shown))
     left = [0.0] * len(shown)
     for key, name, colour in _TERMS:
@@ -296,11 +303,11 @@ def draw_terms(table: LookupTable, path: str | os.PathLike[str], *, batch: int, 
     return save_figure(figure, path)
 
 
-# ---- what all pictures share -------------------------------------------------------------------------------
+# ---- shared by all pictures --------------------------------------------------------------------------------
 
 
-def new_figure(table: LookupTable, height: float, title: str, *, room_above: bool = False) -> tuple[Any, Any]:
-    """Make a figure with one pair of axes, the title, and what the numbers rest on below it."""
+def new_figure(table: LookupTable, height: float, title: str, *, room_above: bool = False) -> tuple[Figure, Axes]:
+    """Make a figure with one pair of axes, the title, and a description of targets and link below it."""
     require("matplotlib", extra="plots", purpose="draw pictures of the table")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -319,12 +326,12 @@ def new_figure(table: LookupTable, height: float, title: str, *, room_above: boo
     return figure, axes
 
 
-def choice_styles(table: LookupTable) -> dict[int, dict[str, Any]]:
-    """Give every choice a colour, those that are somewhere the best first, so that few colours repeat."""
+def choice_styles(table: LookupTable) -> dict[int, Style]:
+    """Choose a colour for every choice; best choices come first, so that they get different colours."""
     best = {segment.choice for item in table.batches for segment in item.segments}
     splits = [choice.id for choice in table.choices if choice.kind == "split"]
     splits.sort(key=lambda choice: choice not in best)
-    styles: dict[int, dict[str, Any]] = {}
+    styles: dict[int, Style] = {}
     for choice in table.choices:
         if choice.id in splits:
             turn, colour = divmod(splits.index(choice.id), len(_SPLITS))
@@ -334,20 +341,20 @@ def choice_styles(table: LookupTable) -> dict[int, dict[str, Any]]:
     return styles
 
 
-def _on(style: dict[str, Any]) -> str:
-    """Choose black or white for text on a colour."""
+def _text_colour(style: Style) -> str:
+    """Return black or white, for text on a style's colour."""
     return "white" if style["facecolor"] in (_FULL_OFFLOAD, _NO_OFFLOAD) else "black"
 
 
 def _rate_range(segments: Sequence[Segment]) -> tuple[float, float]:
-    """Choose the rates to show: the paper's, and every switch rate within 0.01 to 10000 MB/s."""
+    """Return the range of rates to show: the paper's, and every switch rate from 0.01 to 10000 MB/s."""
     rates = [item.below_rate_mb_s for item in segments if item.below_rate_mb_s is not None]
     near = [rate for rate in rates if 0.01 <= rate <= 10_000.0]
     return min([LOWEST_MB_S, *(rate / 2.0 for rate in near)]), max([HIGHEST_MB_S, *(rate * 2.0 for rate in near)])
 
 
-def _spans(segments: Sequence[Segment], low: float, high: float) -> list[tuple[int, float, float]]:
-    """Cut segments to a range of rates: (choice, from, to)."""
+def clip_segments(segments: Sequence[Segment], low: float, high: float) -> list[tuple[int, float, float]]:
+    """Clip segments to a range of rates; return tuples of choice, start and end."""
     spans = []
     start = 0.0
     for segment in segments:
@@ -358,7 +365,7 @@ def _spans(segments: Sequence[Segment], low: float, high: float) -> list[tuple[i
     return spans
 
 
-def _rate_axis(axes: Any, low: float, high: float) -> None:
+def _set_rate_axis(axes: Axes, low: float, high: float) -> None:
     from matplotlib.ticker import FixedLocator
 
     axes.set_xscale("log", base=2)
@@ -370,14 +377,14 @@ def _rate_axis(axes: Any, low: float, high: float) -> None:
     axes.set_xlabel("data rate in MB/s (logarithmic)")
 
 
-def plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
-def add_legend(figure: Any, entries: Sequence[tuple[dict[str, Any], str]]) -> None:
+def add_legend(figure: Figure, entries: Sequence[tuple[Style, str]]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(**{"edgecolor": "white", "linewidth": 0, **style}) for style, _ in entries]
@@ -394,7 +401,7 @@ def add_legend(figure: Any, entries: Sequence[tuple[dict[str, Any], str]]) -> No
 
 
 def choice_names(table: LookupTable) -> dict[int, str]:
-    """Give every choice a name that fits: long ones are shortened in the middle, and told apart by their id."""
+    """Return short names by id: long names are shortened in the middle, and equal ones get their id."""
     short = {}
     for choice in table.choices:
         half = (MAX_NAME - 3) // 2
@@ -405,7 +412,7 @@ def choice_names(table: LookupTable) -> dict[int, str]:
 
 
 def _in_two_lines(name: str) -> str:
-    """Break a name behind the dot, dash or underscore nearest to its middle."""
+    """Break a name after the dot, dash or underscore that is nearest to its middle."""
     places = [i + 1 for i, letter in enumerate(name[:-1]) if letter in "._-"]
     if not places:
         return name
@@ -414,7 +421,7 @@ def _in_two_lines(name: str) -> str:
 
 
 def _spread(places: Sequence[float], apart: float) -> list[float]:
-    """Move ascending places as little as needed so that neighbours are ``apart``, keeping their order."""
+    """Move ascending places as little as needed, so that neighbours are at least ``apart``."""
     groups: list[tuple[float, int]] = []
     for place in places:
         centre, count = place, 1
@@ -426,7 +433,7 @@ def _spread(places: Sequence[float], apart: float) -> list[float]:
     return [centre + apart * (i - (count - 1) / 2) for centre, count in groups for i in range(count)]
 
 
-def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     place = Path(path)
     kind = place.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -37,9 +36,9 @@ __all__ = [
 ]
 
 _STYLES = ("green", "yellow", "magenta", "cyan", "red", "bright_green", "bright_magenta", "bright_cyan")
-"""Splits take these in turn; full offload and no offload have their own."""
+"""Styles of splits, used in turn; full offload and no offload have others."""
 MAX_WIDTH = 160
-"""Columns of the widest grid with names in it, however wide the output is."""
+"""Largest width of a grid, in characters, even if the output is wider."""
 
 CSV_COLUMNS = (
     "batch",
@@ -60,9 +59,8 @@ CSV_COLUMNS = (
     "best_from_mb_s",
     "best_below_mb_s",
 )
-"""Columns of :func:`table_csv`: one line per batch size and choice. ``best_from_mb_s`` and ``best_below_mb_s``
-are the data rates from which on, and below which, the choice is the best; ``inf`` stands for no end, and both
-are empty for a choice that never is."""
+"""Columns of :func:`table_csv`: one line per batch size and choice. A choice is the best from the data rate
+``best_from_mb_s`` to below ``best_below_mb_s``, which may be ``inf``; both are empty if it is never the best."""
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
@@ -71,20 +69,20 @@ are empty for a choice that never is."""
 def render_table(
     table: LookupTable, *, rates_mb_s: Sequence[float] = DEFAULT_RATES_MB_S, width: int = 80
 ) -> RenderableType:
-    """Draw the best choice by batch size and data rate, with what it rests on.
+    """Show the best choice by batch size and data rate, with targets and link.
 
-    Every field has the best choice and how much longer the next one takes; ``~`` marks a tie. Where the names do not
-    fit in ``width`` columns, the choices' ids stand for them; where these do not fit either, the data rates are
-    spread over several grids, one below the other.
+    Every field has the best choice and how much longer the next one takes; ``~`` marks a tie. If the names do not fit
+    into ``width`` characters, the fields have ids; if these do not fit either, the data rates are spread over several
+    grids, one below the other.
     """
-    cells = [[_Cell.of(table.pick(item.batch, rate)) for rate in rates_mb_s] for item in table.batches]
+    picks = [[table.pick(item.batch, rate) for rate in rates_mb_s] for item in table.batches]
     names = {choice.id: choice.name for choice in table.choices}
-    grid = _grid(table, rates_mb_s, cells, names)
+    grid = _grid(table, rates_mb_s, picks, names)
     width = min(width, MAX_WIDTH)
-    by_id = _width(grid) > width
+    by_id = _widest(grid) > width
     if by_id:
         names = {choice.id: f"#{choice.id}" for choice in table.choices}
-        grid = _grids(table, rates_mb_s, cells, names, width)
+        grid = _stacked_grids(table, rates_mb_s, picks, names, width)
     parts = [
         *fact_lines(table),
         Text(),
@@ -93,7 +91,7 @@ def render_table(
         Text(),
         *grid,
         Text(),
-        *_legend(table, by_id=by_id),
+        *_legend_lines(table, by_id=by_id),
         Text("Where the best choice changes:"),
         *columns([[Text(f"batch {item.batch}"), Text(segments_text(names, item.segments))] for item in table.batches]),
     ]
@@ -104,27 +102,27 @@ def render_table(
 
 
 def _grid(
-    table: LookupTable, rates_mb_s: Sequence[float], cells: list[list[_Cell]], names: Mapping[int, str]
+    table: LookupTable, rates_mb_s: Sequence[float], picks: list[list[Pick]], names: Mapping[int, str]
 ) -> list[Text]:
     head = [Text("batch", style="bold"), *(Text(number_text(rate), style="bold") for rate in rates_mb_s)]
     lines = [
         [
             Text(str(item.batch), style="bold"),
-            *(Text(cell.text(names), style=choice_style(table, cell.choice)) for cell in line),
+            *(Text(_field_text(pick, names), style=choice_style(table, pick.choice.id)) for pick in line),
         ]
-        for item, line in zip(table.batches, cells, strict=True)
+        for item, line in zip(table.batches, picks, strict=True)
     ]
     return columns([head, *lines], right=range(1))
 
 
-def _grids(
+def _stacked_grids(
     table: LookupTable,
     rates_mb_s: Sequence[float],
-    cells: list[list[_Cell]],
+    picks: list[list[Pick]],
     names: Mapping[int, str],
     width: int,
 ) -> list[Text]:
-    """Draw as few grids below each other as ``width`` columns need, each with its share of the data rates."""
+    """Spread the data rates over as few grids as fit into ``width``, one below the other."""
     lines: list[Text] = []
     for count in range(1, len(rates_mb_s) + 1):
         lines, share = [], math.ceil(len(rates_mb_s) / count)
@@ -132,23 +130,23 @@ def _grids(
             part = slice(start, start + share)
             lines += [
                 *([Text()] if lines else []),
-                *_grid(table, rates_mb_s[part], [row[part] for row in cells], names),
+                *_grid(table, rates_mb_s[part], [row[part] for row in picks], names),
             ]
-        if _width(lines) <= width:
+        if _widest(lines) <= width:
             break
     return lines
 
 
-def _width(lines: Sequence[Text]) -> int:
+def _widest(lines: Sequence[Text]) -> int:
     return max(line.cell_len for line in lines)
 
 
 def columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> list[Text]:
-    """Align the fields of lines in columns, two blanks apart and with none at the end.
+    """Align the fields of lines in columns, with two spaces between and none at the end.
 
     Args:
-        lines: Fields, as many in each line.
-        right: Columns that are aligned to the right.
+        lines: The fields of each line; all lines have the same number.
+        right: Columns to align to the right.
     """
     widths = [max(field.cell_len for field in column) for column in zip(*lines, strict=True)]
     result = []
@@ -165,21 +163,9 @@ def columns(lines: Sequence[Sequence[Text]], *, right: Container[int] = ()) -> l
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """One field of the grid."""
-
-    choice: int
-    tie: bool
-    margin_ratio: float
-
-    @classmethod
-    def of(cls, pick: Pick) -> _Cell:
-        return cls(choice=pick.choice.id, tie=pick.tie, margin_ratio=pick.margin_ratio)
-
-    def text(self, names: Mapping[int, str]) -> str:
-        margin = f" {percent_text(self.margin_ratio)}" if math.isfinite(self.margin_ratio) else ""
-        return f"{'~' if self.tie else ''}{names[self.choice]}{margin}"
+def _field_text(pick: Pick, names: Mapping[int, str]) -> str:
+    margin = f" {percent_text(pick.margin_ratio)}" if math.isfinite(pick.margin_ratio) else ""
+    return f"{'~' if pick.tie else ''}{names[pick.choice.id]}{margin}"
 
 
 def choice_style(table: TableContent, choice_id: int) -> str:
@@ -201,11 +187,10 @@ def fact_lines(table: LookupTable) -> list[Text]:
     return columns(facts)
 
 
-def _legend(table: LookupTable, *, by_id: bool) -> list[Text]:
-    """Say which choices are never the best or not measured, and which id is which where the grid has ids.
+def _legend_lines(table: LookupTable, *, by_id: bool) -> list[Text]:
+    """Return lines about choices that are never the best or not measured; with ids, a line for every choice.
 
-    Returns:
-        Lines with an empty one at their end; none where there is nothing to say.
+    The last line is empty; there are no lines if there is nothing to say.
     """
     best = {segment.choice for item in table.batches for segment in item.segments}
     measured = {row.choice for item in table.batches for row in item.rows}
@@ -232,7 +217,7 @@ def _legend(table: LookupTable, *, by_id: bool) -> list[Text]:
 
 
 def table_csv(table: LookupTable) -> str:
-    """Write the terms of every choice at every batch size as CSV, with :data:`CSV_COLUMNS`."""
+    """Return the terms of every choice at every batch size as CSV, with :data:`CSV_COLUMNS`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -270,7 +255,7 @@ def table_csv(table: LookupTable) -> str:
 
 
 def render_pick(pick: Pick) -> RenderableType:
-    """Explain an answer: the choice alone on the first line, then why, every choice's terms, and what changes it."""
+    """Explain an answer: first a line with only the choice, then the reasons, all terms, and the switch rates."""
     table = pick.table
     parts = [
         Text(pick.choice.name, style=f"bold {choice_style(table, pick.choice.id)}"),
@@ -284,7 +269,7 @@ def render_pick(pick: Pick) -> RenderableType:
     if not pick.timing_valid:
         parts.append(Text("Its times were taken elsewhere; measure again: dsc-split bench BUNDLE", style="yellow"))
     names = {choice.id: choice.name for choice in table.choices}
-    parts += [Text(), *_terms(pick), Text()]
+    parts += [Text(), *_term_lines(pick), Text()]
     parts.append(Text(f"By data rate, all else as asked: {segments_text(names, pick.segments)}."))
     return Group(*parts)
 
@@ -323,7 +308,7 @@ def _margin_text(pick: Pick) -> str:
     return f"{name}, the next one, {longer}; that is {known}."
 
 
-def _terms(pick: Pick) -> list[Text]:
+def _term_lines(pick: Pick) -> list[Text]:
     """List the terms of every choice, without those that are 0 for all."""
     shown: list[tuple[str, str]] = [
         ("head", "head_ms"),

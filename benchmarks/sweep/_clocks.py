@@ -1,4 +1,4 @@
-"""The clock of the GPU, locked for the time of a run and always unlocked after it."""
+"""Lock the clock of the GPU during a run, and always unlock it afterwards."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ OPTIONS = ChildOptions(
 
 
 class ClockGuard:
-    """The program of the child process that locks the clock, and unlocks it when its parent ends, killed or not."""
+    """Runs in a child process: it locks the clock, and unlocks it when its parent ends, even if that is killed."""
 
     def __init__(self) -> None:
         self._locked = False
 
     def lock(self, mhz: int) -> None:
-        """Lock the clock at so many MHz."""
+        """Lock the clock at ``mhz``."""
         lock_clocks(mhz)
         self._locked = True
 
     def close(self) -> None:
-        """Unlock it; an error ends the process with a status that is not 0."""
+        """Unlock it; after an error the exit status of the process is not 0."""
         if self._locked:
             unlock_clocks()
 
 
 @contextlib.contextmanager
 def locked_clocks(mhz: int | None) -> Iterator[None]:
-    """Hold the SM clock of the GPU while the block runs.
+    """Lock the SM clock of the GPU while the block runs.
 
-    A process of its own does it, so that the clock is unlocked even where this one is killed; where that process
-    was killed, this one unlocks.
+    A child process does it. If this process is killed, the child unlocks the clock; if the child is killed, this
+    process does.
 
     Args:
         mhz: The clock in MHz; ``None``: nothing is locked.
 
     Raises:
         UsageError: The GPU has no such clock.
-        BackendUnavailable: There is no GPU, or NVML is not there.
-        BackendError: The GPU cannot do it, it is not permitted, or the clock cannot be unlocked.
+        BackendUnavailable: There is no GPU, or no NVML.
+        BackendError: The GPU cannot do it, the user may not, or the clock cannot be unlocked.
     """
     if mhz is None:
         yield

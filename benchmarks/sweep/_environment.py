@@ -1,11 +1,10 @@
-"""What a machine was like while it measured: recorded beside the numbers, never part of a key."""
+"""The state of a machine during a measurement: recorded beside the numbers, never part of a key."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 from datetime import datetime, timezone
-from typing import Any
 
 from dsc_split._support.memory import available_memory_bytes
 
@@ -20,7 +19,7 @@ def now() -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """List the versions of what takes part in a measurement, where it is installed."""
+    """Return the versions of Python and of the installed libraries that take part in a measurement."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -31,12 +30,12 @@ def library_versions() -> dict[str, str]:
 
 
 def static_environment() -> dict[str, object]:
-    """Describe what does not change during a run."""
+    """Return the facts that do not change during a run."""
     return {"host": platform.node(), "system": platform.platform(), "versions": library_versions()}
 
 
 def live_state() -> dict[str, object]:
-    """Read load, free memory, clock and temperature, as far as the system shows them."""
+    """Return load, free memory, clock and temperature, as far as the system reports them."""
     import psutil
 
     state: dict[str, object] = {"time": now(), "available_memory_bytes": available_memory_bytes()}
@@ -44,9 +43,9 @@ def live_state() -> dict[str, object]:
         state["load_1min"] = psutil.getloadavg()[0]
         frequency = psutil.cpu_freq()
         state["frequency_mhz"] = frequency.current if frequency else None
-        sensors: dict[str, Any] = getattr(psutil, "sensors_temperatures", dict)()
-        readings = [reading.current for group in sensors.values() for reading in group]
+        sensors = getattr(psutil, "sensors_temperatures", dict)  # not on every system
+        readings = [reading.current for group in sensors().values() for reading in group]
         state["hottest_sensor_celsius"] = max(readings) if readings else None
-    except (OSError, NotImplementedError, RuntimeError) as e:  # psutil's ways to say that the system does not tell
+    except (OSError, NotImplementedError, RuntimeError) as e:  # psutil raises these if the system has no such reading
         state["unreadable"] = str(e)
     return state

@@ -1,4 +1,4 @@
-"""Statistics of one cell: percentiles of the calls, confidence from the means of rounds."""
+"""Statistics of one cell: percentiles of the calls, and a confidence interval from the means of rounds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = [
 ]
 
 MIN_ROUNDS = 5
-"""Rounds that a cell needs before it may stop."""
+"""Fewest rounds of a cell that stops before its time limit."""
 MIN_ROUNDS_AT_LIMIT = 3
-"""Rounds that a cell needs when its time is up."""
+"""Fewest rounds of a cell at its time limit."""
 
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
          2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
@@ -32,7 +32,7 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
 
 
 def t_quantile(degrees: int) -> float:
-    """Give Student's 97.5 % quantile; beyond the table, its expansion in ``1/degrees``."""
+    """Return Student's 97.5 % quantile; beyond the table, from its expansion in ``1/degrees``."""
     if degrees <= len(T_975):
         return T_975[degrees - 1]
     z = 1.959964
@@ -48,9 +48,9 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def interval_ms(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Give the median of all calls and the half-width of its 95 % confidence interval.
+    """Return the median of all calls and the half-width of its 95 % confidence interval.
 
-    The half-width comes from the spread of the means of rounds, since calls in a row are not independent.
+    The half-width comes from the spread of the means of rounds, because calls in a row are not independent.
     It is infinite for fewer than two rounds.
     """
     median = statistics.median(sample for samples in rounds for sample in samples)
@@ -62,7 +62,7 @@ def interval_ms(rounds: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def is_precise(rounds: Sequence[Sequence[float]], goal: float, *, at_limit: bool = False) -> bool:
-    """Tell whether there are rounds enough and the half-width is at most ``goal`` of the median."""
+    """Return whether there are enough rounds and the half-width is at most ``goal`` of the median."""
     if len(rounds) < (MIN_ROUNDS_AT_LIMIT if at_limit else MIN_ROUNDS):
         return False
     median, half_width = interval_ms(rounds)
@@ -74,8 +74,8 @@ def summarise(rounds: Sequence[Sequence[float]], first_after_pause: Sequence[flo
 
     Args:
         rounds: Milliseconds of each call, by round; no round is empty, and there are at least two.
-        first_after_pause: Milliseconds of the calls after a pause, which are not in ``rounds``.
-        slowdown: Every time is multiplied by it; the raw samples stay as they are.
+        first_after_pause: Milliseconds of the first calls after each pause, which are not in ``rounds``.
+        slowdown: Every time is multiplied by it.
     """
     short = summarise_compute(rounds, slowdown)
     ordered = sorted(sample for samples in rounds for sample in samples)
@@ -97,7 +97,7 @@ def summarise(rounds: Sequence[Sequence[float]], first_after_pause: Sequence[flo
 
 
 def summarise_compute(rounds: Sequence[Sequence[float]], slowdown: float) -> Statistics:
-    """Summarise times in short: how many, median, 95th percentile and confidence interval.
+    """Return only count, median, 95th percentile and confidence interval.
 
     Arguments as in :func:`summarise`.
     """

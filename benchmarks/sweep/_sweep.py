@@ -33,25 +33,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """What :func:`bench_bundle` did."""
+    """The result of :func:`bench_bundle`."""
 
     measured: dict[str, Side]
-    """Side to the target that was measured, and the run fingerprint it was measured under."""
+    """By side: the target that was measured, and its run fingerprint."""
     batches: tuple[int, ...]
     """Batch sizes that were measured."""
     cells: tuple[Cell, ...]
     """Every cell that was asked for, reused ones first."""
     reused: int
-    """How many were there already and good enough."""
+    """How many cells were there already, and precise enough."""
 
     @property
     def targets(self) -> dict[str, str]:
-        """Side to the target that was measured."""
+        """By side: the target that was measured."""
         return {side: part.target for side, part in self.measured.items()}
 
     @property
     def counts(self) -> dict[str, int]:
-        """Status to the number of cells that ended in it."""
+        """Number of cells by status."""
         found = Counter(cell.status for cell in self.cells)
         return {status: found[status] for status in STATUSES}
 
@@ -91,29 +91,29 @@ def bench_bundle(
     executor: Executor | None = None,
     progress: ProgressListener = silent,
 ) -> BenchResult:
-    """Time every engine of a bundle, host to host, and write one cell for each and each batch size.
+    """Time every engine of a bundle at every batch size, host to host, and write one cell for each.
 
-    A cell is written as soon as it is done, so a run that is stopped goes on where it was. Cells that are
-    there already and precise enough are reused, looser ones continued.
+    A cell is written as soon as it is done, so a run that was stopped can continue. Existing cells that are precise
+    enough are reused; the others are continued.
 
     Args:
-        bundle: The bundle; it is held locked all the while.
-        sides: The sides to measure; in a device's or a server's part that one, else both, where not given.
-        device: Target of the device; the last one recorded for it, else ``onnxruntime:cpu``, where not given.
-        server: Target of the server, likewise.
-        batches: Batch sizes; 1, 2, 4 ... 64, as far as the model takes them, where not given.
+        bundle: The bundle; it is locked meanwhile.
+        sides: The sides to measure; default: both, or that of the part if the bundle is the part of one side.
+        device: Target of the device; default: the last one recorded for it, else ``onnxruntime:cpu``.
+        server: The same for the server.
+        batches: Batch sizes; default: 1, 2, 4 ... 64, as far as the model takes them.
         settings: How to measure.
-        stale: Measure just the sides that the bundle's table has the times of that do not hold here: taken on a
-            machine of another kind, or under another driver, version or power mode. Targets and batch sizes are the
-            table's where not given.
-        fallback: Measure the ONNX pair on ONNX Runtime where a target's engines do not fit here.
-        executor: Runs the jobs; this machine, in child processes, where not given.
-        progress: Called when a cell is done, and when another engine has its turn.
+        stale: Measure only the sides whose times in the bundle's table do not hold here: they are from a machine of
+            another kind, or from another driver, version or power mode. Targets and batch sizes are by default those
+            of the table.
+        fallback: Measure the ONNX pair on ONNX Runtime if a target's engines cannot run here.
+        executor: Runs the jobs; default: this machine, in child processes.
+        progress: Called when a cell is done, and when another engine is timed.
 
     Raises:
-        UsageError: A side, target, batch size or clock is unknown or out of range, the bundle is packed, or it is a
+        UsageError: A side, target, batch size or clock is unknown or out of range, the bundle is packed, or it is the
             part of the other side.
-        BackendUnavailable: A back-end's library or its device is not there.
+        BackendUnavailable: A back-end's library or its device is missing.
         BackendError: The clock cannot be locked.
         BundleError: A graph is missing or was changed.
         BundleBusyError: Another command is writing the bundle.
@@ -125,7 +125,7 @@ def bench_bundle(
             f"{str(bundle.path)!r} has both sides, and this machine may be one of them alone: say which one is to be "
             "timed again here, --side device or --side server, or --side both for one machine."
         )
-    sides = _sides(bundle, sides)
+    sides = _choose_sides(bundle, sides)
     given = {"device": device, "server": server}
     table = bundle.table() if stale else None
     if table is not None:
@@ -136,9 +136,9 @@ def bench_bundle(
             sides = [side for side in sides if not fit_here(bundle, side, given[side]).timing_valid]
             if not sides:
                 return BenchResult(measured={}, batches=(), cells=(), reused=0)
-        engines = {side: _open(bundle, side, given[side], fallback=fallback) for side in SIDES if side in sides}
+        engines = {side: _open_engines(bundle, side, given[side], fallback=fallback) for side in SIDES if side in sides}
         found = {side: measured_side(item.backend, settings) for side, item in engines.items()}
-        chosen = choose_batches(bundle, batches if batches is not None else _built_for(engines.values()))
+        chosen = choose_batches(bundle, batches if batches is not None else _built_batches(engines.values()))
         _require_gpu(settings, engines.values())
         store = CellStore(bundle)
         store.remove_partial()
@@ -156,21 +156,21 @@ def bench_bundle(
     )
 
 
-def _open(bundle: Bundle, side: str, target: str | None, *, fallback: bool) -> SideEngines:
-    """Open a side's engines; whether it falls back shows when one is loaded."""
+def _open_engines(bundle: Bundle, side: str, target: str | None, *, fallback: bool) -> SideEngines:
+    """Open a side's engines, and load one if that shows whether to fall back."""
     found = SideEngines(bundle, side, target, fallback=fallback)
     if fallback:
         graph = found.graphs[0]
-        with contextlib.suppress(BackendError):  # a cell says it again, where it is not the device that is missing
+        with contextlib.suppress(BackendError):  # a cell will report it
             found.load(graph, found.nearest_batch(graph, 1)).close()
     return found
 
 
-def _sides(bundle: Bundle, sides: Sequence[str] | None) -> Sequence[str]:
-    """Give the sides to measure.
+def _choose_sides(bundle: Bundle, sides: Sequence[str] | None) -> Sequence[str]:
+    """Return the sides to measure.
 
     Raises:
-        UsageError: One is unknown, or is not the one that the bundle is a part for.
+        UsageError: One is unknown, or the bundle is the part of the other side.
     """
     only = bundle.manifest.side
     if sides is None:
@@ -187,8 +187,8 @@ def _sides(bundle: Bundle, sides: Sequence[str] | None) -> Sequence[str]:
     return sides
 
 
-def _built_for(engines: Iterable[SideEngines]) -> tuple[int, ...] | None:
-    """Give the batch sizes that all engines were built for; ``None`` where none was built beforehand.
+def _built_batches(engines: Iterable[SideEngines]) -> tuple[int, ...] | None:
+    """Return the batch sizes that all engines were built for; ``None`` if no engine is built in advance.
 
     Raises:
         UsageError: There is no such batch size.
@@ -203,7 +203,7 @@ def _built_for(engines: Iterable[SideEngines]) -> tuple[int, ...] | None:
 
 
 def _require_gpu(settings: BenchSettings, engines: Collection[SideEngines]) -> None:
-    """Refuse to lock the clock where no target runs on a GPU."""
+    """Refuse to lock the clock if no target runs on a GPU."""
     backends = [found.backend for found in engines]
     if settings.lock_clocks_mhz is None or any("gpu" in backend.run_fingerprint() for backend in backends):
         return
@@ -233,14 +233,14 @@ class _Sweep:
         self._total = reused
 
     def run(self, jobs: Sequence[Job]) -> list[Cell]:
-        """Have all jobs run, and return their cells; each is written when its result comes in."""
+        """Run all jobs, and return their cells; each is written when its result arrives."""
         if not jobs:
             return []
         logger.info("%d cells to measure, %d reused", len(jobs), self._reused)
         self._total = self._reused + len(jobs)
         with contextlib.closing(self._executor.run(jobs, self._announce)) as results:
             for result in results:
-                self._finish(result)
+                self._write_cell(result)
         left = [job.label for job in jobs if job.question not in self._cells]
         if left:
             raise BackendError(f"the executor gave no result for {', '.join(left)}. Run it again.")
@@ -251,10 +251,10 @@ class _Sweep:
         done = self._reused + len(self._cells)
         self._progress(Progress(stage="bench", label=f"{job.side}: {job.label}", done=done, total=self._total))
 
-    def _finish(self, result: JobResult) -> None:
-        """Write a result's cell; again, if the engine was timed again beside others.
+    def _write_cell(self, result: JobResult) -> None:
+        """Write a result's cell; it is written again if the engine is timed again beside others.
 
-        A cell of an earlier run that has times is not given up for an error: it could only not be continued.
+        An error does not replace a cell of an earlier run that has times: it only means that it was not continued.
         """
         question = result.job.question
         earlier = self._earlier.get(question)

@@ -1,11 +1,11 @@
-"""What a benchmark has to measure: settings, one job per cell that is not there yet, and the cell of its result."""
+"""The tasks of a benchmark: settings, one job for each missing cell, and the cell of its result."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec import UnsetType
 
@@ -31,7 +31,7 @@ from dsc_split.benchmarks.sweep._statistics import (
 )
 from dsc_split.benchmarks.sweep._timer import ROUND_MS, TIMER, warm_up_limit_ms
 from dsc_split.benchmarks.sweep.executors._executor import Job, JobResult
-from dsc_split.engines._fingerprint import fingerprint_digest
+from dsc_split.engines._fingerprint import LOCKED_CLOCK, fingerprint_digest
 from dsc_split.engines._target import Target
 from dsc_split.lookup_table import Side
 
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchSettings", "make_cell", "make_jobs", "measured_side"]
 
-LOCKED = "locked_sm_clock_mhz"
-"""Key of the run fingerprint."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
@@ -52,21 +49,21 @@ class BenchSettings:
     precision_goal: float = 0.02
     """Largest half-width of a cell's 95 % confidence interval, as a share of its median."""
     time_limit_s: float = 10.0
-    """Seconds after which a cell is done in any case; only its own calls count."""
+    """Seconds after which a cell ends, precise or not; only its own calls count."""
     period_ms: float | None = None
-    """Milliseconds between the starts of two calls, as a camera would ask; ``None``: at once."""
+    """Milliseconds between the starts of two calls, as of a camera; ``None``: each starts right after the last."""
     memory_limit_bytes: int | None = None
-    """Memory of the engines that are timed together; ``None``: 80 % of what is free."""
+    """Memory of the engines that are timed together; ``None``: 80 % of the free memory."""
     again: bool = False
-    """Measure anew what has been measured already."""
+    """Measure again what is measured already."""
     lock_clocks_mhz: int | None = None
-    """Clock in MHz at which the GPU's SMs are held; ``None``: they go their own way."""
+    """Clock in MHz to lock the GPU's SMs at; ``None``: do not lock it."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range.
 
         Raises:
-            UsageError: A number is not finite, or not above zero.
+            UsageError: A number is not finite, or not above 0.
         """
         for name in ("precision_goal", "time_limit_s", "period_ms", "memory_limit_bytes", "lock_clocks_mhz"):
             value = getattr(self, name)
@@ -74,15 +71,15 @@ class BenchSettings:
                 number(name, value, above=0.0, most=sys.float_info.max, expected="a finite number above 0 was expected")
 
 
-def with_locked_clock(fingerprint: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
-    """Put the locked clock into the run fingerprint of a target that runs on a GPU."""
+def with_locked_clock(fingerprint: dict[str, object], settings: BenchSettings) -> dict[str, object]:
+    """Add the locked clock to the run fingerprint of a target that runs on a GPU."""
     if settings.lock_clocks_mhz is None or "gpu" not in fingerprint:
         return fingerprint
-    return {**fingerprint, LOCKED: settings.lock_clocks_mhz}
+    return {**fingerprint, LOCKED_CLOCK: settings.lock_clocks_mhz}
 
 
 def measured_side(backend: BackendLike, settings: BenchSettings) -> Side:
-    """Return the target of a back-end, and the run fingerprint that it is measured under."""
+    """Return the target of a back-end, and its run fingerprint with the locked clock."""
     fingerprint = with_locked_clock(backend.run_fingerprint(), settings)
     digest = fingerprint_digest(fingerprint)
     return Side(target=str(backend.target), fingerprint=digest, run_fingerprint=fingerprint)
@@ -95,7 +92,7 @@ def make_jobs(
     batches: Sequence[int],
     settings: BenchSettings,
 ) -> tuple[list[Job], list[Cell], dict[Question, Cell]]:
-    """List what is to be measured, and the cells that are there already.
+    """List the cells to measure, and those that are there already.
 
     Args:
         bundle: The bundle.
@@ -105,8 +102,8 @@ def make_jobs(
         settings: How to measure.
 
     Returns:
-        Jobs, small batches first and each question once; cells that are good enough; and cells that are to be
-        continued or measured again, by question.
+        Jobs, small batches first and each question once; cells that are precise enough; and the other cells, which
+        are to be continued, by question.
     """
     jobs: dict[Question, Job] = {}
     reused: dict[Question, Cell] = {}
@@ -184,31 +181,31 @@ def make_cell(result: JobResult, settings: BenchSettings) -> Cell:
             threads=target.threads,
             warm_up=dict(result.warm_up),
         ),
-        environment=_environment(result),
+        environment=_describe_environment(result),
     )
 
 
 def _compute_ms(rounds: Sequence[Round], slowdown: float) -> Statistics | None:
-    """Summarise what the engine computed between its events; ``None`` where it does not tell."""
+    """Summarise the times between the engine's events; ``None`` if it has none."""
     told = [item.compute_ms for item in rounds if not isinstance(item.compute_ms, UnsetType) and item.compute_ms]
     return summarise_compute(told, slowdown) if len(told) >= MIN_ROUNDS_AT_LIMIT else None
 
 
-def _environment(result: JobResult) -> CellEnvironment:
-    """Return what is known about the machine, the device and the engine, and their state before and after."""
+def _describe_environment(result: JobResult) -> CellEnvironment:
+    """Return the facts about machine, device and engine, and their state before and after."""
     during = [item.device_state for item in result.rounds if not isinstance(item.device_state, UnsetType)]
     states = [state for state in (dict(result.device_state), *during) if state]
     start, end = dict(result.start), dict(result.end)
     if states:
         start["gpu"], end["gpu"] = states[0], states[-1]
-    locked_mhz = result.job.run_fingerprint.get(LOCKED)
+    locked_mhz = result.job.run_fingerprint.get(LOCKED_CLOCK)
     marks = find_marks(states, locked_mhz if isinstance(locked_mhz, int) else None)
     around = {"start": start, "end": end, "engine": dict(result.engine), "marks": marks}
     return read_record({**result.machine, **around}, CellEnvironment)
 
 
 def _out_of_memory_at(question: Question, cells: Iterable[Cell]) -> int | None:
-    """Return the smallest batch size at which memory ended for the engine of a question; ``None`` if it did not."""
+    """Return the smallest batch size at which a question's engine ran out of memory; ``None`` if it did not."""
     ends = [
         cell.batch
         for cell in cells
@@ -220,9 +217,9 @@ def _out_of_memory_at(question: Question, cells: Iterable[Cell]) -> int | None:
 
 
 def _is_final(cell: Cell, settings: BenchSettings) -> bool:
-    """Return whether a cell answers its question as well as is asked.
+    """Return whether a cell needs no more measuring.
 
-    Memory that ended is final, unless more of it is allowed now than then.
+    "Out of memory" is final, unless more memory is allowed now.
     """
     if cell.status == "out-of-memory":
         allowed_bytes = settings.memory_limit_bytes

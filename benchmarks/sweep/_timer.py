@@ -1,4 +1,4 @@
-"""The timer: the clock around the bare call, and nothing else in between."""
+"""The timer: it reads the clock right before and right after each call."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ __all__ = [
 ]
 
 TIMER = "time.perf_counter_ns around the bound call; garbage collection off"
-"""What is recorded with every cell."""
+"""Recorded with every cell."""
 
 ROUND_MS = 50.0
-"""A round has as many calls as fit into this time, and at least one."""
+"""A round has as many calls as fit into this time, but at least one."""
 MAX_CALLS = 200
-"""A round has at most this many calls: every one of them is stored."""
+"""A round has at most this many calls, because every one is stored."""
 MAX_PACED_ROUND_MS = 500.0
-"""A round of paced calls lasts about this long at most."""
+"""A round of paced calls lasts at most about this long."""
 MAX_WARM_UP_MS = 2000.0
-"""A warm-up takes this long at most, two calls excepted."""
+"""A warm-up takes at most this long; two calls are made in any case."""
 WINDOW_NS = 20_000_000
-"""Calls of one warm-up window last at least this long together, or are one call."""
+"""The calls of one warm-up window last at least this long together."""
 AGREEMENT = 0.05
-"""Warm-up ends when the means of the last windows differ from that of the very last by at most this share."""
+"""Windows agree if their means differ from that of the last window by at most this share."""
 WINDOWS, JIT_WINDOWS = 2, 3
-"""So many windows have to agree; the second number holds where the library may still be compiling."""
+"""Number of windows that have to agree; the second is for libraries that compile while they run."""
 JIT_SPAN_NS = 500_000_000
-"""They last at least this long together, then: a kernel that was compiled meanwhile takes over within it."""
+"""For those, the windows last at least this long together, so that newly compiled kernels are in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class WarmUp:
     calls: int
     """Calls that were made; none of them is a sample."""
     busy_ms: float
-    """Milliseconds they took together."""
+    """Total milliseconds of these calls."""
     call_ms: float
     """Mean of the last window."""
     stable: bool
-    """Whether the last two windows agreed, before the time allowed was over."""
+    """Whether the last windows agreed before the time limit."""
 
 
 def count_calls(call_ms: float, period_ms: float | None) -> int:
@@ -61,7 +61,7 @@ def count_calls(call_ms: float, period_ms: float | None) -> int:
 
     Args:
         call_ms: Milliseconds that one call takes.
-        period_ms: Milliseconds between the starts of two calls; ``None`` where they follow at once.
+        period_ms: Milliseconds between the starts of two calls; ``None``: each starts right after the last.
     """
     count = max(1, min(MAX_CALLS, round(ROUND_MS / call_ms)))
     if period_ms is not None:
@@ -70,13 +70,13 @@ def count_calls(call_ms: float, period_ms: float | None) -> int:
 
 
 def warm_up_limit_ms(time_limit_s: float) -> float:
-    """Return the milliseconds that a warm-up may take, two calls excepted, for a cell's time limit in seconds."""
+    """Return the longest warm-up in milliseconds for a cell's time limit in seconds."""
     return min(MAX_WARM_UP_MS, 250.0 * time_limit_s)
 
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Keep the collector from running between two readings of the clock."""
+    """Turn garbage collection off while the block runs."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -87,12 +87,12 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def time_calls(call: Callable[[], object], count: int, *, after: Callable[[], object] | None = None) -> list[int]:
-    """Time ``count`` calls in a row; returns nanoseconds.
+    """Time ``count`` calls in a row; return nanoseconds.
 
     Args:
         call: The bare call.
         count: Number of calls.
-        after: Called after each call, when the clock has been read.
+        after: Called after each call, outside the measured time.
     """
     clock = time.perf_counter_ns
     samples_ns = [0] * count
@@ -109,15 +109,15 @@ def time_calls(call: Callable[[], object], count: int, *, after: Callable[[], ob
 def time_paced_calls(
     call: Callable[[], object], count: int, period_ms: float, *, after: Callable[[], object] | None = None
 ) -> list[int]:
-    """Time calls that start every ``period_ms``, as a camera would ask; returns nanoseconds.
+    """Time calls that start every ``period_ms``, as with a camera; return nanoseconds.
 
-    The first call starts after one whole period of rest. A call that is late skips the starts it has missed.
+    The first call starts after one whole period of rest. If a call is late, the missed starts are skipped.
 
     Args:
         call: The bare call.
         count: Number of calls.
         period_ms: Milliseconds between two starts.
-        after: Called after each call, when the clock has been read.
+        after: Called after each call, outside the measured time.
     """
     clock = time.perf_counter_ns
     period_ns = max(1, round(period_ms * 1e6))
@@ -140,10 +140,10 @@ def time_paced_calls(
 
 
 def warm_up(call: Callable[[], object], limit_ms: float, *, jit: bool = False) -> WarmUp:
-    """Call until the last windows of calls agree in their means, or the time allowed is over; at least twice.
+    """Call until the last windows of calls have about the same mean, or the time is over; at least twice.
 
-    Two windows are enough where everything was compiled beforehand. A library that compiles while it runs puts
-    faster kernels in place as they become ready: then three windows that last half a second together are asked for.
+    Two windows are enough if everything was compiled in advance. A library that compiles while it runs switches to
+    faster kernels when they are ready; then it takes three windows that last half a second together.
 
     Args:
         call: The bare call.
@@ -166,7 +166,7 @@ def warm_up(call: Callable[[], object], limit_ms: float, *, jit: bool = False) -
 
 
 def _agree(windows: list[tuple[int, float]], at_least: int, span_ns: int) -> bool:
-    """Tell whether so many of the last windows, of so long together, have about the same mean."""
+    """Return whether the last ``at_least`` windows, of ``span_ns`` together, have about the same mean."""
     _, last_ns = windows[-1]
     agreeing = list(
         itertools.takewhile(lambda window: abs(window[1] - last_ns) <= AGREEMENT * last_ns, reversed(windows))

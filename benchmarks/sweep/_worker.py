@@ -1,4 +1,4 @@
-"""The program of the child process that times engines: it loads them, calls them in rounds, and frees them."""
+"""The child process that times engines: it loads them, calls them in rounds, and frees them."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ __all__ = ["Bench", "Loaded", "WarmUpFacts"]
 
 
 class WarmUpFacts(TypedDict):
-    """How a warm-up went, and what the child process held after it."""
+    """How a warm-up went, and the memory of the child process after it."""
 
     calls: int
     """Calls that were made; none of them is a sample."""
     busy_ms: float
-    """Milliseconds they took together."""
+    """Total milliseconds of these calls."""
     call_ms: float
-    """Mean of the last ones."""
+    """Mean of the last window."""
     stable: bool
-    """Whether the last ones agreed, before the time allowed was over."""
+    """Whether the last windows agreed before the time limit."""
     resident_bytes: int
-    """Memory of the child process, pages that it shares included."""
+    """Memory of the child process, including shared pages."""
 
 
 class Loaded(TypedDict):
-    """What is known of an engine that was loaded and is warm."""
+    """Facts about an engine that is loaded and warm."""
 
     warm_up: WarmUpFacts
     """How the warm-up went."""
     engine: dict[str, object]
-    """What the engine says about itself."""
+    """Facts that the engine reports."""
     device_state: dict[str, object]
-    """State of the device; empty where the back-end does not tell."""
+    """State of the device; empty if the back-end does not report it."""
 
 
 class Bench:
-    """The engines that are loaded, and what can be asked of them.
+    """Loads, times and frees the engines of one target.
 
     Args:
         bundle: Folder of the bundle.
@@ -90,7 +90,7 @@ class Bench:
     def round(self, graph: str, side: str, count: int, period_ms: float | None) -> dict[str, Any]:
         """Time some calls in a row and return the document of a ``Round``.
 
-        The first call, which finds the traces of another engine, is not among them.
+        The first call is not counted: it runs in caches that another engine has filled.
         """
         engine, call = self._loaded[graph]
         started = now()

@@ -1,3 +1,3 @@
-"""From cells to lookup tables: rows, tables, and what differs between two of them."""
+"""Make lookup tables from cells, and compare two tables."""
 
 __all__: list[str] = []

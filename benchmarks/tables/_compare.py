@@ -1,4 +1,4 @@
-"""What changed between two lookup tables: latencies beyond their intervals, choices, and switch rates."""
+"""Compare two lookup tables: latencies, best choices and switch rates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split._support.numbers import finite_or_none
 from dsc_split.errors import UsageError
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["CHANGES", "ChoiceChange", "Comparison", "LatencyChange", "SwitchChange", "compare_tables"]
 
 CHANGES = ("slower", "faster", "gone", "new", "same")
-"""What may have become of a latency, the worst first."""
+"""How a latency can change, the worst first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyChange:
-    """What became of the time of one graph at one batch size."""
+    """How the time of one graph changed at one batch size."""
 
     side: str
     """``device`` or ``server``."""
@@ -35,43 +35,43 @@ class LatencyChange:
     batch: int
     """Batch size."""
     before_ms: float | None
-    """Median in milliseconds; ``None`` where it is new."""
+    """Median in milliseconds; ``None`` if only the second table has it."""
     before_ci_ms: tuple[float, float] | None
-    """95 % confidence interval of ``before_ms``; ``None`` where it is not known."""
+    """95 % confidence interval of ``before_ms``; ``None`` if it is not known."""
     after_ms: float | None
-    """Median in milliseconds; ``None`` where it is gone."""
+    """Median in milliseconds; ``None`` if only the first table has it."""
     after_ci_ms: tuple[float, float] | None
-    """95 % confidence interval of ``after_ms``; ``None`` where it is not known."""
+    """95 % confidence interval of ``after_ms``; ``None`` if it is not known."""
     change: str
     """One of :data:`CHANGES`."""
     stale: bool
-    """Whether one of the two was taken on another machine than its table names."""
+    """Whether one of the two times is from another machine than its table names."""
 
     @property
     def ratio(self) -> float | None:
-        """Time after over time before; ``None`` where there is none."""
+        """Return ``after_ms / before_ms``; ``None`` if one of them is missing."""
         return self.after_ms / self.before_ms if self.before_ms and self.after_ms is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceChange:
-    """A range of data rates over which another choice is the best, by more than the uncertainty of both tables."""
+    """A range of data rates where the best choice is another one, by more than the uncertainty of both tables."""
 
     batch: int
     """Batch size."""
     from_rate_mb_s: float
-    """Where the range begins, in MB/s."""
+    """Start of the range, in MB/s."""
     below_rate_mb_s: float | None
-    """Where it ends, in MB/s; ``None``: nowhere."""
+    """End of the range, in MB/s; ``None``: it has no end."""
     before: str
-    """Name of the choice that was the best."""
+    """Name of the best choice in the first table."""
     after: str
-    """Name of the choice that is the best now."""
+    """Name of the best choice in the second table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchChange:
-    """A data rate at which one choice gives way to another in both tables, and moved by more than its uncertainty."""
+    """A data rate where both tables switch from one choice to another, and that moved beyond its uncertainty."""
 
     batch: int
     """Batch size."""
@@ -82,48 +82,48 @@ class SwitchChange:
     before_mb_s: float
     """The rate before, in MB/s."""
     before_range_mb_s: tuple[float, float]
-    """Where it may have been, from the 95 % confidence intervals of the terms; the end may be infinite."""
+    """Where it can have been, by the 95 % confidence intervals of the terms; the end may be infinite."""
     after_mb_s: float
     """The rate now, in MB/s."""
     after_range_mb_s: tuple[float, float]
-    """Where it may be now."""
+    """Where it can be now."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What :func:`compare_tables` found."""
+    """The result of :func:`compare_tables`."""
 
     remarks: tuple[str, ...]
-    """What makes the two less comparable: other pairs, targets, machines, links; stale times."""
+    """Reasons why the two are hard to compare: other pairs, targets, machines, links; stale times."""
     latencies: tuple[LatencyChange, ...]
-    """Every graph that one of the tables has at a batch size that both have, changed or not."""
+    """Every graph of either table at the batch sizes that both have, changed or not."""
     batches_gone: tuple[int, ...]
     """Batch sizes that only the first table has."""
     batches_new: tuple[int, ...]
     """Batch sizes that only the second table has."""
     choices: tuple[ChoiceChange, ...]
-    """Where another choice is the best."""
+    """Ranges of data rates with another best choice."""
     switches: tuple[SwitchChange, ...]
     """Switch rates that moved."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Each of :data:`CHANGES` to the number of latencies."""
+        """Number of latencies by change, one of :data:`CHANGES`."""
         return {change: sum(item.change == change for item in self.latencies) for change in CHANGES}
 
     @property
     def is_slower(self) -> bool:
-        """Whether something is slower, or does not run any more."""
+        """Whether a latency is slower, or gone."""
         return any(item.change in ("slower", "gone") for item in self.latencies)
 
     @property
     def is_changed(self) -> bool:
-        """Whether anything that was measured, or follows from it, is another."""
+        """Whether anything changed."""
         others = (self.choices, self.switches, self.batches_gone, self.batches_new)
         return any(item.change != "same" for item in self.latencies) or any(others)
 
-    def to_json(self) -> dict[str, Any]:
-        """Give plain data; a rate without end is ``None``."""
+    def to_json(self) -> dict[str, object]:
+        """Return plain data; an infinite rate becomes ``None``."""
         return {
             "slower": self.is_slower,
             "changed": self.is_changed,
@@ -145,17 +145,16 @@ class Comparison:
 
 
 def compare_tables(before: LookupTable, after: LookupTable, *, tolerance: float = 0.02) -> Comparison:
-    """Say what changed from one table to another.
+    """List what changed from one table to another.
 
-    A latency is slower or faster where the 95 % confidence intervals of the medians do not overlap, and the medians
-    differ by more than the tolerance. Another choice is the best over the data rates at which both tables say so by
-    more than their uncertainty. A switch rate moved where the rates that the terms' intervals allow do not overlap,
-    and it differs by more than the tolerance.
+    A latency changed if the 95 % confidence intervals of the medians do not overlap and the medians differ by more
+    than the tolerance. The best choice changed at the data rates where both tables are certain of their own. A switch
+    rate moved if the ranges where it can be do not overlap and the rates differ by more than the tolerance.
 
     Args:
-        before: What is compared with.
-        after: What is judged.
-        tolerance: Smaller relative differences are none.
+        before: The first table.
+        after: The second table.
+        tolerance: Smaller relative differences do not count.
 
     Raises:
         UsageError: ``tolerance`` is not finite, or negative; the tables have no batch size in common.
@@ -173,19 +172,19 @@ def compare_tables(before: LookupTable, after: LookupTable, *, tolerance: float 
     latencies = tuple(
         change
         for batch in common
-        for change in _latencies(batch, _times(before, batch), _times(after, batch), tolerance)
+        for change in _latency_changes(batch, _times_by_graph(before, batch), _times_by_graph(after, batch), tolerance)
     )
     return Comparison(
         remarks=tuple(_remarks(before, after, latencies)),
         latencies=latencies,
         batches_gone=tuple(sorted(sizes[0] - sizes[1])),
         batches_new=tuple(sorted(sizes[1] - sizes[0])),
-        choices=tuple(change for batch in common for change in _choices(batch, before, after)),
-        switches=tuple(change for batch in common for change in _switches(batch, before, after, tolerance)),
+        choices=tuple(change for batch in common for change in _choice_changes(batch, before, after)),
+        switches=tuple(change for batch in common for change in _switch_changes(batch, before, after, tolerance)),
     )
 
 
-# ---- what makes them less comparable -----------------------------------------------------------------------------
+# ---- remarks -------------------------------------------------------------------------------------------------------
 
 
 def _remarks(before: LookupTable, after: LookupTable, latencies: tuple[LatencyChange, ...]) -> Iterator[str]:
@@ -199,7 +198,7 @@ def _remarks(before: LookupTable, after: LookupTable, latencies: tuple[LatencyCh
         if then.target != now.target:
             yield f"another target of the {side}: {then.target}, then {now.target}"
         if then.fingerprint != now.fingerprint:
-            yield f"another machine or state of the {side}: {_facts(then.run_fingerprint, now.run_fingerprint)}"
+            yield f"another machine or state of the {side}: {_changed_facts(then.run_fingerprint, now.run_fingerprint)}"
     then, now = dataclasses.asdict(before.link), dataclasses.asdict(after.link)
     if keys := [key for key in then if then[key] != now[key]]:
         yield f"another link: {', '.join(f'{key} {then[key]!r}, then {now[key]!r}' for key in keys)}"
@@ -207,7 +206,7 @@ def _remarks(before: LookupTable, after: LookupTable, latencies: tuple[LatencyCh
         yield f"{stale} of {len(latencies)} latencies were taken on another machine than their table names"
 
 
-def _facts(then: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> str:
+def _changed_facts(then: Mapping[str, object] | None, now: Mapping[str, object] | None) -> str:
     if then is None or now is None:
         return "the table does not say which"
     keys = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
@@ -224,8 +223,7 @@ class _Time:
     valid: bool
 
 
-def _times(table: LookupTable, batch: int) -> dict[tuple[str, str], _Time]:
-    """Give the times at a batch size by side and graph."""
+def _times_by_graph(table: LookupTable, batch: int) -> dict[tuple[str, str], _Time]:
     choices = {choice.id: choice for choice in table.choices}
     (rows,) = (item.rows for item in table.batches if item.batch == batch)
     times = {}
@@ -233,20 +231,20 @@ def _times(table: LookupTable, batch: int) -> dict[tuple[str, str], _Time]:
         choice = choices[row.choice]
         if choice.uses_server:
             time = _Time(median_ms=row.tail_ms, interval_ms=row.tail_ci_ms, valid=row.timing_valid)
-            times["server", _graph(choice, "tail")] = time
+            times["server", _graph_name(choice, "tail")] = time
         if choice.kind in (SPLIT, NO_OFFLOAD) or row.head_ms > 0.0:
             time = _Time(median_ms=row.head_ms, interval_ms=row.head_ci_ms, valid=row.timing_valid)
-            times["device", _graph(choice, "head")] = time
+            times["device", _graph_name(choice, "head")] = time
     return times
 
 
-def _graph(choice: Choice, part: str) -> str:
+def _graph_name(choice: Choice, part: str) -> str:
     if choice.kind == SPLIT:
         return f"{part} {choice.name}"
     return "whole model" if (part == "tail") is choice.uses_server else "encoding of the input"
 
 
-def _latencies(
+def _latency_changes(
     batch: int, before: Mapping[tuple[str, str], _Time], after: Mapping[tuple[str, str], _Time], tolerance: float
 ) -> Iterator[LatencyChange]:
     for key in sorted({**before, **after}, key=lambda key: key[0]):
@@ -259,12 +257,12 @@ def _latencies(
             before_ci_ms=None if then is None else then.interval_ms,
             after_ms=None if now is None else now.median_ms,
             after_ci_ms=None if now is None else now.interval_ms,
-            change=_change(then, now, tolerance),
+            change=_judge_change(then, now, tolerance),
             stale=any(time is not None and not time.valid for time in (then, now)),
         )
 
 
-def _change(then: _Time | None, now: _Time | None, tolerance: float) -> str:
+def _judge_change(then: _Time | None, now: _Time | None, tolerance: float) -> str:
     if then is None or now is None:
         return "new" if then is None else "gone"
     low, high = then.interval_ms or (then.median_ms, then.median_ms)
@@ -278,8 +276,8 @@ def _change(then: _Time | None, now: _Time | None, tolerance: float) -> str:
 # ---- choices and switch rates ----------------------------------------------------------------------------------------
 
 
-class _Lines:
-    """The lines of one table at one batch size: a + b / rate by choice, with the uncertainty of a."""
+class _LatencyLines:
+    """The latencies of one table at one batch size: ``a + b / rate`` by choice, with the uncertainty of ``a``."""
 
     def __init__(self, table: LookupTable, batch: int) -> None:
         names = {choice.id: choice.name for choice in table.choices}
@@ -293,14 +291,14 @@ class _Lines:
         self.best = [names[item.choice] for item in segments]
 
     def best_at(self, rate_mb_s: float) -> str:
-        """Name the best choice."""
+        """Return the name of the best choice."""
         return next(name for name, end in zip(self.best, self.ends_mb_s, strict=True) if rate_mb_s < end)
 
     def sure_range_mb_s(self, name: str, other: str) -> tuple[float, float]:
-        """Give the data rates between which a choice is better than another by more than is uncertain.
+        """Return the range of data rates where ``name`` is better than ``other`` by more than the uncertainty.
 
-        So it is at every rate where the other has no row. What it gains is a straight line in the inverse of the
-        rate: the range begins at 0 where it sends less, and has no end where it does not. Infinite twice: nowhere.
+        The range is ``(0, inf)`` if the other choice has no row, and ``(inf, inf)`` if it is empty. The advantage
+        changes linearly with ``1 / rate``. So the range starts at 0 if ``name`` sends less, and is open if not.
         """
         if other not in self._index:
             return 0.0, math.inf
@@ -312,7 +310,7 @@ class _Lines:
         return 1000.0 * more_mb / sure_ms if sure_ms > 0.0 else math.inf, math.inf
 
     def switches(self) -> dict[tuple[str, str], tuple[float, tuple[float, float]]]:
-        """Give the rate at which a choice gives way to the next one, and where it may be."""
+        """Return, for each pair of neighbouring best choices, the rate of the switch and the range where it can be."""
         found = {}
         for (below, above), rate_mb_s in zip(itertools.pairwise(self.best), self.ends_mb_s, strict=False):
             _, low = self.sure_range_mb_s(below, above)
@@ -325,9 +323,9 @@ class _Lines:
         return math.sqrt(lines.variance_ms2(index[name]) + lines.variance_ms2(index[other]))
 
 
-def _choices(batch: int, before: LookupTable, after: LookupTable) -> Iterator[ChoiceChange]:
-    """Find where another choice is surely the best, but for the ranges over which a switch rate moved."""
-    then, now = _Lines(before, batch), _Lines(after, batch)
+def _choice_changes(batch: int, before: LookupTable, after: LookupTable) -> Iterator[ChoiceChange]:
+    """List where the best choice has certainly changed, except where a switch rate moved."""
+    then, now = _LatencyLines(before, batch), _LatencyLines(after, batch)
     moved = {frozenset(pair) for pair in then.switches().keys() & now.switches().keys()}
     ends = sorted({*then.ends_mb_s, *now.ends_mb_s})
     for start, end in itertools.pairwise([0.0, *ends]):
@@ -341,8 +339,8 @@ def _choices(batch: int, before: LookupTable, after: LookupTable) -> Iterator[Ch
             yield ChoiceChange(batch=batch, from_rate_mb_s=low, below_rate_mb_s=below, before=best, after=best_now)
 
 
-def _switches(batch: int, before: LookupTable, after: LookupTable, tolerance: float) -> Iterator[SwitchChange]:
-    then, now = _Lines(before, batch).switches(), _Lines(after, batch).switches()
+def _switch_changes(batch: int, before: LookupTable, after: LookupTable, tolerance: float) -> Iterator[SwitchChange]:
+    then, now = _LatencyLines(before, batch).switches(), _LatencyLines(after, batch).switches()
     for (below, above), (rate_mb_s, (low, high)) in then.items():
         if (below, above) not in now:
             continue

@@ -1,4 +1,4 @@
-"""What each side takes, by target and run fingerprint: from cells, or from the tables of a bundle without them."""
+"""The times of each side, by target and run fingerprint: from cells, or from tables where there are no cells."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_split.benchmarks.cells._cells import Cell
 from dsc_split.engines import Target
@@ -35,23 +35,23 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MIN_DIGITS = 6
-"""So many digits of a run fingerprint name it, at least."""
+"""Fewest digits that can name a run fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Time:
-    """What one graph takes at one batch size."""
+    """The time of one graph at one batch size."""
 
     status: str
     """``ok``, ``unstable``, ``out-of-memory`` or ``failed``."""
     median_ms: float | None = None
-    """Milliseconds; ``None`` where nothing was measured."""
+    """Milliseconds; ``None`` if nothing was measured."""
     interval_ms: tuple[float, float] | None = None
-    """95 % confidence interval of ``median_ms``; ``None`` where it is not known."""
+    """95 % confidence interval of ``median_ms``; ``None`` if it is not known."""
     p95_ms: float | None = None
-    """95th percentile in milliseconds; ``None`` where it is not known."""
+    """95th percentile in milliseconds; ``None`` if it is not known."""
     valid: bool = True
-    """Whether it was taken on what the table names."""
+    """Whether it was measured on the machine that the table names."""
 
     @classmethod
     def of_cell(cls, cell: Cell) -> Time:
@@ -67,7 +67,7 @@ class Time:
 
     @classmethod
     def of_row(cls, row: Row | None, side: str) -> Time:
-        """Read one side of a table's row; without a row the choice ran out of memory, on one side or the other."""
+        """Read one side of a table's row; no row means that the choice ran out of memory on one of the sides."""
         if row is None:
             return cls(status="out-of-memory")
         if side == "device":
@@ -83,24 +83,24 @@ class SideTimes:
 
     side: Side
     """Target and run fingerprint."""
-    emulated: Mapping[str, Any] | None
-    """What was emulated, and how; ``None`` where the times are the machine's own."""
+    emulated: Mapping[str, object] | None
+    """What was emulated, and how; ``None`` if nothing was."""
     times: Mapping[tuple[str, int], Time]
     """By graph digest and batch size."""
     cells: tuple[Cell, ...] = ()
-    """The cells that times are from."""
+    """The cells that the times are from."""
     period_ms: float | None = None
-    """Milliseconds between the starts of two calls; ``None`` where they followed at once."""
+    """Milliseconds between the starts of two calls; ``None`` if each call started right after the last."""
     newest: str = ""
-    """When it was measured last, in UTC; empty where only a table is left of it."""
+    """When it was last measured, in UTC; empty if the times are from a table."""
 
     def get(self, graph: str, batch: int) -> Time | None:
-        """Find the time of a graph at a batch size."""
+        """Return the time of a graph at a batch size, if there is one."""
         return self.times.get((graph, batch))
 
     @property
     def age_order(self) -> tuple[bool, str, str]:
-        """Sort by this: what is measured at once is preferred to what is paced, then what is newer."""
+        """Sort key, best last: calls without a period come after paced ones, then newer after older."""
         return self.period_ms is None, self.newest, self.side.fingerprint
 
 
@@ -114,20 +114,20 @@ def find_times(
     cells: Sequence[Cell],
     tables: Sequence[LookupTable] = (),
 ) -> tuple[SideTimes, ...]:
-    """List what is known of a side's times, one item per target and run fingerprint, the oldest first.
+    """List the known times of a side, one item per target and run fingerprint, the oldest first.
 
-    One that lacks a graph at every batch size is left out where another has them all: two sides of one target share
-    the cells of the whole model.
+    An item that lacks a graph at every batch size is left out if another item has all graphs: two sides of one target
+    share the cells of the whole model.
 
-    A table stands in where cells are missing: for a target and fingerprint without any and, in a device's or a
-    server's part, which is packed without cells, for each time that no cell answers.
+    Tables fill in for missing cells: for a target and fingerprint without any cell and, in the part of one side, which
+    is packed without cells, for each missing time.
 
     Args:
         bundle: The bundle.
         side: ``device`` or ``server``.
         graphs: Digest of the side's graph by the name of the choice that runs it.
-        cells: All cells of the bundle; those of other graphs are passed over.
-        tables: The bundle's tables, the one that counts first; a time in any of them is better than none.
+        cells: All cells of the bundle; those of other graphs are ignored.
+        tables: The bundle's tables, the most important one first.
     """
     wanted = set(graphs.values())
     groups: dict[tuple[str, str], list[Cell]] = {}
@@ -136,12 +136,12 @@ def find_times(
             groups.setdefault((cell.target, cell.question.fingerprint), []).append(cell)
     of_tables: dict[tuple[str, str], SideTimes] = {}
     for table in tables:
-        times = _of_table(table, side, graphs)
+        times = _times_of_table(table, side, graphs)
         key = (times.side.target, times.side.fingerprint)
         before = of_tables.get(key, times)
         known = {name: time for name, time in before.times.items() if time.median_ms is not None}
         of_tables[key] = dataclasses.replace(before, times={**times.times, **known})
-    found = {key: _of_cells(group) for key, group in groups.items()}
+    found = {key: _times_of_cells(group) for key, group in groups.items()}
     for key, times in of_tables.items():
         if key not in found:
             found[key] = times
@@ -151,8 +151,8 @@ def find_times(
     return tuple(sorted(whole or found.values(), key=lambda item: item.age_order))
 
 
-def _of_cells(cells: Sequence[Cell]) -> SideTimes:
-    """Choose one way of measuring, unpaced where there is one, and read the cells measured so."""
+def _times_of_cells(cells: Sequence[Cell]) -> SideTimes:
+    """Choose one period, none if possible, and read the cells that were measured with it."""
     measured = [cell for cell in cells if cell.latency_ms is not None] or cells
     newest = max(measured, key=lambda cell: (cell.question.period_ms is None, cell.measured_at))
     chosen = tuple(cell for cell in cells if cell.question.period_ms == newest.question.period_ms)
@@ -168,8 +168,8 @@ def _of_cells(cells: Sequence[Cell]) -> SideTimes:
     )
 
 
-def _of_table(table: LookupTable, side: str, graphs: Mapping[str, str]) -> SideTimes:
-    """Read one side of a table. Where a choice has no row, nobody knows on which side its memory ended."""
+def _times_of_table(table: LookupTable, side: str, graphs: Mapping[str, str]) -> SideTimes:
+    """Read one side of a table. A choice without a row ran out of memory, on an unknown side."""
     names = {choice.id: choice.name for choice in table.choices}
     times = {}
     for item in table.batches:
@@ -178,12 +178,12 @@ def _of_table(table: LookupTable, side: str, graphs: Mapping[str, str]) -> SideT
             if choice in names.values():  # a table for a memory budget has not all of them
                 times[graph, item.batch] = Time.of_row(rows.get(choice), side)
     return SideTimes(
-        side=table.device if side == "device" else table.server, emulated=_emulated(table, side), times=times
+        side=table.device if side == "device" else table.server, emulated=_read_emulation(table, side), times=times
     )
 
 
-def _emulated(table: LookupTable, side: str) -> Mapping[str, Any] | None:
-    """Say what a table says was emulated on a side."""
+def _read_emulation(table: LookupTable, side: str) -> Mapping[str, object] | None:
+    """Return what was emulated on a side, by its table."""
     if isinstance(table.emulated, Mapping):
         what = table.emulated.get(side)
         return what if isinstance(what, Mapping) else None
@@ -194,7 +194,7 @@ def _emulated(table: LookupTable, side: str) -> Mapping[str, Any] | None:
 
 
 def entry_of(bundle: Bundle, side: str, part: Side) -> TargetEntry | None:
-    """Find the manifest's entry of the target that times belong to: the kind that fits, else the last of that name."""
+    """Return the manifest's entry of a target: the one whose engines can run there, else the last of that name."""
     entries = recorded_targets(bundle, side, part.target)
     fitting = [entry for entry in entries if runs_build(part.run_fingerprint or {}, entry.fingerprint)]
     return next(reversed(fitting or entries), None)
@@ -213,16 +213,16 @@ def choose_times(bundle: Bundle, side: str, found: Sequence[SideTimes], asked: s
     Args:
         bundle: The bundle.
         side: ``device`` or ``server``.
-        found: What there is, as :func:`find_times` gives it.
-        asked: A target, a target's id, the first digits of a run fingerprint, or target and fingerprint themselves.
+        found: The result of :func:`find_times`.
+        asked: A target, a target's id, the first digits of a run fingerprint, or a table's ``Side``.
 
     Raises:
-        UsageError: There is nothing, or digits that several fingerprints begin with; the message lists what there is.
+        UsageError: Nothing fits, or several fingerprints do; the message lists the known ones.
     """
     if isinstance(asked, Side):
         if exact := [item for item in found if item.side == asked]:
             return exact[0]
-        raise _without(bundle, side, asked.target)
+        raise _no_times_error(bundle, side, asked.target)
     of_target = [item for item in found if item.side.target == asked] or [
         item for item in found if (entry := entry_of(bundle, side, item.side)) and entry.id == asked
     ]
@@ -235,17 +235,17 @@ def choose_times(bundle: Bundle, side: str, found: Sequence[SideTimes], asked: s
         fitting = [item for item in found if item.side.fingerprint.startswith(asked)]
         if len(fitting) != 1:
             what = "begins several run fingerprints" if fitting else "begins no run fingerprint that was measured"
-            raise UsageError(f"--{side} {asked} {what}. There are: {_listed(fitting or found)}.")
+            raise UsageError(f"--{side} {asked} {what}. There are: {_list_fingerprints(fitting or found)}.")
         return fitting[0]
     target = str(Target.parse(asked))
     of_target = [item for item in found if item.side.target == target]
     if not of_target:
-        raise _without(bundle, side, target)
+        raise _no_times_error(bundle, side, target)
     return newest_times(side, of_target)
 
 
 def default_times(bundle: Bundle, side: str, found: Sequence[SideTimes]) -> SideTimes:
-    """Choose the times of the target recorded last that has some; those of a table where none is recorded.
+    """Choose the times of the last recorded target that has some; those of a table if no target is recorded.
 
     Raises:
         UsageError: No target is recorded for the side, or none has times.
@@ -257,16 +257,16 @@ def default_times(bundle: Bundle, side: str, found: Sequence[SideTimes]) -> Side
     if not recorded:
         raise UsageError(
             f"bundle {str(bundle.path)!r} has no target for its {side} side yet, and no measurements there. "
-            + _remedy(bundle, side, "")
+            + _remedy_text(bundle, side, "")
         )
     for entry in reversed(recorded):
         if fitting := [item for item in found if entry_of(bundle, side, item.side) is entry]:
             return newest_times(side, fitting)
-    raise _without(bundle, side, recorded[-1].target)
+    raise _no_times_error(bundle, side, recorded[-1].target)
 
 
 def newest_times(side: str, found: Iterable[SideTimes]) -> SideTimes:
-    """Choose the newest of several times, and say so."""
+    """Choose the newest of several times, and log a warning if there are others."""
     *others, newest = sorted(found, key=lambda item: item.age_order)
     if others:
         logger.warning(
@@ -286,24 +286,24 @@ def newest_times(side: str, found: Iterable[SideTimes]) -> SideTimes:
 
 
 def host_of(part: Side) -> str:
-    """Name the machine that times were taken on."""
+    """Return the name of the machine that times were measured on."""
     return str((part.run_fingerprint or {}).get("host", "an unnamed host"))
 
 
-def _listed(found: Iterable[SideTimes]) -> str:
+def _list_fingerprints(found: Iterable[SideTimes]) -> str:
     parts = [f"{item.side.fingerprint[:12]} ({item.side.target} on {host_of(item.side)})" for item in found]
     return ", ".join(parts) or "none"
 
 
-def _without(bundle: Bundle, side: str, target: str) -> UsageError:
+def _no_times_error(bundle: Bundle, side: str, target: str) -> UsageError:
     return UsageError(
         f"bundle {str(bundle.path)!r} has no measurements of its {side} side on {target!r}. "
-        + _remedy(bundle, side, f" --{side} {target}")
+        + _remedy_text(bundle, side, f" --{side} {target}")
     )
 
 
-def _remedy(bundle: Bundle, side: str, options: str) -> str:
-    """Say how a side gets its times: where its engines are."""
+def _remedy_text(bundle: Bundle, side: str, options: str) -> str:
+    """Return the command that measures a side, or brings its times here."""
     if bundle.manifest.side in (None, side):
         return f"Take them: dsc-split bench {bundle.path} --side {side}{options}"
     return f"Take them where the {side} is, and unite both: dsc-split merge BUNDLE {bundle.path} OTHER"

@@ -1,4 +1,4 @@
-"""From cells to lookup tables: each choice's terms at each batch size, and where the best one changes."""
+"""Make lookup tables from cells: each choice's terms at each batch size, and where the best choice changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from dsc_split._support.files import read_json, write_json
 from dsc_split.benchmarks.cells._caveats import describe_marks
 from dsc_split.benchmarks.cells._cells import Cell, CellStore
-from dsc_split.benchmarks.tables._rows import IncompleteError, Plan, make_batches, make_plans
+from dsc_split.benchmarks.tables._rows import ChoiceGraphs, IncompleteError, list_choices, make_batches, with_segments
 from dsc_split.benchmarks.tables._side_times import (
     SideTimes,
     choose_times,
@@ -25,7 +25,7 @@ from dsc_split.benchmarks.tables._side_times import (
 )
 from dsc_split.engines.side._sides import SIDES, last_target
 from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
-from dsc_split.lookup_table import Link, LookupTable, Side, State
+from dsc_split.lookup_table import Link, LookupTable, Side
 from dsc_split.table import _json as _table_json
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ __all__ = ["COUNTS", "adopt_tables", "make_table", "read_link", "save_table", "w
 logger = logging.getLogger(__name__)
 
 COUNTS = ("bytes", "elements")
-"""What is counted on the link: bytes as they are sent, or elements at one byte each, as the paper does."""
+"""What is counted on the link: bytes as sent, or elements of one byte each, as in the paper."""
 FOLDER = "tables"
-"""Folder of the tables in a bundle; the one asked for last is ``table.json``, too."""
+"""Folder of the tables in a bundle; ``table.json`` is a copy of the last one that was asked for."""
 TABLE = "table.json"
 _PER_ELEMENT = ", one byte per element"
-"""What the source of a link says where elements are counted."""
+"""Added to the source of a link where elements are counted."""
 
 
 def write_table(
@@ -54,43 +54,43 @@ def write_table(
 ) -> LookupTable:
     """Make the lookup table of a bundle from its cells, and write it to ``tables/`` and ``table.json``.
 
-    A side without cells, as in a part that was packed without them, keeps the times that the bundle's table has.
+    A side without cells, as in the part of one side, keeps the times of the bundle's table.
 
     Args:
         bundle: The bundle; its cells are read.
         device: The device's target, a target's id, or six or more digits of a run fingerprint; default: the target
-            recorded last, in a server's part the table's own.
-        server: The server's, likewise.
-        link: ``paper`` (no cost but the rate), a file for :func:`read_link`, or the link itself; default: that of the
-            table that the bundle has, or else ``paper``.
-        count: ``bytes`` or ``elements``; default: that of the table that the bundle has, or else ``bytes``.
+            recorded last, or in a server's part that of the table.
+        server: The same for the server.
+        link: ``paper`` (no cost but the rate), a file for :func:`read_link`, or a link; default: the link of the
+            bundle's table, else ``paper``.
+        count: ``bytes`` or ``elements``; default: that of the bundle's table, else ``bytes``.
 
     Raises:
-        UsageError: A side has no times for what is asked, an argument is unknown, or the bundle is packed.
+        UsageError: A side has no times for its target, an argument is unknown, or the bundle is packed.
     """
-    table = _Maker(bundle, link=link, count=count).main({"device": device, "server": server})
+    table = _TableMaker(bundle, link=link, count=count).main({"device": device, "server": server})
     save_table(bundle, table)
     return table
 
 
 def write_tables(bundle: Bundle, *, device: str | Side | None = None, server: str | Side | None = None) -> list[Path]:
-    """Write one table for each pair of run fingerprints that was timed whole, and ``table.json``.
+    """Write one table for each complete pair of run fingerprints, and ``table.json``.
 
-    Link and count are those of the table that the bundle has. Files that are right already are left alone.
+    Link and count are those of the bundle's table. Files that need no change are not written.
 
     Args:
         bundle: The bundle; its cells are read.
-        device: Whose times ``table.json`` has, as in :func:`write_table`, or target and fingerprint; default: the kind
-            of device that it has them of now, or else the target recorded last.
-        server: The server's, likewise.
+        device: Device of ``table.json``, as in :func:`write_table`, or a table's ``Side``; default: the kind of device
+            that it has now, else the target recorded last.
+        server: The same for the server.
 
     Returns:
-        The tables' files in ``tables/``, that of ``table.json`` first.
+        The files in ``tables/``; the one that ``table.json`` copies is the first.
 
     Raises:
-        UsageError: No pair is complete, or not the one asked for; or the bundle is packed.
+        UsageError: No pair is complete, the one asked for is not, or the bundle is packed.
     """
-    maker = _Maker(bundle)
+    maker = _TableMaker(bundle)
     asked = {"device": device, "server": server}
     tables = {}
     for pair in itertools.product(*(maker.recorded(side) for side in SIDES)):
@@ -99,42 +99,42 @@ def write_tables(bundle: Bundle, *, device: str | Side | None = None, server: st
         except IncompleteError as e:
             logger.info("no table of %s and %s: %s", *(part.side.fingerprint[:12] for part in pair), e)
             continue
-        tables[_name(bundle, table)] = table
+        tables[_file_name(bundle, table)] = table
     try:
         main = maker.main(asked, keep=True)
     except IncompleteError:
         if not tables or device is not None or server is not None:
             raise
         main = list(tables.values())[-1]
-    _tell_budget(bundle)
+    _warn_of_budget(bundle)
     path = save_table(bundle, main)
-    return [path, *(_save(bundle, name, table) for name, table in tables.items() if name != path.name)]
+    return [path, *(_save_in_folder(bundle, name, table) for name, table in tables.items() if name != path.name)]
 
 
 def save_table(bundle: Bundle, table: LookupTable) -> Path:
-    """Write a table to ``tables/`` and ``table.json``; gives the file in ``tables/``.
+    """Write a table to ``tables/`` and ``table.json``; return the file in ``tables/``.
 
-    A sealed bundle is opened first. A file that says the same already is left alone.
+    A sealed bundle is opened first. A file that needs no change is not written.
 
     Raises:
         UsageError: The bundle is packed.
         DscError: It cannot be written.
     """
-    path = _save(bundle, _name(bundle, table), table)
-    _put(bundle, bundle.file(TABLE), table)
+    path = _save_in_folder(bundle, _file_name(bundle, table), table)
+    _write_if_changed(bundle, bundle.file(TABLE), table)
     return path
 
 
 def adopt_tables(bundle: Bundle, others: Sequence[Bundle]) -> None:
-    """Take the tables of copies for pairs of run fingerprints that a bundle has none of; the last copy's first."""
-    known = {(table.device, table.server) for table in _tables(bundle)}
+    """Copy the tables of other bundles for pairs of run fingerprints without a table; the last bundle wins."""
+    known = {(table.device, table.server) for table in _read_tables(bundle)}
     for other in reversed(others):
-        tables = _tables(other)
+        tables = _read_tables(other)
         for table in (*tables[1:], *tables[:1]):  # table.json, the first one, may be cut down to a memory budget
             pair = (table.device, table.server)
             if pair not in known and table.pair_id == bundle.manifest.pair_id:
                 known.add(pair)
-                _save(bundle, _name(bundle, table), table)
+                _save_in_folder(bundle, _file_name(bundle, table), table)
 
 
 def make_table(
@@ -146,34 +146,33 @@ def make_table(
     link: Link | None = None,
     count: str = "bytes",
 ) -> LookupTable:
-    """Put cells together to a lookup table.
+    """Make a lookup table from cells.
 
-    A row needs both of its cells, measured; one that ran out of memory, failed or is missing is left out, and
-    so is a batch size without rows. Cells that did not reach their precision are used with their wide
-    intervals.
+    A row needs both of its cells. It is left out if one ran out of memory, failed or is missing; so is a batch size
+    without rows. Cells that did not reach their precision are used, with their wide intervals.
 
     Args:
         bundle: The bundle that the cells belong to.
-        cells: All that were measured; those of other graphs or targets are passed over.
+        cells: The measurements; those of other graphs or targets are ignored.
         device: The device's target, a target's id, or six or more digits of a run fingerprint.
-        server: The server's, likewise.
-        link: Cost of the network; ``None``: the paper's, nothing but the rate.
+        server: The same for the server.
+        link: Cost of the network; ``None``: nothing but the rate, as in the paper.
         count: ``bytes`` or ``elements``.
 
     Raises:
         UsageError: A side has no cells for its target, no row has both of its cells, or ``count`` is unknown.
     """
-    maker = _Maker(bundle, link=link or Link(), count=count, cells=list(cells), tables=())
+    maker = _TableMaker(bundle, link=link or Link(), count=count, cells=list(cells), tables=())
     return maker.main({"device": device, "server": server})
 
 
 def read_link(source: str | os.PathLike[str]) -> Link:
     """Read the cost of the network: ``paper``, or a JSON file with keys of the table's ``link``.
 
-    Keys that are missing stay as in the paper's formula.
+    Missing keys keep the values of the paper's formula.
 
     Raises:
-        UsageError: There is no such file, it does not hold a link, or it has a key that no link has.
+        UsageError: There is no such file, it holds no link, or it has an unknown key.
     """
     if source == "paper":
         return Link()
@@ -196,8 +195,8 @@ def read_link(source: str | os.PathLike[str]) -> Link:
 # ---- making ------------------------------------------------------------------------------------------------
 
 
-class _Maker:
-    """Makes tables of one bundle: what is known of both sides, the link, and what is counted."""
+class _TableMaker:
+    """Makes the tables of one bundle, from the times of both sides, the link, and what is counted."""
 
     def __init__(
         self,
@@ -209,9 +208,9 @@ class _Maker:
         tables: Sequence[LookupTable] | None = None,
     ) -> None:
         self._bundle = bundle
-        tables = _tables(bundle) if tables is None else tables
+        tables = _read_tables(bundle) if tables is None else tables
         current = tables[0] if tables else None
-        kept_link, kept_count = (Link(), "bytes") if current is None else _kept(current)
+        kept_link, kept_count = (Link(), "bytes") if current is None else _link_and_count(current)
         self._count = kept_count if count is None else count
         if self._count not in COUNTS:
             raise UsageError(f"count is {count!r}; {' or '.join(map(repr, COUNTS))} was expected.")
@@ -219,30 +218,32 @@ class _Maker:
         suffix = _PER_ELEMENT if self._count == "elements" else ""
         self._link = dataclasses.replace(link, source=link.source + suffix)
         self._current = current
-        self._plans = make_plans(bundle, self._count)
+        self._choices = list_choices(bundle, self._count)
         cells = list(CellStore(bundle).all()) if cells is None else cells
-        self._found = {side: find_times(bundle, side, _graphs(self._plans, side), cells, tables) for side in SIDES}
+        self._found = {
+            side: find_times(bundle, side, _graph_digests(self._choices, side), cells, tables) for side in SIDES
+        }
 
     def main(self, asked: Mapping[str, str | Side | None], *, keep: bool = False) -> LookupTable:
-        """Make the table of what is asked for.
+        """Make the table of the sides that are asked for.
 
         Args:
-            asked: By side: a target, an id or digits of a fingerprint; ``None`` where nothing is.
-            keep: Whether a side that nothing is asked of stays what it is in the table that is there.
+            asked: By side: a target, an id or digits of a fingerprint; ``None`` for the default.
+            keep: Whether the default is the side of the present table.
         """
         device, server = (self._choose(side, asked[side], keep=keep) for side in SIDES)
         return self.make(device, server)
 
     def recorded(self, side: str) -> Sequence[SideTimes]:
-        """List the times of the targets that are recorded for a side, or stand in its tables."""
+        """List the times of a side's recorded targets, and those from tables."""
         if not self._uses(side):
             return [self._choose(side, None)]
         return [item for item in self._found[side] if not item.cells or entry_of(self._bundle, side, item.side)]
 
     def make(self, device: SideTimes, server: SideTimes, *, level: int = logging.WARNING) -> LookupTable:
-        """Make the table of two sides; ``level`` is how loudly its flaws are told."""
-        batches = make_batches(self._bundle, self._plans, device, server, level=level)
-        _tell_marks(device, server, level)
+        """Make the table of two sides; its flaws are logged at ``level``."""
+        batches = make_batches(self._bundle, self._choices, device, server, level=level)
+        _warn_of_marks(device, server, level)
         emulated = {
             side: {"target": part.side.target, **part.emulated}
             for side, part in (("device", device), ("server", server))
@@ -255,16 +256,11 @@ class _Maker:
             device=device.side,
             server=server.side,
             link=self._link,
-            choices=tuple(plan.choice for plan in self._plans),
+            choices=tuple(item.choice for item in self._choices),
             batches=batches,
             count=self._count,
         )
-        return dataclasses.replace(
-            table,
-            batches=tuple(
-                dataclasses.replace(item, segments=table.switch_rates(State(batch=item.batch))) for item in batches
-            ),
-        )
+        return with_segments(table)
 
     def _choose(self, side: str, asked: str | Side | None, *, keep: bool = False) -> SideTimes:
         bundle, found = self._bundle, self._found[side]
@@ -282,18 +278,18 @@ class _Maker:
         return default_times(bundle, side, found)
 
     def _uses(self, side: str) -> bool:
-        """Tell whether a side has anything to do: without splits and full offload the server has not."""
-        return bool(_graphs(self._plans, side))
+        """Return whether a side runs any graph; the server does not without splits and full offload."""
+        return bool(_graph_digests(self._choices, side))
 
 
-def _graphs(plans: Sequence[Plan], side: str) -> dict[str, str]:
-    """Give the digest of a side's graph by the name of the choice that runs it."""
-    graphs = {plan.choice.name: plan.device_graph if side == "device" else plan.server_graph for plan in plans}
+def _graph_digests(choices: Sequence[ChoiceGraphs], side: str) -> dict[str, str]:
+    """Return the digest of a side's graph by the name of the choice that runs it."""
+    graphs = {item.choice.name: item.device_graph if side == "device" else item.server_graph for item in choices}
     return {name: graph for name, graph in graphs.items() if graph is not None}
 
 
-def _tell_marks(device: SideTimes, server: SideTimes, level: int) -> None:
-    """Say which cells are to be mistrusted; they are in the table all the same."""
+def _warn_of_marks(device: SideTimes, server: SideTimes, level: int) -> None:
+    """Warn of cells that were timed while the GPU was not steady; they are in the table."""
     cells = {cell.question: cell for part in (device, server) for cell in part.cells}
     marked = [cell for cell in cells.values() if cell.marks]
     if marked:
@@ -303,8 +299,8 @@ def _tell_marks(device: SideTimes, server: SideTimes, level: int) -> None:
 # ---- files -------------------------------------------------------------------------------------------------
 
 
-def _tables(bundle: Bundle) -> list[LookupTable]:
-    """Read the tables of a bundle that are of its pairs, ``table.json`` first; damaged ones are written anew."""
+def _read_tables(bundle: Bundle) -> list[LookupTable]:
+    """Read the tables of a bundle's own pairs, ``table.json`` first; skip damaged ones."""
     names = [name for name in bundle.storage.names() if re.fullmatch(rf"{FOLDER}/[^/]+\.json", name)]
     tables = []
     for name in (*([TABLE] if bundle.has(TABLE) else []), *names):
@@ -318,8 +314,8 @@ def _tables(bundle: Bundle) -> list[LookupTable]:
     return tables
 
 
-def _tell_budget(bundle: Bundle) -> None:
-    """Say that a memory budget does not outlast new times: what loses least may be another set."""
+def _warn_of_budget(bundle: Bundle) -> None:
+    """Warn that new times end a memory budget: another set of choices may lose least now."""
     try:
         document = read_json(bundle.path / TABLE, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES)
     except TableError:
@@ -333,20 +329,19 @@ def _tell_budget(bundle: Bundle) -> None:
         )
 
 
-def _kept(table: LookupTable) -> tuple[Link, str]:
-    """Give link and count of a table, so that making it anew does not lose them."""
+def _link_and_count(table: LookupTable) -> tuple[Link, str]:
     source = table.link.source.removesuffix(_PER_ELEMENT) if table.count == "elements" else table.link.source
     return dataclasses.replace(table.link, source=source), table.count
 
 
-def _save(bundle: Bundle, name: str, table: LookupTable) -> Path:
-    """Write a table into ``tables/``, in place of one of the same fingerprints that had another name."""
+def _save_in_folder(bundle: Bundle, name: str, table: LookupTable) -> Path:
+    """Write a table into ``tables/``; remove tables of the same fingerprints with another name."""
     folder = bundle.file(FOLDER)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as e:
         raise DscError(f"cannot make folder {str(folder)!r}: {e.strerror or e}.") from e
-    _put(bundle, folder / name, table)
+    _write_if_changed(bundle, folder / name, table)
     same = f"*-{table.device.fingerprint[:12]}--*-{table.server.fingerprint[:12]}.json"
     for path in folder.glob(same):
         if path.name != name:
@@ -354,8 +349,8 @@ def _save(bundle: Bundle, name: str, table: LookupTable) -> Path:
     return folder / name
 
 
-def _put(bundle: Bundle, path: Path, table: LookupTable) -> None:
-    """Write a table's file, unless it is there already."""
+def _write_if_changed(bundle: Bundle, path: Path, table: LookupTable) -> None:
+    """Write a table's file if it changes."""
     document = table.to_json()
     try:
         if read_json(path, "lookup table", TableError, max_bytes=_table_json.MAX_TABLE_BYTES) == document:
@@ -372,12 +367,12 @@ def _put(bundle: Bundle, path: Path, table: LookupTable) -> None:
     logger.info("table: %s", path)
 
 
-def _name(bundle: Bundle, table: LookupTable) -> str:
-    return f"{_file_id(bundle, 'device', table.device)}--{_file_id(bundle, 'server', table.server)}.json"
+def _file_name(bundle: Bundle, table: LookupTable) -> str:
+    return f"{_side_name(bundle, 'device', table.device)}--{_side_name(bundle, 'server', table.server)}.json"
 
 
-def _file_id(bundle: Bundle, side: str, part: Side) -> str:
-    """Name one side of a table's file: the target's id and 12 digits of the run fingerprint."""
+def _side_name(bundle: Bundle, side: str, part: Side) -> str:
+    """Return one half of a table's file name: the target's id and 12 digits of the run fingerprint."""
     entry = entry_of(bundle, side, part)
     name = re.sub(r"[^a-z0-9]+", "-", part.target.lower()).strip("-") if entry is None else entry.id
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsc_split.engines._fingerprint import as_json, differences
+from dsc_split.engines._fingerprint import as_json, differences, machine_facts
 from dsc_split.engines._target import Target
 from dsc_split.engines.side._load import (
     UNUSABLE,
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "fit_here", "table_here"]
 
 logger = logging.getLogger(__name__)
-
-NOT_COMPARED = ("host", "locked_sm_clock_mhz")
-"""Facts that are not compared: the host's name, and the clock that `bench --lock-clocks` locks only while it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +197,7 @@ def _is_timed_here(table: LookupTable, side: str, here: Mapping[str, object]) ->
 
 def _timing_differences(timed_on: Mapping[str, object], here: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     """Return the differences that make times invalid."""
-    return {key: values for key, values in differences(timed_on, here).items() if key not in NOT_COMPARED}
+    return differences(machine_facts(timed_on), machine_facts(here))
 
 
 def _has_time(choice: Choice, row: Row, side: str) -> bool:

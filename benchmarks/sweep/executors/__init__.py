@@ -1,3 +1,3 @@
-"""Who runs the jobs of a sweep: this machine, and what else is put into the table."""
+"""Executors, which run the jobs of a sweep: on this machine, or wherever an executor in the table does."""
 
 __all__: list[str] = []

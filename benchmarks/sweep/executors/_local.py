@@ -1,6 +1,7 @@
-"""This machine as executor: engines are timed in child processes, those of one target and batch together.
+"""The executor of this machine: it times engines in child processes.
 
-All of a group are loaded in one child, and one round of each is timed in turn, so that drift hits all alike.
+Engines of one target and batch size form a group. They are loaded in one child process, and one round of each is timed
+in turn, so that drift affects all of them alike.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ logger = logging.getLogger(__name__)
 TRIES = 2
 """How often a cell is tried in one run before it counts as failed."""
 LOAD_LIMIT_S = 3600.0
-"""Seconds that loading an engine and warming it up may take, before its child process counts as hung."""
+"""Seconds that loading an engine and warming it up may take before the child process counts as hung."""
 CALL_LIMIT_S = 600.0
-"""Seconds that any other answer may take on top of a hundred times what is expected."""
+"""Seconds that another answer may take, in addition to a hundred times the expected time."""
 ENDS_THE_RUN = (BackendUnavailable, EngineFileError)
-"""Errors that mean more than that one cell failed."""
+"""Errors that end the whole run, not only one cell."""
 
 
 class LocalExecutor:
-    """Runs jobs on this machine, one engine's calls at a time."""
+    """Runs jobs on this machine; only one engine is called at a time."""
 
     def run(
         self, jobs: Sequence[Job], announce: Callable[[Job], None] = no_announcement
@@ -73,7 +74,7 @@ class LocalExecutor:
 
 @dataclass(kw_only=True)
 class _Task:
-    """A job that is being run. It collects rounds, possibly on top of those of an earlier run."""
+    """A running job. It collects rounds, in addition to those of an earlier run."""
 
     job: Job
     """The job."""
@@ -84,17 +85,17 @@ class _Task:
     call_ms: float = 0.0
     """Milliseconds that one call took at the end of its last warm-up."""
     warm_up: dict[str, object] = field(default_factory=dict)
-    """How its last warm-up went."""
+    """Facts about its last warm-up."""
     start: dict[str, object] = field(default_factory=dict)
     """State of the machine when it was loaded."""
     device_state: dict[str, object] = field(default_factory=dict)
-    """State of the device after its last warm-up; empty where the back-end does not tell."""
+    """State of the device after its last warm-up; empty if the back-end does not report it."""
     engine: dict[str, object] = field(default_factory=dict)
-    """What the engine says about itself."""
+    """Facts that the engine reports."""
     next_check: int = MIN_ROUNDS
-    """Rounds at which precision is judged next: looking less often is cheaper, and more honest."""
+    """Number of rounds at which precision is checked next: rare checks cost less and stop by chance less often."""
     failures: int = 0
-    """How often it failed in this run, for another reason than memory."""
+    """How often it failed in this run."""
     done: bool = False
     """Whether it has a result."""
 
@@ -115,14 +116,14 @@ class _Task:
 class _Group:
     """All jobs of one target at one batch size.
 
-    They run together as far as memory goes. Where it ends, the rest follow in further child processes, together with
-    one engine of the first, which is timed again beside them. A job that fails is tried once more, alone.
+    As many as fit into memory run together. The others follow in further child processes, each together with one
+    engine of the first, which is timed again beside them. A job that fails is tried once more, alone.
 
     Args:
-        job: Any of them, for the bundle and the target.
-        memory_limit_bytes: What the engines of one child process may hold together.
-        machine: What is known of this machine.
-        announce: Called with a job when it is its turn.
+        job: One of the jobs, for the bundle and the target.
+        memory_limit_bytes: Memory limit of the engines of one child process.
+        machine: Facts about this machine.
+        announce: Called with a job when it starts or continues.
     """
 
     def __init__(
@@ -136,10 +137,10 @@ class _Group:
         self._capacity = 0
 
     def run(self, tasks: Sequence[_Task]) -> Iterator[JobResult]:
-        """Run all; each has a result when this ends.
+        """Run all tasks; each has a result when this ends.
 
         Raises:
-            BackendUnavailable: The back-end or its device is not there.
+            BackendUnavailable: The back-end or its device is missing.
             EngineFileError: An engine is damaged, or was built for something else.
         """
         self._common, self._capacity = None, len(tasks)
@@ -152,7 +153,7 @@ class _Group:
             yield from self._run_together(members)
 
     def finish(self, task: _Task, status: str, reason: str) -> JobResult:
-        """Make a task's result; another one, if it was timed again beside others."""
+        """Make a task's result; a task that is timed again beside others gets another one."""
         task.done = True
         return JobResult(
             job=task.job,
@@ -169,7 +170,7 @@ class _Group:
         )
 
     def _run_together(self, members: list[_Task]) -> Iterator[JobResult]:
-        """Load what fits, and time it; what does not fit or fails is left for another time."""
+        """Load the engines that fit, and time them; the others stay waiting."""
         options = ChildOptions(memory_limit_bytes=self._memory_limit_bytes, time_limit_s=CALL_LIMIT_S)
         with Child(options, Bench, str(self._bundle), self._target) as worker:
             loaded: list[_Task] = []
@@ -179,7 +180,7 @@ class _Group:
                 except ENDS_THE_RUN:
                     raise
                 except DscError as e:
-                    yield from self._blame(task, e, among=len(loaded) + 1)
+                    yield from self._handle_error(task, e, among=len(loaded) + 1)
                     if isinstance(e, ChildDied):
                         return
                     if isinstance(e, OutOfMemoryError):
@@ -190,10 +191,10 @@ class _Group:
                 loaded.append(task)
             if self._common is None and loaded and len(loaded) < len(members):
                 self._common = loaded[0]
-            yield from self._time(worker, loaded)
+            yield from self._time_in_turn(worker, loaded)
 
     def _load(self, worker: Child[Bench], task: _Task, loaded: list[_Task]) -> bool:
-        """Load and warm up one engine; returns whether all that is loaded now fits into the memory allowed."""
+        """Load and warm up one engine; return whether it fits into memory beside the loaded ones."""
         job = task.job
         self._announce(job)
         task.start = live_state()
@@ -210,7 +211,7 @@ class _Group:
         task.warm_up = {**answer["warm_up"], "engines_loaded": len(loaded) + 1}
         return True
 
-    def _time(self, worker: Child[Bench], loaded: list[_Task]) -> Iterator[JobResult]:
+    def _time_in_turn(self, worker: Child[Bench], loaded: list[_Task]) -> Iterator[JobResult]:
         """Run one round of each in turn until every one is done."""
         again = {id(task): len(task.rounds) + MIN_ROUNDS for task in loaded if task.done}
         active = list(loaded)
@@ -219,11 +220,11 @@ class _Group:
                 self._announce(task.job)
                 start = time.perf_counter()
                 try:
-                    self._round(worker, task, additional=id(task) in again)
+                    self._time_round(worker, task, additional=id(task) in again)
                 except ENDS_THE_RUN:
                     raise
                 except DscError as e:
-                    yield from self._blame(task, e, among=len(active))
+                    yield from self._handle_error(task, e, among=len(active))
                     if isinstance(e, ChildDied):
                         return
                     active.remove(task)
@@ -242,7 +243,7 @@ class _Group:
                         logger.warning("%s: its cell is written, but the worker failed after it: %s", task.job.label, e)
                         return
 
-    def _round(self, worker: Child[Bench], task: _Task, *, additional: bool) -> None:
+    def _time_round(self, worker: Child[Bench], task: _Task, *, additional: bool) -> None:
         job = task.job
         period_ms = job.question.period_ms
         count = count_calls(task.call_ms, period_ms)
@@ -250,10 +251,10 @@ class _Group:
         answer = worker.ask_within(limit_s, Bench.round, job.graph, job.side, count, period_ms)
         task.rounds.append(replace(read_record(answer, Round), additional=True if additional else UNSET))
 
-    def _blame(self, task: _Task, error: DscError, *, among: int) -> Iterator[JobResult]:
-        """Decide what an error of ``task`` means, ``among`` so many loaded engines; yield its result, if it has one.
+    def _handle_error(self, task: _Task, error: DscError, *, among: int) -> Iterator[JobResult]:
+        """Yield the result of a task that raised ``error`` among ``among`` loaded engines, if it ends the task.
 
-        Memory that ends in a crowd is the crowd's fault: fewer are loaded next time. Else it is its own.
+        If memory ends with several engines loaded, fewer are loaded next time; with one, the task is out of memory.
         """
         logger.info("%s: %s", task.job.label, error)
         if task is self._common:

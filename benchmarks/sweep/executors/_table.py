@@ -1,4 +1,4 @@
-"""The executors that there are, by name."""
+"""The table of executors, by name."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ from dsc_split.benchmarks.sweep.executors._local import LocalExecutor
 __all__ = ["EXECUTORS"]
 
 EXECUTORS: dict[str, Callable[[], Executor]] = {"local": LocalExecutor}
-"""Name to what makes the executor; ``local`` is the one that runs where none is given."""
+"""Class of each executor by its name; ``local`` is the default."""

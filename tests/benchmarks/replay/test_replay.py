@@ -8,7 +8,7 @@ from tests.support.replays import Scripted, at_rates, by_name, fading, golden, t
 
 from dsc_split._support.progress import Progress
 from dsc_split.benchmarks.replay._device import PROBE_LIMIT_MS
-from dsc_split.benchmarks.replay._replay import MAX_REQUESTS, plan_requests, replay
+from dsc_split.benchmarks.replay._replay import MAX_REQUESTS, list_requests, replay
 from dsc_split.benchmarks.replay._scenario import Scenario
 from dsc_split.benchmarks.replay._statistics import Method, excess, gain, summarise_method
 from dsc_split.benchmarks.report._replay_text import replay_csv, replay_json
@@ -19,7 +19,7 @@ from dsc_split.lookup_table import Link
 
 
 def test_without_a_period_there_is_one_request_per_state() -> None:
-    requests = plan_requests(at_rates(1, 2, 3, every_s=2.0))
+    requests = list_requests(at_rates(1, 2, 3, every_s=2.0))
 
     assert [(item.time_s, item.lasts_s, item.state.rate_mb_s) for item in requests] == [
         (0.0, 2.0, 1),
@@ -29,7 +29,7 @@ def test_without_a_period_there_is_one_request_per_state() -> None:
 
 
 def test_with_a_period_a_state_holds_until_the_next_one_begins() -> None:
-    requests = plan_requests(at_rates(1, 2, every_s=1.0), period_ms=400)
+    requests = list_requests(at_rates(1, 2, every_s=1.0), period_ms=400)
 
     assert [item.time_s for item in requests] == pytest.approx([0.0, 0.4, 0.8, 1.2, 1.6])
     assert [item.state.rate_mb_s for item in requests] == [1, 1, 1, 2, 2]
@@ -39,10 +39,10 @@ def test_with_a_period_a_state_holds_until_the_next_one_begins() -> None:
 def test_a_period_that_is_none_or_makes_too_many_requests_is_refused() -> None:
     for period_ms in (0.001, 1e-320):
         with pytest.raises(UsageError, match=f"makes too many in 2 s; at most {MAX_REQUESTS} are replayed"):
-            plan_requests(at_rates(1, 2), period_ms=period_ms)
+            list_requests(at_rates(1, 2), period_ms=period_ms)
     for period_ms in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match="is out of range"):
-            plan_requests(at_rates(1), period_ms=period_ms)
+            list_requests(at_rates(1), period_ms=period_ms)
 
 
 # ---- the ideal, the static choices and the gain ------------------------------------------------------------
