@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dsc_split._support.files import make_folder
 from dsc_split.cli._build_options import (
     Batches,
     DeviceMemory,
@@ -72,7 +73,7 @@ def build(
     if raw is not None and not any(row.profile for row in result.rows):
         raise UsageError(f"--raw: nothing is compiled for target {result.target!r}, so there are no plans to write.")
     if raw is not None:
-        raw.mkdir(parents=True, exist_ok=True)
+        make_folder(raw)
         for row in result.rows:
             if row.path is not None:
                 export_raw(opened.file(row.path), raw / Path(row.path).name)

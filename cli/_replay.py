@@ -174,7 +174,7 @@ def _read_parameters(path: Path, records: dict[str, type[Any]]) -> dict[str, dic
     """
     import dataclasses
 
-    from dsc_split._support.files import read_json
+    from dsc_split._support.strict_json import read_json
     from dsc_split.errors import DamagedError, UsageError
 
     what = f"policy {str(path)!r}"

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dsc_split._support.files import new_file, read_json, sha256_file, write_json
-from dsc_split._support.hashing import Hasher
+from dsc_split._support.files import new_file
+from dsc_split._support.hashing import Hasher, sha256_file
 from dsc_split._support.records import Count, Facts, Record, Text, read_record, to_document
 from dsc_split._support.sizes import parse_size
+from dsc_split._support.strict_json import read_json, write_json
 from dsc_split.engines._engine_file import read_header
 from dsc_split.engines._fingerprint import as_json, fingerprint_digest
 from dsc_split.errors import DamagedError, DscError, UsageError

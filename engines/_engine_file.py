@@ -22,8 +22,9 @@ from msgspec import UNSET, Meta, UnsetType
 from msgspec.structs import asdict
 
 from dsc_split._support.checks import shown
-from dsc_split._support.files import canonical_json, new_file, read_json
+from dsc_split._support.files import new_file
 from dsc_split._support.records import Count, Facts, Positive, Record, Sha256, Text, read_record, to_document
+from dsc_split._support.strict_json import canonical_json, read_json
 from dsc_split.bundles._records import BuilderMemory, EngineFacts, EnginePrecision, Rewritten
 from dsc_split.engines._source import EngineSource
 from dsc_split.errors import DamagedError, EngineFileError

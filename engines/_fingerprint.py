@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from dsc_split._support.files import canonical_json, read_json
 from dsc_split._support.records import Facts
+from dsc_split._support.strict_json import canonical_json, read_json
 from dsc_split.engines.gpu._jetson import first_line, power_mode
 from dsc_split.engines.gpu._state import gpu_facts
 from dsc_split.errors import DamagedError

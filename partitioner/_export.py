@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import UNSET
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split._support.optional import require
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle, TensorInfo

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from dsc_split._support.files import body_digest, canonical_json, read_json, sha256_text, write_bytes
+from dsc_split._support.files import make_folder, write_bytes
+from dsc_split._support.hashing import sha256_text
 from dsc_split._support.records import (
     Count,
     Facts,
@@ -23,7 +24,8 @@ from dsc_split._support.records import (
     read_record,
     to_document,
 )
-from dsc_split.errors import DamagedError, DscError
+from dsc_split._support.strict_json import body_digest, canonical_json, read_json
+from dsc_split.errors import DamagedError
 
 if TYPE_CHECKING:
     from dsc_split.bundle import Bundle
@@ -418,10 +420,7 @@ class CellStore:
         """
         folder = self._bundle.file(FOLDER)
         self._bundle.unseal()
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as e:
-            raise DscError(f"cannot make folder {str(folder)!r}: {e.strerror or e}.") from e
+        make_folder(folder)
         path = self.path(cell.question)
         write_bytes(path, cell.encode())
         logger.info("cell %s: %s batch %d on %s: %s", path.name[:12], cell.graph, cell.batch, cell.target, cell.status)

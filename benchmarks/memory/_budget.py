@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._support.files import write_json
 from dsc_split._support.numbers import finite_or_none
 from dsc_split._support.sizes import size_text
+from dsc_split._support.strict_json import write_json
 from dsc_split.benchmarks.memory._reports import load_memory
 from dsc_split.benchmarks.tables._rows import with_segments
 from dsc_split.errors import UsageError

@@ -12,7 +12,7 @@ from msgspec import Meta, UnsetType
 from msgspec.structs import replace
 
 from dsc_split._support.checks import fail
-from dsc_split._support.files import body_digest, canonical_json, read_json, write_bytes
+from dsc_split._support.files import make_folder, write_bytes
 from dsc_split._support.records import (
     Count,
     Facts,
@@ -23,10 +23,11 @@ from dsc_split._support.records import (
     read_record,
     to_document,
 )
+from dsc_split._support.strict_json import body_digest, canonical_json, read_json
 from dsc_split.bundles._records import EngineEntry
 from dsc_split.engines._fingerprint import machine_facts
 from dsc_split.engines.side._sides import SideGraph, recorded_target, side_graphs
-from dsc_split.errors import DamagedError, DscError
+from dsc_split.errors import DamagedError
 from dsc_split.table._types import FULL_OFFLOAD, NO_OFFLOAD
 
 if TYPE_CHECKING:
@@ -251,10 +252,7 @@ def save_memory(bundle: Bundle, report: MemoryReport) -> Path:
     """
     bundle.unseal()
     folder = bundle.path / FOLDER
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as e:
-        raise DscError(f"cannot make folder {str(folder)!r}: {e.strerror or e}.") from e
+    make_folder(folder)
     path = folder / f"{report.side}-{str(report.fingerprint)[:12]}.json"
     write_bytes(path, canonical_json(report.to_json()) + b"\n")
     logger.info("memory: %s", path)

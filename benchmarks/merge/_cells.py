@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import UnsetType
 
-from dsc_split._support.files import canonical_json
+from dsc_split._support.strict_json import canonical_json
 from dsc_split.benchmarks.cells._cells import CellStore
 from dsc_split.benchmarks.merge._targets import choose
 from dsc_split.errors import DamagedError

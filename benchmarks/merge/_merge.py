@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from dsc_split._support.files import new_file, sha256_file, write_bytes
-from dsc_split._support.hashing import Hasher
+from dsc_split._support.files import new_file, write_bytes
+from dsc_split._support.hashing import Hasher, sha256_file
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split._support.records import to_document
 from dsc_split.benchmarks.cells._cells import Cell, CellStore

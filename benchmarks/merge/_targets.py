@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from dsc_split._support.files import canonical_json
 from dsc_split._support.records import to_document
+from dsc_split._support.strict_json import canonical_json
 from dsc_split.benchmarks.tables._side_times import runs_build
 from dsc_split.bundles._records import EngineEntry, FileEntry, TargetEntry
 from dsc_split.engines._fingerprint import kind_of

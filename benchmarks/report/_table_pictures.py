@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsc_split._support.files import new_file
+from dsc_split._support.files import make_folder, new_file
 from dsc_split._support.optional import require
 from dsc_split.benchmarks.report._phrases import batch_text, emulation_text, link_text, number_text
-from dsc_split.errors import DscError, UsageError
+from dsc_split.errors import UsageError
 from dsc_split.lookup_table import State
 
 if TYPE_CHECKING:
@@ -92,10 +92,7 @@ def draw_plots(
     if rate_mb_s is None:
         rate_mb_s = 8.0
     table.pick(batch, rate_mb_s)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DscError(f"cannot make folder {str(place)!r}: {e.strerror or e}.") from e
+    make_folder(place)
     return (
         draw_map(table, place / f"best_choice{suffix}"),
         draw_latency(table, place / f"latency_batch{batch}{suffix}", batch=batch),

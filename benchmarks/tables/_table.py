@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_split._support.files import read_json, write_json
+from dsc_split._support.files import make_folder
+from dsc_split._support.strict_json import read_json, write_json
 from dsc_split.benchmarks.cells._caveats import describe_marks
 from dsc_split.benchmarks.cells._cells import Cell, CellStore
 from dsc_split.benchmarks.tables._rows import ChoiceGraphs, IncompleteError, list_choices, make_batches, with_segments
@@ -24,7 +25,7 @@ from dsc_split.benchmarks.tables._side_times import (
     newest_times,
 )
 from dsc_split.engines.side._sides import SIDES, last_target
-from dsc_split.errors import BundleBusyError, BundleError, DamagedError, DscError, TableError, UsageError
+from dsc_split.errors import BundleBusyError, BundleError, DamagedError, TableError, UsageError
 from dsc_split.lookup_table import Link, LookupTable, Side
 from dsc_split.table import _json as _table_json
 
@@ -337,10 +338,7 @@ def _link_and_count(table: LookupTable) -> tuple[Link, str]:
 def _save_in_folder(bundle: Bundle, name: str, table: LookupTable) -> Path:
     """Write a table into ``tables/``; remove tables of the same fingerprints with another name."""
     folder = bundle.file(FOLDER)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as e:
-        raise DscError(f"cannot make folder {str(folder)!r}: {e.strerror or e}.") from e
+    make_folder(folder)
     _write_if_changed(bundle, folder / name, table)
     same = f"*-{table.device.fingerprint[:12]}--*-{table.server.fingerprint[:12]}.json"
     for path in folder.glob(same):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 from msgspec.structs import asdict, replace
 
+from dsc_split._support.files import make_folder
 from dsc_split._support.progress import Progress, ProgressListener, silent
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._records import BuilderMemory, EngineEntry, FailedEngine, FileEntry, TargetEntry
@@ -170,7 +171,7 @@ class _Build:
         graphs = side_graphs(self._bundle, self._side, whole=compiles)
         _remove_unlisted(self._bundle)
         if compiles:
-            self._bundle.file(self._folder).mkdir(parents=True, exist_ok=True)
+            make_folder(self._bundle.file(self._folder))
         try:
             for graph in graphs:
                 for profile in profiles:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.bundles._records import SIDES, TargetEntry
 from dsc_split.engines._fingerprint import kind_of, target_id
 from dsc_split.errors import BundleError, UsageError

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import UNSET, UnsetType
 
-from dsc_split._support.files import new_file, sha256_file
+from dsc_split._support.files import new_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split._support.records import Facts
 from dsc_split._support.sizes import size_text
 from dsc_split.bundles._records import BuilderMemory, EnginePrecision, Rewritten

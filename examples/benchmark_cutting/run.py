@@ -23,7 +23,7 @@ import onnx_ir as ir
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, cut_bundle, export_bundle, find_cuts
 
 

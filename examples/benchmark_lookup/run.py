@@ -18,7 +18,7 @@ from typing import Any
 
 import nlohmann_json
 
-from dsc_split._support.files import write_json
+from dsc_split._support.strict_json import write_json
 from dsc_split.engines._fingerprint import processor_name
 from dsc_split.lookup_table import BatchTable, Choice, Link, LookupTable, Row, Side, State
 from dsc_split.table._header import table_header

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_split._support.files import new_file, write_bytes, write_json
+from dsc_split._support.files import new_file, write_bytes
 from dsc_split._support.progress import Progress, ProgressListener, silent
+from dsc_split._support.strict_json import write_json
 from dsc_split.bundle import Bundle, TensorInfo
 from dsc_split.bundles._folders import unfinished_folder
 from dsc_split.bundles._lock import lock_folder

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_split._support.files import sha256_text
+from dsc_split._support.hashing import sha256_text
 from dsc_split.bundles._folders import discard, put_in_place
 from dsc_split.errors import UsageError
 from dsc_split.table._types import FULL_OFFLOAD

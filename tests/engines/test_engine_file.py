@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.support.engine_header import DOCUMENT, HEADER
 
-from dsc_split._support.files import canonical_json
 from dsc_split._support.records import to_document
+from dsc_split._support.strict_json import canonical_json
 from dsc_split.bundle import Bundle
 from dsc_split.engines import EngineSource
 from dsc_split.engines._engine_file import export_raw, read_header, read_plan, write_plan

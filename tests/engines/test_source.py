@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper
 from tests.support.packed_bundles import list_file
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.bundles._records import FileEntry, WeightsEntry

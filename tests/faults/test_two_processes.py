@@ -22,7 +22,7 @@ from tests.support.fault_cases import (
     pairs_of,
 )
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError
 

@@ -15,7 +15,7 @@ import onnxruntime as ort
 import pytest
 from msgspec import UNSET
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._lock import lock_folder

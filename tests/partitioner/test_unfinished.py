@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.errors import BundleError, CutError, DscError, UsageError
 from dsc_split.partitioner import CutOptions, ExportOptions, SourceOptions, cut_bundle, export_bundle

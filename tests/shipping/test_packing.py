@@ -29,7 +29,7 @@ from tests.support.packed_bundles import (
     relist,
 )
 
-from dsc_split._support.files import body_digest, canonical_json
+from dsc_split._support.strict_json import body_digest, canonical_json
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._archive import Archive
 from dsc_split.bundles._manifest import encode_manifest

@@ -90,5 +90,5 @@ def write_document(bundle: Bundle, document: dict[str, Any]) -> None:
 
 def targets_of(document: dict[str, Any], side: str) -> list[dict[str, Any]]:
     """Return the targets of a side in a manifest's document."""
-    found: list[dict[str, Any]] = document["targets"][side]
+    found: list[dict[str, Any]] = document.get("targets", {})[side]
     return found

@@ -16,8 +16,9 @@ from tests.support.manifests import OPTIONS
 from tests.support.paths import GOLDEN
 from tests.support.tiny_bundles import tiny_bundle
 
-from dsc_split._support.files import body_digest, canonical_json, sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split._support.records import read_record
+from dsc_split._support.strict_json import body_digest, canonical_json
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._records import EngineEntry, FileEntry, RecordedOptions, TargetEntry, WeightsEntry
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import FORMAT, VERSION, Bundle
 from dsc_split.bundles._records import FileEntry
 

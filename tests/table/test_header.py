@@ -14,7 +14,7 @@ from tests.support.cpp_compiler import CACHE, INCLUDE, WARNINGS, build, require,
 from tests.support.paths import GOLDEN
 from tests.support.vectors import bits, random_table
 
-from dsc_split._support.files import sha256_text
+from dsc_split._support.hashing import sha256_text
 from dsc_split.errors import UsageError
 from dsc_split.lookup_table import LookupTable, State
 from dsc_split.table._header import header_name, table_header

@@ -1,4 +1,4 @@
-"""Reading a file once for all that its bytes are wanted for: SHA-256, CRC-32, and a copy."""
+"""SHA-256 of texts and files; a file is read once for all that its bytes are wanted for: digests and a copy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-__all__ = ["Hashed", "Hasher"]
+__all__ = ["Hashed", "Hasher", "sha256_file", "sha256_text"]
 
 BLOCK_BYTES = 1 << 20
 BLOCKS = 4
@@ -95,3 +96,22 @@ class Hasher:
         finally:
             wait(behind)
         return Hashed(size_bytes=size_bytes, sha256=digest.hexdigest(), crc32=crc32)
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file; returns 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_text(*parts: str | bytes) -> str:
+    """Hash a sequence of parts, each preceded by its length, so that no two sequences collide by gluing."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+    return digest.hexdigest()

@@ -81,7 +81,7 @@ def read_record(document: object, kind: type[R]) -> R:
     """Convert a parsed JSON document to a record.
 
     Args:
-        document: What :func:`dsc_split._support.files.read_json` returned; duplicate keys and NaN are refused there.
+        document: What :func:`~dsc_split._support.strict_json.read_json` returned, which refuses duplicate keys and NaN.
         kind: The record's type.
 
     Raises:
@@ -96,7 +96,7 @@ def read_record(document: object, kind: type[R]) -> R:
 
 
 def to_document(record: object) -> dict[str, Any]:
-    """Return the JSON form of a record."""
+    """Return a record as plain data that JSON can hold: dictionaries, and lists or tuples."""
     document: dict[str, Any] = msgspec.to_builtins(record)
     return document
 

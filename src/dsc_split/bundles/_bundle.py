@@ -15,7 +15,8 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from dsc_split._support.files import sha256_text, write_bytes
+from dsc_split._support.files import write_bytes
+from dsc_split._support.hashing import sha256_text
 from dsc_split.bundles._lock import lock_folder
 from dsc_split.bundles._manifest import ENVELOPE, MANIFEST, encode_manifest, next_manifest, parse_manifest
 from dsc_split.bundles._open import open_storage

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from dsc_split._support.files import body_digest, read_json
 from dsc_split._support.records import read_record, to_document
+from dsc_split._support.strict_json import body_digest, read_json
 from dsc_split.bundles._records import FORMAT, VERSION, Manifest
 from dsc_split.errors import BundleError, DamagedError
 

@@ -6,7 +6,7 @@ import io
 import zipfile
 from pathlib import PurePosixPath
 
-from dsc_split._support.files import body_digest, canonical_json, read_json
+from dsc_split._support.strict_json import body_digest, canonical_json, read_json
 from dsc_split.bundles._onnx_scan import scan_graph
 from dsc_split.errors import DamagedError, DscError
 from dsc_split.lookup_table import LookupTable

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import UNSET, Meta, UnsetType, field
 
 from dsc_split._support.checks import shown
-from dsc_split._support.files import read_json
+from dsc_split._support.files import make_folder
 from dsc_split._support.optional import require
 from dsc_split._support.records import Record, Text, read_record, to_document
+from dsc_split._support.strict_json import read_json
 from dsc_split.bundles._manifest import DIGEST, encode_document
 from dsc_split.errors import DamagedError, DscError, SignatureError, UsageError
 
@@ -169,10 +170,7 @@ def generate_key(path: Path) -> Path:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     public_path = path.with_name(path.name + PUBLIC_SUFFIX)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise DscError(f"cannot make folder {str(path.parent)!r}: {e.strerror or e}.") from e
+    make_folder(path.parent)
     _write_new(public_path, public_pem, 0o644)
     try:
         _write_new(path, private_pem, 0o600)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
-from dsc_split._support.files import canonical_json
+from dsc_split._support.strict_json import canonical_json
 from dsc_split.errors import UsageError
 from dsc_split.table._arithmetic import in_order, make_lines, neighbour
 from dsc_split.table._state import State

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TypeAlias, overload
 
 from dsc_split._support.checks import shown
-from dsc_split._support.files import read_json
+from dsc_split._support.strict_json import read_json
 from dsc_split.errors import TableError, UsageError
 from dsc_split.table import _json as _table_json
 from dsc_split.table._arguments import batch_size, data_rate, finite_number, is_p95, named_choices

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dsc_split._support.files import canonical_json, sha256_text
+from dsc_split._support.hashing import sha256_text
+from dsc_split._support.strict_json import canonical_json
 from dsc_split.benchmarks import Cell, CellStore, Question
 from dsc_split.benchmarks.cells._cells import CellEnvironment, CellSettings, Round, Statistics
 from dsc_split.bundle import Bundle

@@ -11,7 +11,7 @@ from tests.support.manifests import document_of, targets_of, write_document
 from tests.support.memory_reports import NONE, engine, held, make_table, report
 from tests.support.tiny_bundles import A, X
 
-from dsc_split._support.files import body_digest
+from dsc_split._support.strict_json import body_digest
 from dsc_split.benchmarks.memory import _measure as _residency_measure
 from dsc_split.benchmarks.memory._budget import keep_within
 from dsc_split.benchmarks.memory._measure import measure_memory

@@ -17,7 +17,8 @@ import pytest
 from msgspec.structs import replace
 from tests.support.manifests import edited, targets_of
 
-from dsc_split._support.files import body_digest, canonical_json, sha256_file
+from dsc_split._support.hashing import sha256_file
+from dsc_split._support.strict_json import body_digest, canonical_json
 from dsc_split.benchmarks import BenchSettings, Cell, CellStore, Question, bench_bundle, merge_bundles, write_tables
 from dsc_split.benchmarks.cells._cells import CellEnvironment, CellSettings, Round, Statistics
 from dsc_split.bundle import Bundle

@@ -11,7 +11,7 @@ import pytest
 from tests.support.own_backend import OwnBackend
 from tests.support.packed_bundles import list_file
 
-from dsc_split._support.files import write_json
+from dsc_split._support.strict_json import write_json
 from dsc_split.bundle import Bundle
 from dsc_split.engines import build_engines, fit_here, get_backend, table_here
 from dsc_split.errors import UsageError

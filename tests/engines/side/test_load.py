@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split._support.records import read_record, to_document
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._records import RecordedOptions, TargetEntry

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.manifests import edited, stated, targets_of
 from tests.support.packed_bundles import list_file
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split._support.progress import Progress
 from dsc_split._support.records import to_document
 from dsc_split.bundle import Bundle

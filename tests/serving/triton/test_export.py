@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from tests.support.manifests import stated
 from tests.support.packed_bundles import list_file
 
-from dsc_split._support.files import sha256_file
+from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import Bundle
 from dsc_split.bundles._records import WeightsEntry
 from dsc_split.errors import BundleError, DscError, SignatureError, UsageError
