@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Each room may import itself and the rooms above it in this list. The names that the root re-exports belong to a room.
+# Each room may import itself and the rooms before it in this list. The names that the root re-exports belong to a room.
 LAYERS = [
     "errors",
     "_support",

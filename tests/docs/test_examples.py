@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from tests.support.cpp_compiler import json_include, require
 from tests.support.cpp_onnxruntime import require_onnxruntime
-from tests.support.documents import scripts
 from tests.support.paths import EXAMPLES
+from tests.support.readme_commands import scripts
 
 READMES = sorted(EXAMPLES.glob("*/README.md"))
 NEEDS = re.compile(r"\A<!-- needs: (?P<names>.*) -->\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.documents import scripts
+from tests.support.readme_commands import scripts
 from tests.support.triton_server import require_triton, serve
 
 from dsc_split.bundle import Bundle

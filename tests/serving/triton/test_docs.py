@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.documents import scripts
+from tests.support.readme_commands import scripts
 
 from dsc_split.bundle import Bundle
 
