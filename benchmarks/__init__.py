@@ -6,7 +6,7 @@
     print(result.counts)
 """
 
-from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question
+from dsc_split.benchmarks.cells._cells import Cell, CellStore, Question, Round
 from dsc_split.benchmarks.memory._budget import Loss, keep_within
 from dsc_split.benchmarks.memory._measure import measure_memory
 from dsc_split.benchmarks.memory._reports import EngineMemory, MemoryReport, SetMemory
@@ -36,6 +36,7 @@ __all__ = [
     "PolicyUnderTest",
     "Question",
     "Replay",
+    "Round",
     "Scenario",
     "SetMemory",
     "TimedState",
