@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from msgspec.structs import asdict
-
-from dsc_split._support.records import Facts
+from dsc_split._support.records import Facts, Record
 from dsc_split.bundles._records import GemmPolicy, RecordedOptions
 from dsc_split.errors import UsageError
 
@@ -18,6 +16,7 @@ __all__ = ["GEMM_POLICIES", "BuildOptions"]
 GEMM_POLICIES: tuple[str, ...] = get_args(GemmPolicy)
 """What replaces a float32 matrix product on a GPU without them (SM75). ``conv``: an equal 1x1 convolution. ``sum`` and
 ``fp16``: the same and, where both factors are computed, an equal product and sum, or float16."""
+_RECORDED = [name for name in RecordedOptions.__struct_fields__ if name not in Record.__struct_fields__]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +92,7 @@ class BuildOptions:
 
     def recorded(self) -> RecordedOptions:
         """Return the options for the manifest: those that are needed to find the engines again."""
-        return RecordedOptions(**{name: getattr(self, name) for name in RecordedOptions.__struct_fields__})
+        return RecordedOptions(**{name: getattr(self, name) for name in _RECORDED})
 
     @classmethod
     def of_record(cls, record: RecordedOptions) -> BuildOptions:
@@ -102,7 +101,8 @@ class BuildOptions:
         Raises:
             UsageError: The options do not fit together.
         """
-        return cls(timing_cache=Path() if record.timing_cache_sha256 is not None else None, **asdict(record))
+        timing_cache = Path() if record.timing_cache_sha256 is not None else None
+        return cls(timing_cache=timing_cache, **{name: getattr(record, name) for name in _RECORDED})
 
     def command(self, batches: Sequence[int] | None = None) -> str:
         """Return the options as words of a command line."""

@@ -184,7 +184,9 @@ class MemoryReport(Record, dict=True):
 
     def to_json(self) -> dict[str, object]:
         """Return the file's form, with the digest of its own body."""
-        body = {"shared_bytes": self.shared_bytes, **to_document(self)}
+        document = to_document(self)
+        engines, sets = document.pop("engines"), document.pop("sets")
+        body = {**document, "shared_bytes": self.shared_bytes, "engines": engines, "sets": sets}
         return {**body, "body_sha256": body_digest(body)}
 
     @classmethod
@@ -205,6 +207,7 @@ class MemoryReport(Record, dict=True):
             raise DamagedError(f"{what} is {found}; {FORMAT!r} version {VERSION} was expected. {_HINT}")
         if document.pop("body_sha256", None) != body_digest(document):
             raise DamagedError(f"{what} does not hold what its own SHA-256 says: it was changed or cut short. {_HINT}")
+        document.pop("shared_bytes", None)  # follows from the engines and sets
         try:
             report = read_record(document, cls)
             _check_measured(report)

@@ -19,7 +19,7 @@ from dsc_split.bundle import VERSION, Bundle, Manifest
 from dsc_split.bundles._manifest import ENVELOPE, encode_document, encode_manifest
 from dsc_split.bundles._storage import is_plain_name
 from dsc_split.engines._options import GEMM_POLICIES
-from dsc_split.errors import BundleError, DscError
+from dsc_split.errors import BundleError, DscError, UsageError
 
 Place = tuple[str | int, ...]
 
@@ -231,6 +231,32 @@ def test_changes_of_a_block_that_fails_are_not_kept(tmp_path: Path) -> None:
 
     assert bundle.manifest.notes == ("a note",)
     assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_nested_blocks_change_one_draft_and_the_outer_one_writes_it(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, MANIFEST)
+    before = (tmp_path / "manifest.json").read_bytes()
+
+    with bundle.edit() as draft:
+        draft.change(notes=("outer",))
+        with bundle.edit() as inner:
+            inner.change(full_offload=False)
+        assert (tmp_path / "manifest.json").read_bytes() == before
+
+    manifest = Bundle.open(tmp_path).manifest
+    assert (manifest.notes, manifest.full_offload) == (("outer",), False)
+
+
+def test_value_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    bundle = open_with(tmp_path, MANIFEST)
+    before = (tmp_path / "manifest.json").read_bytes()
+
+    for wrong in (5, (float("nan"),)):
+        with pytest.raises(UsageError, match=r"notes.*got"), bundle.edit() as draft:
+            draft.change(notes=wrong)
+
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    assert bundle.manifest.notes == ("a note",)
 
 
 def test_a_change_within_a_block_that_holds_the_bundle_is_made_on_the_newest_manifest(tmp_path: Path) -> None:

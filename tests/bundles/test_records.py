@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 from msgspec import UNSET, UnsetType, field
+from msgspec.structs import replace
 from tests.support.paths import DATA
 
 from dsc_split._support.records import (
@@ -117,10 +118,36 @@ def test_the_first_of_two_wrong_free_keys_is_named() -> None:
         read_record({"leaf": LEAF, "by_path": {"right": LEAF, "first": {}, "second": {}}}, Tree)
 
 
-def test_unknown_keys_are_ignored() -> None:
-    tree = read_record({"leaf": {**LEAF, "since": 1}, "then": {}}, Tree)
+def test_unknown_keys_are_written_again_wherever_they_stand_also_of_a_record_that_is_changed() -> None:
+    later = {**LEAF, "since": [1, {"a": None}], "": 5}
+    document = {
+        "leaf": later,
+        "leaves": [LEAF, later],
+        "by_path": {"a/b": later, "": LEAF},
+        "then": {},
+        "facts": {"": 1},
+    }
 
-    assert tree == Tree(leaf=Leaf(name="x"))
+    tree = read_record(document, Tree)
+    changed = replace(tree, leaf=replace(tree.leaf, name="y"))
+
+    assert plain(to_document(tree)) == {**plain(to_document(Tree(leaf=Leaf(name="x")))), **document}
+    assert plain(to_document(changed))["leaf"] == {**later, "name": "y"}
+    assert len({tree.leaf, tree.leaves[1], Leaf(name="x")}) == 2
+
+
+def test_unknown_key_of_a_record_that_refuses_them_is_named() -> None:
+    class Strict(Record, forbid_unknown_fields=True):
+        x: int = 0
+
+    for key in ("y", ""):
+        with pytest.raises(DamagedError, match=f"^{key}: the key is unknown"):
+            read_record({key: "a"}, Strict)
+
+
+def plain(document: object) -> Any:
+    """Return a document as it comes back from JSON."""
+    return json.loads(json.dumps(document))
 
 
 def test_keys_that_are_not_stated_are_not_written_and_defaults_are() -> None:

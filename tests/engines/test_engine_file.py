@@ -222,10 +222,10 @@ def test_hostile_json_is_refused(path: Path, header: bytes, words: str) -> None:
         read_plan(path)
 
 
-def test_unknown_keys_are_left_alone(path: Path) -> None:
+def test_unknown_keys_do_not_matter(path: Path) -> None:
     with_header(path, changed(lambda header: header.update(later={"a": 1})))
 
-    assert to_document(read_plan(path).header) == changed(lambda header: None)
+    assert read_plan(path).header.model == changed(lambda header: None)["model"]
 
 
 def test_newer_versions_are_refused_by_name(path: Path) -> None:

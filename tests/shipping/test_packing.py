@@ -316,6 +316,8 @@ def test_signatures_stay_while_nothing_changes_and_go_when_it_does(tmp_path: Pat
     keys = [tmp_path / "one.pem", tmp_path / "two.pem"]
     public = [generate_key(key) for key in keys]
     signed, again, both, changed = (tmp_path / f"{name}.dscb" for name in ("signed", "again", "both", "changed"))
+    with edited(bundle) as document:  # as a later version may write it
+        document["added_later"] = document["splits"][0]["added_later"] = {"a": [0.1, None]}
     pack_bundle(bundle, signed, sign=keys[:1])
     unpacked = unpack_bundle(signed, tmp_path / "out", trust=Trust(keys=(public[0],), require=True))
 

@@ -91,7 +91,7 @@ def docstrings_of(kind: type[Record]) -> dict[str, str]:
     for one in reversed(kind.__mro__):
         texts |= texts_in(one.__module__).get(one.__name__, {}) if issubclass(one, Record) else {}
     keys = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
-    return {key: texts[name] for name, key in keys if name in texts}
+    return {key: texts[name] for name, key in keys if name in texts and name not in Record.__struct_fields__}
 
 
 @cache

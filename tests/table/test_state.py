@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -101,3 +102,12 @@ def test_a_rate_that_only_looks_like_a_number_is_refused(rate: Any) -> None:
         table.pick(1, rate)
     with pytest.raises(UsageError, match="is no number; MB/s from 0 were expected"):
         table.pick(State(batch=1, rate_mb_s=rate))
+
+
+@pytest.mark.parametrize("wrong", [8, {"batch": 8}, None])
+def test_what_is_no_state_is_refused_with_an_example(wrong: Any) -> None:
+    table = LookupTable.load(GOLDEN)
+
+    for ask in (table.ranking, table.switch_rates, partial(table.latency_ms, 0)):
+        with pytest.raises(UsageError, match=r"a State was expected: State\(batch=8"):
+            ask(wrong)

@@ -1,3 +1,3 @@
-"""What every room uses, and that knows nothing of models, bundles or tables."""
+"""Helpers for all parts of the package, independent of models, bundles and tables."""
 
 __all__: list[str] = []

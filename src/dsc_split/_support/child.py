@@ -1,7 +1,7 @@
-"""Child processes: work that may crash, hang or run out of memory, away from the process that asks for it.
+"""Child processes: run work that may crash, hang or run out of memory outside the process that needs the result.
 
-A program is a class; its public methods are what can be asked. The child makes one object of it and answers one request
-after the other::
+A program is a class; its public methods are the possible requests. The child makes one object of the class and answers
+one request after the other::
 
     class Adder:
         def __init__(self, start: int) -> None:
@@ -14,11 +14,11 @@ after the other::
     with Child(ChildOptions(time_limit_s=10.0), Adder, start=1) as child:
         child.ask(Adder.add, 2)  # 3
 
-Arguments and results are JSON. The child is started anew, not forked, and imports the module of the class by its name.
+Arguments and results are JSON. The child is a new Python process, not a fork, and imports the class by its name.
 
-Both ends are here. A request is one JSON line on the child's standard input, ``{"do", "arguments", "named"}``; its
-answer is one JSON line on a pipe of its own, ``{"result"}`` or ``{"error", "reason"}``. What libraries print to
-standard output goes to standard error, which a file takes: its last line explains a death.
+This module is both ends. A request is one JSON line on the child's standard input, ``{"do", "arguments", "named"}``;
+the answer is one JSON line on a separate pipe, ``{"result"}`` or ``{"error", "reason"}``. Output of libraries goes to a
+file; if the child dies, the last line of this file explains why.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ Result = TypeVar("Result")
 
 START = Path(__file__).absolute().with_name("child_start.py")
 PARENT_GONE = 3
-"""Exit status of a child whose requests ended."""
+"""Exit status of a child whose requests ended, or whose parent died while it started."""
 LOG_BYTES = 4000
-"""So many bytes at the end of what a child printed are searched for its last line."""
+"""Bytes at the end of a child's output in which its last line is searched."""
 KILL_S = 10.0
-"""Seconds that a child may take to be gone once it was killed."""
+"""Seconds to wait for a killed child to end."""
 PR_SET_PDEATHSIG = 1
-"""Of Linux: ask for a signal when the parent dies."""
+"""Option of Linux ``prctl``: send a signal to this process when its parent dies."""
 
 ERROR_KINDS: dict[str, type[DscError]] = {name: getattr(errors, name) for name in errors.__all__}
-"""What errors are called in answers."""
+"""Error classes by their names in answers."""
 
 
-class ChildDied(BackendError):  # noqa: N818 - what happened, not what is wrong with the caller
+class ChildDied(BackendError):  # noqa: N818 - the name says what happened
     """A child process ended before it answered."""
 
 
 class ChildOutOfMemoryError(ChildDied, OutOfMemoryError):
-    """A child process ended for want of memory."""
+    """A child process ended because memory ran out."""
 
 
 class ChildTimeoutError(ChildDied):
@@ -85,34 +85,34 @@ class ChildTimeoutError(ChildDied):
 
 @dataclass(frozen=True, kw_only=True)
 class ChildOptions:
-    """What a child process may do, and how it ends."""
+    """The limits of a child process, and how it ends."""
 
     label: str = "worker process"
-    """What it is, for messages."""
+    """Name of the child in messages."""
     memory_limit_bytes: int | None = None
-    """Memory that it may hold of its own, set before it imports anything large; ``None``: as much as there is."""
+    """Most private memory, set before the child imports large packages; ``None``: no limit."""
     time_limit_s: float | None = None
-    """Seconds that an answer may take, also where a native call never returns; ``None``: any time."""
+    """Most seconds for an answer, also if a native call hangs; ``None``: no limit."""
     grace_s: float = 5.0
-    """Seconds that it has to end in before it is killed."""
+    """Seconds that it has to end before it is killed."""
     cleans_up: bool = False
-    """Whether its program has a ``close()`` that must run however this process ends.
+    """Whether its program has a method ``close()`` that must run, however this process ends.
 
-    Such a child is not killed with its parent, signals for the whole terminal do not reach it, and it prints to the
-    standard error of its parent. Any other child ends at once when its parent does.
+    Such a child is not killed when its parent ends, ignores signals to the whole terminal, and prints to the standard
+    error of its parent. Any other child ends at once when its parent ends.
     """
 
 
 class Child(Generic[Program]):
-    """A child process that answers requests; a context manager that ends it.
+    """A child process that answers requests; as a context manager it ends the process.
 
-    Use it from the thread that made it: on Linux it is killed when that thread ends, as it is with the process.
+    Use it only in the thread that made it: on Linux the child is killed when this thread ends.
 
     Args:
-        options: What it may do.
-        program: A class at the top of a module that the child can import.
-        arguments: What the class is made with, as JSON.
-        named: The same, by name.
+        options: Limits of the child.
+        program: A class at the top level of a module that the child can import.
+        arguments: Arguments of the class, which must be JSON.
+        named: Keyword arguments of the class.
 
     Attributes:
         pid: Process id.
@@ -142,7 +142,7 @@ class Child(Generic[Program]):
             "memory_limit_bytes": options.memory_limit_bytes,
             "cleans_up": options.cleans_up,
         }
-        # Ctrl-C is for this process alone. Blocked signals stay blocked in the child until it ignores this one.
+        # Ctrl-C must not reach the child: the signal is blocked in it, too, until it ignores the signal.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process = subprocess.Popen(
@@ -180,17 +180,17 @@ class Child(Generic[Program]):
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Call a method of the child's program and return what it returns.
+        """Call a method of the child's program, and return its result.
 
         Args:
-            request: The method, as the class has it: ``Adder.add``.
-            arguments: Its arguments, as JSON.
-            named: The same, by name.
+            request: The method of the class: ``Adder.add``.
+            arguments: Its arguments, which must be JSON.
+            named: Its keyword arguments.
 
         Raises:
-            DscError: What the method raised, of the same class.
-            OutOfMemoryError: Memory ended; ChildDied, too, if the child did not survive it.
-            ChildTimeoutError: There was no answer in time.
+            DscError: The method raised an error of this class.
+            OutOfMemoryError: Memory ran out; if the child ended, the error is a ChildOutOfMemoryError.
+            ChildTimeoutError: There was no answer in time; the child was killed.
             ChildDied: The child ended.
         """
         return self.ask_within(self._options.time_limit_s, request, *arguments, **named)
@@ -203,7 +203,7 @@ class Child(Generic[Program]):
         *arguments: Arguments.args,
         **named: Arguments.kwargs,
     ) -> Result:
-        """Do what :meth:`ask` does, with a time limit of its own in seconds; ``None``: any time."""
+        """Do the same as :meth:`ask` with another time limit in seconds; ``None``: no limit."""
         document = {"do": request.__name__, "arguments": arguments, "named": named}
         line = self._exchange(json.dumps(document).encode() + b"\n", time_limit_s)
         answer = json.loads(line)
@@ -217,7 +217,7 @@ class Child(Generic[Program]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the child: it goes when its requests end, and is killed where it does not, or where there is an error."""
+        """End the child: close its requests, and kill it if it does not end in time or the block raised an error."""
         if error is not None and not self._options.cleans_up:
             self._process.kill()
         with contextlib.suppress(BrokenPipeError):
@@ -252,10 +252,10 @@ class Child(Generic[Program]):
         return answer
 
     def _wait(self, fd: int, event: int, deadline: float | None, time_limit_s: float | None) -> None:
-        """Wait until a pipe is ready; kill the child where the time is over.
+        """Wait until a pipe is ready; kill the child at the deadline.
 
         Raises:
-            ChildTimeoutError: It is over.
+            ChildTimeoutError: The deadline has passed.
         """
         poll = select.poll()
         poll.register(fd, event)
@@ -268,7 +268,7 @@ class Child(Generic[Program]):
         raise self._death
 
     def _kill(self) -> None:
-        """Kill the child; a driver that hangs may hold it even so, and is not waited for."""
+        """Kill the child, and wait for its end, but not forever: a driver that hangs can keep a killed process."""
         self._process.kill()
         try:
             self._process.wait(timeout=KILL_S)
@@ -276,18 +276,18 @@ class Child(Generic[Program]):
             logger.warning("%s %d cannot be killed: the system holds it", self._options.label, self.pid)
 
     def _explain_death(self) -> ChildDied:
-        """Return how the child ended: killed, and words of want of memory, count as want of memory."""
+        """Return the error for a child that ended; SIGKILL, or a message about memory, means that memory ran out."""
         status = self._process.wait()
         how = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         last = self._last_line()
         text = f"{self._options.label} {how} ({last[:300] or 'it said nothing'})"
         logger.info("%s", text)
-        starved = status == -signal.SIGKILL or says_out_of_memory(last)
-        self._death = ChildOutOfMemoryError(f"{text}: out of memory.") if starved else ChildDied(f"{text}.")
+        no_memory = status == -signal.SIGKILL or says_out_of_memory(last)
+        self._death = ChildOutOfMemoryError(f"{text}: out of memory.") if no_memory else ChildDied(f"{text}.")
         return self._death
 
     def _last_line(self) -> str:
-        """Return the last line that the child printed and that is not empty."""
+        """Return the last line of the child's output that is not empty."""
         if self._log is None:
             return ""
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - LOG_BYTES))
@@ -304,10 +304,10 @@ class Child(Generic[Program]):
 
 
 def serve(start_text: str) -> None:
-    """Be the child: answer requests until they end.
+    """Run the child: answer requests until they end.
 
     Args:
-        start_text: What to do, as JSON; see :class:`Child`.
+        start_text: Settings as JSON, which ``Child.__init__`` makes.
     """
     start = json.loads(start_text)
     cleans_up: bool = start["cleans_up"]
@@ -338,18 +338,18 @@ def serve(start_text: str) -> None:
                 answer = {"error": OutOfMemoryError.__name__, "reason": "out of memory"}
             print(json.dumps(answer), file=answers, flush=True)
         for item in made:
-            item.close()  # type: ignore[attr-defined]  # programs that clean up have it
+            item.close()  # type: ignore[attr-defined]  # these programs have it
 
 
 def _kind_of(error: DscError) -> str:
-    """Return the name of the first class of an error that the other end knows."""
+    """Return the name of an error's class, or of its nearest base class that is in ``ERROR_KINDS``."""
     return next(base.__name__ for base in type(error).__mro__ if ERROR_KINDS.get(base.__name__) is base)
 
 
 def _die_with(parent: int) -> None:
-    """Let this process be killed when its parent dies, whatever it is doing; at once where that has happened.
+    """Let the system kill this process when its parent dies; exit at once if the parent has already died.
 
-    Elsewhere than on Linux the end of the requests does it, which a native call may hold up.
+    On systems other than Linux, the process ends when its requests end, which a native call may delay.
     """
     if sys.platform == "linux":
         import ctypes
@@ -360,7 +360,7 @@ def _die_with(parent: int) -> None:
 
 
 def _limit_memory(size_bytes: int | None) -> None:
-    """Let this process hold so much memory of its own, and write no core files."""
+    """Limit the private memory of this process, unless ``None``, and switch off core files."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -371,7 +371,7 @@ def _limit_memory(size_bytes: int | None) -> None:
 
 
 def _from_thread(requests: IO[str]) -> Iterable[str]:
-    """Yield requests; a thread reads them, so that their end ends this process also in the middle of one."""
+    """Yield requests that a thread reads, so that this process exits when they end, even while it works on one."""
     waiting: queue.Queue[str] = queue.Queue()
 
     def read() -> NoReturn:

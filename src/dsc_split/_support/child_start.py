@@ -1,7 +1,7 @@
-"""The program that every child process starts with; Python runs it by its path.
+"""The start program of every child process; Python runs it by its path.
 
-``python -m`` would put the current folder on ``sys.path``, and a ``queue.py`` that lies there would be imported. A path
-puts this folder there instead, and it is taken away before anything else is imported.
+``python -m`` would add the current folder to ``sys.path``, so that a ``queue.py`` in it would be imported. With a path,
+Python adds the folder of this file instead, which is removed before the first import.
 """
 
 import sys
@@ -18,7 +18,7 @@ def _start() -> None:
 
 
 def _import_package(folder: str) -> None:
-    """Import ``dsc_split`` from the folder that the parent has it from, whatever else is called so."""
+    """Import ``dsc_split`` from ``folder``, as the parent did, even if ``sys.path`` has another one."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("dsc_split", f"{folder}/__init__.py", submodule_search_locations=[folder])

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never a part of it."""
+"""Write files so that after a crash there is the old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["make_folder", "new_file", "write_bytes"]
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` for writing, and rename it onto ``path`` when the block ends well.
+    """Open a file beside ``path`` for writing, and rename it to ``path`` if the block ends without an error.
 
-    What a killed process has left of it is written over; two processes that write the same file take turns.
+    An unfinished file of a killed process is overwritten. Two processes that write the same file wait for each other.
 
     Raises:
-        DscError: The file cannot be written (no space, no permission, no such folder), or a link, a device, a pipe or a
-            folder has its name; nothing is left behind.
+        DscError: The file cannot be written (no space, no permission, no such folder), or ``path`` is a link, a device,
+            a pipe or a folder. The unfinished file is removed.
     """
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -42,13 +42,13 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _open_locked(path: Path) -> BinaryIO:
-    """Open an empty file that no other process of ours writes; it is locked until it is closed."""
-    import fcntl  # whoever only reads tables may do so on systems without it
+    """Open an empty file with a lock that other processes of dsc-split respect; closing the file unlocks it."""
+    import fcntl  # Windows does not have it, and must be able to read tables
 
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "wb")
         try:
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -57,11 +57,11 @@ def _open_locked(path: Path) -> BinaryIO:
         except BaseException:
             file.close()
             raise
-        file.close()  # another process has renamed or removed it meanwhile
+        file.close()  # another process renamed or removed it before it was locked
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` durable, where the system can."""
+    """Write a rename in ``folder`` to the disk, where the system supports that."""
     try:
         fd = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -74,16 +74,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, all or nothing."""
+    """Write ``data`` to ``path``, all or nothing, with the errors of :func:`new_file`."""
     with new_file(path) as file:
         file.write(data)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and the folders above it; it may exist.
+    """Make a folder and its parent folders, if they do not exist.
 
     Raises:
-        DscError: It cannot be made.
+        DscError: A folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""SHA-256 of texts and files; a file is read once for all that its bytes are wanted for: digests and a copy."""
+"""SHA-256 of texts and files. A file is read once for its digest, its CRC-32 and a copy."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["Hashed", "Hasher", "sha256_file", "sha256_text"]
 BLOCK_BYTES = 1 << 20
 BLOCKS = 4
 FIRST_BYTES = 1 << 16
-"""What a file begins with is hashed at once: most files are small, and handing them over takes longer."""
+"""First bytes of a file, which this thread hashes itself: for small files the second thread would be slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hashed:
-    """What was found in a file."""
+    """Size and digests of a file."""
 
     size_bytes: int
-    """Bytes that were read."""
+    """Number of bytes."""
     sha256: str
-    """64 hexadecimal digits."""
+    """SHA-256, 64 hexadecimal digits."""
     crc32: int
-    """As in a zip file; 0 where it was not asked for."""
+    """CRC-32 as in a zip file; 0 where it was not requested."""
 
 
 class Hasher:
-    """Reads files. SHA-256, which takes longest, is computed in a second thread, some blocks behind the rest."""
+    """Reads files. A second thread computes SHA-256, the slowest part, while the first reads the next blocks."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "sha256")
@@ -59,12 +59,12 @@ class Hasher:
 
         Args:
             source: The file.
-            sink: Where to copy it to.
-            crc: Whether CRC-32 is asked for.
-            tell: Told the number of bytes that were read since it was told last.
+            sink: File to write a copy to.
+            crc: Whether to compute CRC-32.
+            tell: Called with the number of bytes read since the last call.
 
         Raises:
-            OSError: It cannot be read, or the copy cannot be written.
+            OSError: The file cannot be read, or the copy cannot be written.
         """
         first = source.read(FIRST_BYTES)
         digest, crc32, size_bytes, blocks = hashlib.sha256(first), zlib.crc32(first) if crc else 0, len(first), 0
@@ -72,7 +72,7 @@ class Hasher:
             sink.write(first)
         if tell is not None:
             tell(size_bytes)
-        behind: deque[Future[None]] = deque()
+        pending: deque[Future[None]] = deque()
         try:
             while size_bytes >= FIRST_BYTES:
                 if len(self._buffers) < BLOCKS:
@@ -82,7 +82,7 @@ class Hasher:
                 if not count:
                     break
                 block = memoryview(buffer)[:count]
-                behind.append(self._pool.submit(digest.update, block))
+                pending.append(self._pool.submit(digest.update, block))
                 if crc:
                     crc32 = zlib.crc32(block, crc32)
                 if sink is not None:
@@ -91,15 +91,15 @@ class Hasher:
                 blocks += 1
                 if tell is not None:
                     tell(count)
-                if len(behind) == BLOCKS:
-                    behind.popleft().result()
+                if len(pending) == BLOCKS:
+                    pending.popleft().result()
         finally:
-            wait(behind)
+            wait(pending)
         return Hashed(size_bytes=size_bytes, sha256=digest.hexdigest(), crc32=crc32)
 
 
 def sha256_file(path: Path) -> str:
-    """Hash a file; returns 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -108,7 +108,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_text(*parts: str | bytes) -> str:
-    """Hash a sequence of parts, each preceded by its length, so that no two sequences collide by gluing."""
+    """Return the SHA-256 of a sequence of parts, each after its length, so that ``a, bc`` and ``ab, c`` differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""Checks of numbers that a caller gives: return the number, or raise an error that names it and what was expected.
+"""Check numbers from a caller: return the number, or raise an error that names it and what was expected.
 
 ::
 
@@ -19,14 +19,14 @@ __all__ = ["as_float", "as_int", "finite_or_none", "number", "store_checked", "w
 
 
 def finite_or_none(value: float) -> float | None:
-    """Return the number, or ``None`` where it is infinite or NaN, which JSON does not have."""
+    """Return a number, or ``None`` for infinity and NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def as_float(value: object) -> float | None:
     """Return a number as a plain float; ``None`` where it is no number.
 
-    Numbers of numpy are numbers. A text, a ``Decimal``, true and false, and a whole number beyond binary64 are none.
+    Numbers of numpy are accepted. Texts, ``Decimal``, booleans, and whole numbers too large for binary64 are not.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
@@ -37,11 +37,11 @@ def as_float(value: object) -> float | None:
 
 
 def as_int(value: object) -> int | None:
-    """Return a whole number as a plain int; ``None`` where it is none. True, false and 1.0 are none."""
+    """Return a whole number as a plain int; ``None`` for other values, such as booleans and 1.0."""
     if isinstance(value, bool):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # what cannot be converted raises
+        return operator.index(value)  # type: ignore[arg-type]  # other types raise TypeError
     except TypeError:
         return None
 
@@ -59,55 +59,55 @@ def number(
     """Return ``value`` as a plain float in a range.
 
     Args:
-        name: What the number is, for the message.
+        name: Name of the number, for the message.
         value: The number.
-        least: Smallest number taken.
-        above: Every number taken is larger than this.
-        most: Largest number taken; infinity is taken by default, NaN never.
+        least: Smallest allowed number.
+        above: Number that ``value`` must be larger than.
+        most: Largest allowed number; by default infinity is allowed. NaN never is.
         unit: Unit of the number, for the message.
-        expected: What was expected, in words; default: the range.
+        expected: The end of the message; default: the range.
 
     Raises:
-        UsageError: It is no number, or out of range.
+        UsageError: The value is no number, or out of range.
     """
-    taken = value if type(value) is float else as_float(value)
-    if taken is not None and least <= taken <= most and taken > above:
-        return taken
+    checked = value if type(value) is float else as_float(value)
+    if checked is not None and least <= checked <= most and checked > above:
+        return checked
     expected = expected or f"a number from {least:g} to {most:g}{unit and ' '}{unit} was expected"
-    if taken is None:
+    if checked is None:
         raise UsageError(f"{name} {shown(value)} is no number; {expected}.")
-    raise UsageError(f"{name} {taken:g}{unit and ' '}{unit} is out of range; {expected}.")
+    raise UsageError(f"{name} {checked:g}{unit and ' '}{unit} is out of range; {expected}.")
 
 
 def whole(name: str, value: object, *, least: int = 0, most: int, expected: str) -> int:
     """Return ``value`` as a plain int from ``least`` to ``most``.
 
     Args:
-        name: What the number is, for the message.
+        name: Name of the number, for the message.
         value: The number.
-        least: Smallest number taken.
-        most: Largest number taken.
-        expected: What was expected, in words.
+        least: Smallest allowed number.
+        most: Largest allowed number.
+        expected: The end of the message: ``a whole number from 1 was expected``.
 
     Raises:
-        UsageError: It is no whole number, or out of range.
+        UsageError: The value is no whole number, or out of range.
     """
-    taken = as_int(value)
-    if taken is None:
+    checked = as_int(value)
+    if checked is None:
         raise UsageError(f"{name} {shown(value)} is no whole number; {expected}.")
-    if not least <= taken <= most:
-        raise UsageError(f"{name} {shown(taken)} is out of range; {expected}.")
-    return taken
+    if not least <= checked <= most:
+        raise UsageError(f"{name} {shown(checked)} is out of range; {expected}.")
+    return checked
 
 
 def store_checked(record: object, name: str, check: Callable[..., object], **limits: object) -> None:
-    """Check a field of a frozen record, and store the plain number that the check returns.
+    """Check a field of a frozen record, and replace its value by the number that the check returns.
 
     ::
 
         store_checked(self, "hysteresis", number, most=1.0)
 
     Raises:
-        UsageError: The field is not what the check wants.
+        UsageError: The check refuses the value.
     """
     object.__setattr__(record, name, check(name, getattr(record, name), **limits))

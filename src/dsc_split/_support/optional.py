@@ -1,4 +1,4 @@
-"""Packages that only some parts need: imported where they are used, with the pip command when they are missing."""
+"""Import optional packages where they are used; if one is missing, the error names the pip command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def require(module: str, *, extra: str, purpose: str) -> Any:
 
     Args:
         module: Dotted import name.
-        extra: The extra of this package that brings it.
-        purpose: What it is needed for, to end the sentence "... is needed to ...".
+        extra: The extra of dsc-split that installs it.
+        purpose: The end of the sentence "it is needed to ...".
 
     Raises:
-        BackendUnavailable: The package is not installed. A module that is there and fails over another missing
-            one raises its own error: that is not for us to explain away.
+        BackendUnavailable: The package is not installed.
+        ModuleNotFoundError: The package is installed, and another package that it imports is missing.
     """
     try:
         return importlib.import_module(module)

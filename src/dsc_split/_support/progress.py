@@ -1,4 +1,4 @@
-"""How long work tells what it is doing: the library calls a listener, and never prints."""
+"""Progress of long work: the library calls a listener, and never prints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Progress:
     """One step of a long task."""
 
     stage: str
-    """What kind of work: ``export``, ``prove``, ``bench device``, ..."""
+    """Kind of work: ``export``, ``prove``, ``bench device``, ..."""
     label: str
-    """What is running now, in words."""
+    """Description of the current step."""
     done: int
-    """Steps that are finished."""
+    """Finished steps."""
     total: int
-    """Steps in all; 0 where it is not known."""
+    """All steps; 0 where the number is not known."""
     unit: str = "steps"
-    """What is counted."""
+    """Unit of ``done`` and ``total``."""
 
 
 ProgressListener = Callable[[Progress], None]
@@ -29,4 +29,4 @@ ProgressListener = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """Ignore the progress."""
+    """Do nothing: the listener where the caller gives none."""

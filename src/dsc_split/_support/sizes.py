@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them."""
+"""Read and write sizes in bytes as texts for people."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _UNITS_BY_LOWER_CASE = {unit.lower(): factor for unit, factor in _UNITS.items()}
 
 
 def parse_size(text: str) -> int:
-    """Read a size, ``8GiB``, ``500 MB`` or ``1048576``, as bytes.
+    """Return the bytes of a size: ``8GiB``, ``500 MB`` or ``1048576``; upper and lower case are the same.
 
     Raises:
-        ValueError: The text is no size, or is zero or beyond 2^63; the message is a sentence that says so.
+        ValueError: The text is no size, or the size is below 1 byte or not below 2^63; the message is a full sentence.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     factor = _UNITS_BY_LOWER_CASE.get(match[2].lower()) if match else None
@@ -39,5 +39,5 @@ def parse_size(text: str) -> int:
 
 
 def size_text(size_bytes: int) -> str:
-    """Write a size for people, in MB (10^6 bytes), or in GB from 10 of them: ``53.6 MB``, ``12.4 GB``."""
+    """Write a size in MB (10^6 bytes), or from 10 GB in GB (10^9 bytes): ``53.6 MB``, ``12.4 GB``."""
     return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e10 else f"{size_bytes / 1e6:,.1f} MB"

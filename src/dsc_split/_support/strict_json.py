@@ -1,4 +1,4 @@
-"""Reading JSON that may be damaged or hostile, and writing it in the one form that digests are taken of."""
+"""Read JSON that may be damaged or hostile, and write it in the canonical form that digests are computed from."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from dsc_split.errors import DamagedError
 __all__ = ["body_digest", "canonical_json", "read_json", "write_json"]
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
-"""A manifest or cell larger than this is refused before it is parsed."""
+"""Largest file, unless the caller gives another limit; larger ones are refused before they are parsed."""
 MAX_JSON_DEPTH = 64
-"""Objects and lists nested more deeply than this are refused."""
+"""Most levels of nested objects and lists."""
 _BOM = b"\xef\xbb\xbf"
 _MAX_DIGITS = 308
-"""Whole numbers of so many digits fit into binary64, whatever the digits."""
+"""Every whole number of at most so many digits is in the range of binary64."""
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write ``document`` to ``path`` as indented JSON, all or nothing. NaN and infinities are refused."""
+    """Write ``document`` to ``path`` as indented JSON, all or nothing; NaN and infinity raise ``ValueError``."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes(path, text.encode() + b"\n")
 
 
 def canonical_json(document: object) -> bytes:
-    """Encode ``document`` in the one way that digests are taken of: sorted keys, no blanks, no NaN."""
+    """Return ``document`` in canonical form, from which digests are computed: sorted keys, no blanks, ASCII, no NaN."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def body_digest(body: object) -> str:
-    """Hash a document without its own digest, as that digest says; 64 hexadecimal digits."""
+    """Return the SHA-256 of the canonical form of a document without its digest, 64 hexadecimal digits."""
     return sha256_text(canonical_json(body))
 
 
@@ -46,15 +46,14 @@ def read_json(
     """Read a JSON object that may be damaged or hostile.
 
     Args:
-        source: A path, or the bytes themselves.
-        what: What the file is, in words, for messages.
-        error: The error class to raise.
-        max_bytes: Larger input is refused before it is parsed.
+        source: The path of a file, or its bytes.
+        what: Name of the file for messages: ``lookup table``.
+        error: Class of the error to raise.
+        max_bytes: Largest size; larger input is refused before it is parsed.
 
     Raises:
-        DamagedError: The file cannot be read, is too large, is no UTF-8, no JSON or no object, or has a byte
-            order mark, a duplicate key, NaN, a number beyond binary64, half a surrogate pair, or nesting that
-            is too deep.
+        DamagedError: The file cannot be read, is too large, is no UTF-8, no JSON or no object, or has a byte order
+            mark, a duplicate key, NaN, a number too large for binary64, half a surrogate pair, or too many levels.
     """
     if isinstance(source, Path):
         what = f"{what} {str(source)!r}"
@@ -84,13 +83,13 @@ def read_json(
 
 
 def _read_at_most(path: Path, size_bytes: int) -> bytes:
-    """Read the start of a file, which may be a pipe or a device, too."""
+    """Read the start of a file, which may also be a pipe or a device."""
     with path.open("rb") as file:
         return file.read(size_bytes)
 
 
 def _parse(data: bytes) -> object:
-    """Parse JSON, and refuse what other readers would read otherwise or not at all."""
+    """Parse JSON, and refuse text that other readers refuse or read differently."""
     if data.startswith(_BOM):
         raise ValueError("it begins with a byte order mark; write it without")
     text = data.decode("utf-8")
@@ -119,7 +118,7 @@ def _finite(digits: str) -> float:
 
 
 def _whole(digits: str) -> int:
-    _finite(digits)  # which bounds the digits, too
+    _finite(digits)  # this also limits the number of digits
     return int(digits)
 
 
@@ -133,7 +132,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _is_deeper(document: dict[str, object], levels: int) -> bool:
-    """Return whether objects and lists are nested deeper than ``levels``; the document itself is level one."""
+    """Return whether objects and lists have more than ``levels`` levels; the document is level one."""
     level: list[dict[str, object] | list[object]] = [document]
     for _ in range(levels):
         level = [

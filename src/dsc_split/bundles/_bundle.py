@@ -1,7 +1,7 @@
-"""The bundle: the folder, or the one file, that holds a model's graphs, cells, tables and manifest.
+"""A bundle: a folder or one packed file with a model's graphs, cells, tables and manifest.
 
-This module knows where things lie, reads and writes the manifest, and keeps two writers apart. What is in a
-graph or a cell is the business of the rooms.
+This module finds files by their path, reads and writes the manifest, and allows one writer at a time. It does not
+look into graphs and cells: other packages do.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from dsc_split.table._table import LookupTable
 __all__ = ["TABLE", "Bundle", "Draft", "TrustRule"]
 
 TABLE = "table.json"
-"""The lookup table that was asked for last."""
+"""File of the newest lookup table, the one that is used."""
 
 
 class TrustRule(Protocol):
-    """Whose signature is asked for; :class:`dsc_split.packing.Trust` is one."""
+    """Decides which signatures are enough, like :class:`dsc_split.packing.Trust`."""
 
     @property
     def allow_unsigned(self) -> bool:
@@ -42,16 +42,16 @@ class TrustRule(Protocol):
         """Return the names of the trusted keys that signed a manifest.
 
         Raises:
-            SignatureError: None did, and one is asked for; or a signature is damaged.
+            SignatureError: A signature is required, and no trusted key made one; or a signature is damaged.
         """
 
 
 class Draft:
-    """A manifest that is being changed; :meth:`Bundle.edit` writes it.
+    """A manifest with changes that :meth:`Bundle.edit` writes.
 
     Attributes:
-        manifest: The manifest as it will be.
-        is_touched: Whether it is written even where nothing changed.
+        manifest: The changed manifest.
+        is_touched: Whether it is written even if nothing changed.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -63,7 +63,7 @@ class Draft:
         self.manifest = replace(self.manifest, **fields)
 
     def touch(self) -> None:
-        """Have the manifest written with a new revision, though nothing in it changes: a table did, say."""
+        """Write the manifest with a new revision even if it stays the same, for example after a table changed."""
         self.is_touched = True
 
     def set_targets(self, side: str, targets: Iterable[TargetEntry]) -> None:
@@ -72,14 +72,14 @@ class Draft:
 
 
 class Bundle:
-    """A bundle, opened for reading; writers take :meth:`lock` first.
+    """A bundle, opened for reading; to write, take :meth:`lock` first.
 
     Attributes:
         path: The folder, or the packed file.
         manifest: The manifest, as read; :meth:`edit` changes it.
-        storage: Where its files lie.
-        trusted: Whether its engines may be loaded: those of a folder are this machine's own, those of a packed file
-            come from elsewhere, and are trusted where a key that is trusted signed them.
+        storage: Reads its files.
+        trusted: Whether its engines may be loaded. Engines in a folder are trusted. Engines in a packed file are
+            trusted if a trusted key signed the bundle, or unsigned bundles are allowed.
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, storage: Storage | None = None, trusted: bool = True) -> None:
@@ -88,6 +88,7 @@ class Bundle:
         self.storage = Folder(path) if storage is None else storage
         self.trusted = trusted
         self._locks = 0
+        self._draft: Draft | None = None
 
     # ---- opening -------------------------------------------------------------------------------------------
 
@@ -97,12 +98,12 @@ class Bundle:
 
         Args:
             path: The folder, or ``NAME.dscb``.
-            trust: Whose signature is asked for; ``None``: nobody's. Engines of a packed file are then not loaded.
+            trust: Which signatures are enough; ``None``: none is checked, and engines of a packed file are not loaded.
 
         Raises:
             UsageError: There is no such folder or file, or it is no bundle.
             BundleError: The manifest or the packed file is damaged, hostile, or of a newer format.
-            SignatureError: ``trust`` names keys, and none of them signed the bundle.
+            SignatureError: ``trust`` requires a signature, and no trusted key made one; or a signature is damaged.
         """
         storage = open_storage(Path(path))
         data = storage.read(MANIFEST)
@@ -122,16 +123,16 @@ class Bundle:
 
     @property
     def is_packed(self) -> bool:
-        """Whether it is one file, which is read and never written."""
+        """Whether it is one packed file, which is read only."""
         return not isinstance(self.storage, Folder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the bundle for writing, and see its newest manifest. A block within such a block changes nothing.
+        """Lock the bundle for writing during the block, and read its manifest again. A nested block does nothing.
 
         Raises:
-            BundleBusyError: Another process holds it. Nothing waits: a benchmark beside another one is worthless.
-            UsageError: It is packed.
+            BundleBusyError: Another process has the lock. This does not wait: two benchmarks disturb each other.
+            UsageError: The bundle is packed.
         """
         self._refuse_packed()
         with contextlib.nullcontext() if self._locks else lock_folder(self.path):
@@ -145,22 +146,29 @@ class Bundle:
 
     @contextlib.contextmanager
     def edit(self) -> Iterator[Draft]:
-        """Change the manifest: it is written, all or nothing, where the block ends well and has changed something.
+        """Change the manifest. It is written, all or nothing, if the block ends without an error and changed something.
 
-        The bundle is held meanwhile. What :func:`dsc_split.packing.pack_bundle` sealed is open again: cells and tables
-        are no longer listed, and signatures, which no longer fit, are removed. ::
+        The bundle is locked during the block. If :func:`dsc_split.packing.pack_bundle` sealed it, the new manifest is
+        not sealed: it does not list cells and tables. Signatures no longer fit and are removed. A nested block changes
+        the same draft. ::
 
             with bundle.edit() as draft:
                 draft.change(notes=("tried on the bench",))
 
         Raises:
-            BundleBusyError: Another process holds it.
-            UsageError: It is packed.
+            BundleBusyError: Another process has the lock.
+            UsageError: The bundle is packed, or a changed field has a value that no manifest may hold.
             DscError: The manifest cannot be written.
         """
+        if self._draft is not None:
+            yield self._draft
+            return
         with self.lock():
-            draft = Draft(self.manifest)
-            yield draft
+            draft = self._draft = Draft(self.manifest)
+            try:
+                yield draft
+            finally:
+                self._draft = None
             if draft.is_touched or draft.manifest != self.manifest:
                 manifest = next_manifest(draft.manifest)
                 write_bytes(self.path / MANIFEST, encode_manifest(manifest))
@@ -168,19 +176,19 @@ class Bundle:
                 (self.path / ENVELOPE).unlink(missing_ok=True)
 
     def touch(self) -> None:
-        """Write the manifest with a new revision; a sealed bundle is open then.
+        """Write the manifest with a new revision; the bundle is not sealed afterwards.
 
         Raises:
-            DscError: It cannot be written, or another process holds it.
+            DscError: It cannot be written, or another process has the lock.
         """
         with self.edit() as draft:
             draft.touch()
 
     def unseal(self) -> None:
-        """Open a sealed bundle before something in it is written.
+        """Write an unsealed manifest if the bundle is sealed; call it before a file of the bundle is written.
 
         Raises:
-            DscError: It cannot be written, or another process holds it.
+            DscError: It cannot be written, or another process has the lock.
         """
         if self.manifest.sealed:
             self.touch()
@@ -188,14 +196,14 @@ class Bundle:
     # ---- files ---------------------------------------------------------------------------------------------
 
     def has(self, relative: str) -> bool:
-        """Return whether a file is there."""
+        """Return whether the bundle has a file."""
         return self.storage.size_bytes(relative) is not None
 
     def listed(self, relative: str) -> FileEntry:
-        """Return what the manifest says of a file.
+        """Return the manifest's entry of a file.
 
         Raises:
-            BundleError: It does not list it, or the bundle is a part that has not got it.
+            BundleError: The manifest does not list the file, or the bundle is a part without it.
         """
         manifest = self.manifest
         if relative in manifest.files:
@@ -209,10 +217,10 @@ class Bundle:
         raise BundleError(f"manifest of {str(self.path)!r} does not list {relative!r}. Export it again.")
 
     def read(self, relative: str) -> bytes:
-        """Read a file that the manifest lists, whole; what is returned is what was checked.
+        """Read a whole file that the manifest lists, and check its size and SHA-256.
 
         Raises:
-            BundleError: The manifest does not list it, it is not there, or is not what the manifest says.
+            BundleError: The manifest does not list the file, the file is missing, or it differs from the manifest.
         """
         listed, found_bytes = self.listed(relative), self.storage.size_bytes(relative)
         if found_bytes is None:
@@ -234,20 +242,20 @@ class Bundle:
         return data
 
     def read_result(self, relative: str) -> bytes:
-        """Read a cell, a table or a memory report; where the manifest lists the file, its SHA-256 is checked.
+        """Read a cell, a table or a memory report; if the manifest lists the file, check its size and SHA-256.
 
         Raises:
-            BundleError: It cannot be read, is not what the manifest says, or is packed and not listed.
+            BundleError: The file cannot be read, differs from the manifest, or is packed and not listed.
         """
         is_checked = self.is_packed or relative in self.manifest.files
         return self.read(relative) if is_checked else self.storage.read(relative)
 
     def table(self) -> LookupTable:
-        """Read the bundle's lookup table, and check that it is of the bundle's pairs.
+        """Read the bundle's lookup table, and check that it was measured with the pairs of this bundle.
 
         Raises:
-            UsageError: There is no table yet, or it is of other pairs.
-            BundleError: The bundle is sealed, and the table is not what its manifest says.
+            UsageError: There is no table yet, or it was measured with other pairs.
+            BundleError: The file differs from the manifest, or the bundle is packed and does not list the table.
             TableError: The table is damaged, contradicts itself, or is of a newer version.
         """
         if not self.has(TABLE):
@@ -271,10 +279,10 @@ class Bundle:
         return f"{again}, and unite it with the other side's: dsc-split merge BUNDLE {self.path} OTHER"
 
     def require_trust(self, what: str) -> None:
-        """Refuse to hand native code to a library that is not trusted.
+        """Raise an error if native code of this bundle must not be loaded; ``what`` names the code in the message.
 
         Raises:
-            SignatureError: The bundle is packed, and neither signed by a trusted key nor admitted without.
+            SignatureError: The bundle is packed, no trusted key signed it, and unsigned bundles are not allowed.
         """
         if not self.trusted:
             raise SignatureError(
@@ -293,7 +301,7 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """The whole model's graph."""
+        """File of the whole model's graph."""
         return self.file(self.manifest.model.path)
 
     @property
@@ -308,33 +316,33 @@ class Bundle:
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The pairs that passed their proof, in graph order."""
+        """Pairs that passed their proof, in graph order."""
         return self.manifest.splits
 
     @property
     def fixed_batch(self) -> int | None:
-        """The only batch size the model takes, or ``None`` where the batch is a symbol."""
+        """The only batch size that the model accepts; ``None`` where the batch dimension is a symbol."""
         return self.manifest.batch.fixed
 
     @property
     def max_batch(self) -> int:
-        """The largest batch size that was proven to run."""
+        """The largest batch size that was run successfully."""
         return self.manifest.batch.max
 
     @property
     def full_offload(self) -> bool:
-        """Whether inputs may be sent to the server as they are."""
+        """Whether the device may send the model's inputs unchanged to the server."""
         return self.manifest.full_offload
 
     def input_bytes(self, batch: int) -> int:
-        """Count what full offload sends at ``batch``: as stated with ``--input-bytes``, else the inputs' own bytes."""
+        """Count the bytes that full offload sends at ``batch``: those of ``--input-bytes``, or else of the inputs."""
         stated = self.manifest.input_bytes_stated
         if stated is not None:
             return stated * batch
         return sum(tensor.size_bytes(batch) for tensor in self.inputs)
 
     def batch_of(self, elements: Mapping[str, int]) -> int:
-        """Find the batch size from how many elements inputs have, by name; 1 where no size depends on it."""
+        """Return the batch size of inputs with these element counts, by name; 1 where no size depends on the batch."""
         if self.fixed_batch is not None:
             return self.fixed_batch
         for info in self.inputs:
@@ -348,19 +356,19 @@ class Bundle:
         return sum(tensor.elements(batch) for tensor in self.inputs)
 
     def output_bytes(self, batch: int, *, without: tuple[str, ...] = ()) -> int:
-        """Count the bytes of the outputs at ``batch`` that come back from the server.
+        """Count the bytes of the outputs that the server sends back at ``batch``.
 
         Args:
             batch: Batch size.
-            without: Outputs that the head has already computed.
+            without: Outputs that the head computes, which are not sent.
         """
         return sum(tensor.size_bytes(batch) for tensor in self.outputs if tensor.name not in without)
 
     def file(self, relative: str) -> Path:
-        """Resolve a path of the manifest, and refuse one that leaves the bundle.
+        """Return the file for a path of the manifest; it may not exist yet.
 
         Raises:
-            BundleError: The path is absolute, leaves the folder, is or goes through a link, or is no path.
+            BundleError: The path is absolute, leaves the folder, contains a link, or is no valid path.
             UsageError: The bundle is packed.
         """
         self._refuse_packed()
@@ -378,10 +386,10 @@ class Bundle:
         return path
 
     def graph_digest(self, relative: str) -> str:
-        """Return the digest of a graph with the weights it refers to.
+        """Return the digest of a graph and its weights, 64 hexadecimal digits.
 
         Raises:
-            BundleError: The manifest does not list the graph.
+            BundleError: The manifest does not list the graph, or the weights.
         """
         files, weights = self.manifest.all_files, self.manifest.model.weights.path
         try:
@@ -391,10 +399,10 @@ class Bundle:
         return sha256_text("dsc-split/graph", *parts)
 
     def compute_pair_id(self) -> str:
-        """Compute what heads and tails of one export have in common: a digest over all graphs, weights and precision.
+        """Compute the id that all heads and tails of one export share: a digest of graphs, weights and precision.
 
         Raises:
-            BundleError: The manifest does not list a graph.
+            BundleError: The manifest does not list a graph, or the weights.
         """
         manifest = self.manifest
         parts = [self.graph_digest(manifest.model.path), manifest.precision]
@@ -403,15 +411,15 @@ class Bundle:
         return f"sha256:{sha256_text('dsc-split/pair', *parts)}"
 
     def targets(self, side: str) -> tuple[str, ...]:
-        """List the targets recorded for ``side``, the one asked for last at the end."""
+        """List the targets recorded for ``side``; the last one is the newest choice of the user."""
         return tuple(entry.target for entry in self.manifest.targets.of(side))
 
 
 def _require_sealed(storage: Storage, manifest: Manifest) -> None:
-    """Refuse a packed file with more in it than its manifest, which signatures are of, lists.
+    """Check that the manifest of a packed file lists all its files: a signature covers only the manifest.
 
     Raises:
-        BundleError: The message names what is not listed.
+        BundleError: A file is not listed; the message names it.
     """
     strange = sorted({*storage.names()} - {*manifest.files, MANIFEST, ENVELOPE})
     if strange:

@@ -1,4 +1,4 @@
-"""The manifest's file: how it is written, read, and brought from version to version."""
+"""Read and write the file of a manifest, and convert older versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from dsc_split._support.records import read_record, to_document
 from dsc_split._support.strict_json import body_digest, read_json
 from dsc_split.bundles._records import FORMAT, VERSION, Manifest
-from dsc_split.errors import BundleError, DamagedError
+from dsc_split.errors import BundleError, DamagedError, UsageError
 
 __all__ = [
     "DIGEST",
@@ -27,29 +27,39 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 ENVELOPE = "manifest.dsse.json"
-"""File of the signatures over the manifest's bytes."""
+"""File with the signatures of the manifest's bytes."""
 DIGEST = "body_sha256"
+"""Key of the digest of all other keys."""
 
 Document = dict[str, object]
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest's file."""
-    return encode_document(to_document(manifest))
+    """Return the bytes of a manifest's file.
+
+    Raises:
+        UsageError: A field has a value that could not be read again.
+    """
+    document = to_document(manifest)
+    try:
+        read_record(document, Manifest)
+    except DamagedError as e:
+        raise UsageError(f"a manifest cannot hold this: {e} Nothing was written.") from e
+    return encode_document(document)
 
 
 def encode_document(document: Mapping[str, object]) -> bytes:
-    """Return a document's one form: sorted keys, an indent of 1, ASCII, with the digest of all the rest."""
+    """Return the bytes of a document: sorted keys, an indent of 1, ASCII, and the digest of all other keys."""
     body = {key: value for key, value in document.items() if key != DIGEST}
     stamped = {**body, DIGEST: body_digest(body)}
     return json.dumps(stamped, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
 
 def next_manifest(manifest: Manifest) -> Manifest:
-    """Return a manifest as it is written next: open, with a new revision.
+    """Return the manifest to write after a change: not sealed, with a new revision.
 
-    What was sealed is open again: cells, memory reports and tables are no longer listed. The revision that was sent is
-    kept in ``released``, for what is timed on a device makes the bundle no newer than the next release.
+    It does not list cells, memory reports and tables. ``released`` keeps the revision of the sealed bundle, so that
+    timings on a device do not make the bundle newer than the next release.
     """
     return replace(
         manifest,
@@ -62,11 +72,11 @@ def next_manifest(manifest: Manifest) -> Manifest:
 
 
 def parse_manifest(data: bytes, what: str) -> Manifest:
-    """Read a manifest, bring it to the newest version, and check its form.
+    """Read a manifest, convert it to the newest version, and check it.
 
     Args:
-        data: The file.
-        what: What it is, in words, for messages.
+        data: Bytes of the file.
+        what: Name of the file for messages: ``manifest 'b4/manifest.json'``.
 
     Raises:
         BundleError: It is damaged, changed by hand, or of a newer version.
@@ -91,20 +101,19 @@ def parse_manifest(data: bytes, what: str) -> Manifest:
 
 
 def version_of(data: bytes) -> int:
-    """Return the version of a manifest's file that :func:`parse_manifest` has read."""
-    version = read_json(data, MANIFEST, BundleError)["version"]
-    return int(version)
+    """Return the version in a manifest's file; :func:`parse_manifest` must have accepted the file."""
+    return int(read_json(data, MANIFEST, BundleError)["version"])
 
 
 def is_canonical(data: bytes) -> bool:
-    """Return whether a manifest's file is in its one form, byte for byte."""
+    """Return whether a manifest's file has exactly the bytes that :func:`encode_manifest` writes."""
     return encode_document(read_json(data, MANIFEST, BundleError)) == data
 
 
 def _from_version_1(document: Document) -> Document:
-    """Version 2 tells sealed bundles from open ones, parts of a bundle from whole ones, and new from old."""
+    """Add the keys of version 2: whether a bundle is sealed, whether it is a part, and its revision."""
     return {**document, "version": 2, "revision": 0, "sealed": False, "side": None, "left_out": {}}
 
 
 _MIGRATIONS: dict[int, Callable[[Document], Document]] = {1: _from_version_1}
-"""Version to what makes the next one of it. A manifest that was migrated is written in the newest version."""
+"""Version to the function that converts a document of it to the next version."""

@@ -1,4 +1,4 @@
-"""What a question to the lookup table may say, checked."""
+"""Check the arguments of a question to the lookup table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["batch_size", "data_rate", "finite_number", "is_p95", "named_choices"
 
 
 def batch_size(batch: object) -> int:
-    """Return a batch size as a plain int: a whole number from 1.
+    """Return a batch size as a plain int.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is no whole number from 1.
     """
     size = as_int(batch)
     if size is None or size < 1:
@@ -25,44 +25,44 @@ def batch_size(batch: object) -> int:
 
 
 def data_rate(name: str, value: object) -> float:
-    """Return a data rate in MB/s: a number from 0; infinity is one.
+    """Return a data rate in MB/s as a plain float.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is no number from 0; infinity is one.
     """
     return number(name, value, expected="MB/s from 0 were expected")
 
 
 def finite_number(name: str, unit: str, value: object) -> float:
-    """Return a finite number from 0.
+    """Return a number as a plain float.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is no finite number from 0.
     """
-    taken = number(name, value, expected=f"{unit} from 0 were expected")
-    if taken == math.inf:
+    checked = number(name, value, expected=f"{unit} from 0 were expected")
+    if checked == math.inf:
         raise UsageError(
             f"{name} is infinite; {unit} from 0 were expected. To leave the server out, allow 'no-offload' alone."
         )
-    return taken
+    return checked
 
 
 def is_p95(percentile: float | None) -> bool:
-    """Return whether the 95th percentile is asked for, and not the median.
+    """Return whether a percentile is 95, and not 50 or ``None``.
 
     Raises:
         UsageError: It is another percentile.
     """
     if percentile not in (None, 50, 95):
-        raise UsageError(f"percentile {percentile!r} is not in the table; 50, the median, or 95 was expected.")
+        raise UsageError(f"percentile {shown(percentile)} is not in the table; 50, the median, or 95 was expected.")
     return percentile == 95
 
 
 def named_choices(allow: Iterable[str | int]) -> tuple[str | int, ...]:
-    """Return the names and ids of a mask in a form that nobody changes; they are not looked up.
+    """Return the names and ids of a mask as a tuple, without checking that such choices exist.
 
     Raises:
-        UsageError: It is one text, or no collection.
+        UsageError: The mask is a text, or no collection.
     """
     if isinstance(allow, str):
         raise UsageError(f"'allow' takes a collection of choices; got the text {allow!r}. Write [{allow!r}].")
