@@ -1,4 +1,4 @@
-"""The bundle: the folder, or the one file, that holds a model's graphs, cells, tables and manifest.
+"""A bundle: a folder or one packed file with a model's graphs, cells, tables and manifest.
 
 ::
 

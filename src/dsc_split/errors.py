@@ -6,14 +6,14 @@
      |- UsageError               exit 2   unknown source, target, model or option; a number out of range
      |- ExportError              exit 1   the model cannot be exported, or the exported graph disagrees
      |- BundleBusyError          exit 1   another command is writing the same bundle
-     |- CutError                 exit 3   a named cut cannot be made, or no pair passed its proof
+     |- CutError                 exit 3   a cut that the user named cannot be made, or no pair passed its proof
      |- BackendError             exit 4   a back-end failed
-     |   |- OutOfMemoryError     exit 4   ... for want of memory
+     |   |- OutOfMemoryError     exit 4   ... because memory ran out
      |   `- BackendUnavailable   exit 5   ... is not installed, or has no device
      `- DamagedError             exit 6   a file is damaged, hostile, or does not fit
          |- ModelFileError
          |- BundleError
-         |   `- SignatureError           ... is not signed by a key that is trusted
+         |   `- SignatureError           ... is not signed by a trusted key
          |- TableError
          `- EngineFileError
              `- EngineMismatch           ... an engine was built for another library, version or GPU
@@ -51,10 +51,10 @@ __all__ = [
 
 
 class DscError(Exception):
-    """Base of all errors of this package; the message says what, got, expected, and what to do."""
+    """Base of all errors of this package; the message says what is wrong, what was expected, and what to do."""
 
     exit_code: ClassVar[int] = 1
-    """What the command line exits with."""
+    """Exit status of the command line."""
 
 
 class UsageError(DscError):
@@ -64,7 +64,7 @@ class UsageError(DscError):
 
 
 class ExportError(DscError):
-    """A model cannot be exported, or what was exported does not compute what the model computes."""
+    """A model cannot be exported, or the exported graph computes other outputs than the model."""
 
 
 class BundleBusyError(DscError):
@@ -72,7 +72,7 @@ class BundleBusyError(DscError):
 
 
 class CutError(DscError):
-    """A cut that was named cannot be made, or no pair passed its proof."""
+    """A cut that the user named cannot be made, or no pair passed its proof."""
 
     exit_code = 3
 
@@ -84,10 +84,10 @@ class BackendError(DscError):
 
 
 class OutOfMemoryError(BackendError):
-    """A back-end failed for want of memory."""
+    """A back-end failed because memory ran out."""
 
 
-class BackendUnavailable(BackendError):  # noqa: N818 - the words of the design; it reads as the state it is
+class BackendUnavailable(BackendError):  # noqa: N818 - the name names a state
     """A back-end or another optional package is not installed, or has no device."""
 
     exit_code = 5
@@ -108,7 +108,7 @@ class BundleError(DamagedError):
 
 
 class SignatureError(BundleError):
-    """A bundle is not signed by a key that is trusted, or its signature is not of what is there."""
+    """A bundle is not signed by a trusted key, or its signature does not fit the bundle."""
 
 
 class TableError(DamagedError):
@@ -119,5 +119,5 @@ class EngineFileError(DamagedError):
     """An engine file is damaged, or of a newer format."""
 
 
-class EngineMismatch(EngineFileError):  # noqa: N818 - what was found, not what went wrong
-    """An engine was built for another library, version, GPU or set of options than the one at hand."""
+class EngineMismatch(EngineFileError):  # noqa: N818 - the name names a finding
+    """An engine was built for another library, version, GPU or set of options than the one in use."""

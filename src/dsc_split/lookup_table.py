@@ -1,4 +1,4 @@
-"""The split lookup table: for a batch size and a data rate, which choice is the fastest.
+"""The split lookup table: returns the fastest choice for a batch size and a data rate.
 
 ::
 
@@ -6,7 +6,7 @@
     pick = table.pick(8, 12.0)
     print(pick.choice.name, pick.latency_ms)
 
-This module needs the standard library alone.
+This module needs only the standard library.
 """
 
 from dsc_split.table._pick import Pick

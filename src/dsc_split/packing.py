@@ -1,4 +1,4 @@
-"""Pack, verify and unpack bundles: what leaves for the fleet is one file, whole, and of known origin.
+"""Pack, sign, verify and unpack bundles: a packed bundle is one file for other machines.
 
 ::
 

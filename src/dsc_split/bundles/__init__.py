@@ -1,3 +1,3 @@
-"""What a bundle is on disk: its manifest, its storage as a folder or one packed file, its samples."""
+"""Bundles on disk: the manifest, the storage (a folder or one packed file), and the samples."""
 
 __all__: list[str] = []

@@ -1,8 +1,8 @@
-"""Packed bundles: a zip file whose every byte outside the data follows from the names, sizes and checksums.
+"""Packed bundles: zip files in which names, sizes and checksums determine every byte outside the data.
 
-Files are stored, not compressed, sorted by name, one after the other, without dates, comments or extra fields (zip64
-alone, where a size or a place needs it). Reading makes these bytes anew and compares, so there is one packed file for
-one set of files, and nothing in it that another program could read otherwise.
+Files are stored without compression, sorted by name, without gaps, dates, comments or extra fields. The only exception
+is the zip64 field, for a size or an offset that needs it. The reader computes these bytes again and compares them. So
+equal files give equal archives, and no other program can read an archive differently.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
 _FULL_16, _FULL_32 = 0xFFFF, 0xFFFFFFFF
 _LARGEST_16, _LARGEST_32 = _FULL_16 - 1, _FULL_32 - 1
-"""What is larger is written with zip64."""
+"""Larger numbers are written with zip64."""
 _UNIX = 3
 _PLAIN_FILE = (stat.S_IFREG | 0o644) << 16
-_DATE = (1 << 5) | 1
-"""1980-01-01."""
+_DATE = (1 << 5) | 1  # 1980-01-01
 _UTF_8 = 0x800
 _ENCRYPTED, _DESCRIPTOR = 0x1, 0x8
 _MAX_CENTRAL_BYTES = _CENTRAL.size + MAX_NAME_BYTES + 28
@@ -51,16 +50,16 @@ _MAX_CENTRAL_BYTES = _CENTRAL.size + MAX_NAME_BYTES + 28
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A file to be packed."""
+    """A file to pack."""
 
     name: str
     """Path in the bundle."""
     size_bytes: int
-    """Its size."""
+    """Size that the file must have."""
     sha256: str
-    """What it must be; 64 hexadecimal digits."""
+    """Digest that the file must have, 64 hexadecimal digits."""
     open: Callable[[], BinaryIO]
-    """Opens it for reading."""
+    """Opens the file for reading."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class _Member:
     size_bytes: int
     crc32: int
     offset: int
-    """Where its header begins."""
+    """Position of its local header in the archive, in bytes."""
 
     @property
     def data_offset(self) -> int:
@@ -105,7 +104,7 @@ class _Member:
 
 
 def _end_record(count: int, size_bytes: int, offset: int) -> bytes:
-    """Make what stands behind the central directory, which has ``size_bytes`` bytes from ``offset`` on."""
+    """Return the bytes after the central directory, which has ``size_bytes`` bytes and starts at ``offset``."""
     short = (
         count if count <= _LARGEST_16 else _FULL_16,
         size_bytes if size_bytes <= _LARGEST_32 else _FULL_32,
@@ -119,7 +118,7 @@ def _end_record(count: int, size_bytes: int, offset: int) -> bytes:
 
 
 def name_faults(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Find names that cannot all be files of one folder on every system; each comes with what is wrong with it."""
+    """Yield names that are not allowed, or that some system cannot store together, with the fault as a predicate."""
     seen: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
@@ -139,6 +138,7 @@ def name_faults(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _folded(name: str) -> str:
+    """Return the form in which two names are equal if a file system may treat them as one."""
     if name.isascii():
         return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
@@ -148,16 +148,16 @@ def _folded(name: str) -> str:
 
 
 def write_archive(output: Path, entries: Sequence[Entry], *, tell: Callable[[str, int], None]) -> None:
-    """Pack files into one, all or nothing; equal files give equal bytes.
+    """Pack files into one archive, all or nothing; equal files give equal bytes.
 
     Args:
-        output: The file to write; a file there is replaced.
-        entries: What to pack, in any order.
-        tell: Told the name of the file that is being packed, and how many bytes were since it was told last.
+        output: The file to write; an existing file is replaced.
+        entries: The files to pack, in any order.
+        tell: Called with the name of the current file and the number of bytes packed since the last call.
 
     Raises:
-        BundleError: A file is not what its entry says, or a name is none that a packed bundle can have.
-        DscError: The file cannot be written.
+        BundleError: A file differs from its entry, a name is not allowed, or there are too many files.
+        DscError: The archive cannot be written.
     """
     entries = sorted(entries, key=lambda entry: entry.name)
     for name, fault in name_faults(entry.name for entry in entries):
@@ -191,17 +191,17 @@ def write_archive(output: Path, entries: Sequence[Entry], *, tell: Callable[[str
 
 
 class Archive:
-    """The files of a packed bundle, read in place. It stays the file that was opened when another takes its name.
+    """Reads the files of a packed bundle in place. It keeps reading the file that it opened, even if that is replaced.
 
     Attributes:
         path: The packed file.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a packed file, and check every byte of it that is not data.
+        """Open a packed file, and check every byte outside the data.
 
         Raises:
-            BundleError: It cannot be read, is damaged, cut short, or is not what :func:`write_archive` writes.
+            BundleError: The file cannot be read, is damaged or cut short, or :func:`write_archive` did not write it.
         """
         self.path = path
         try:
@@ -217,12 +217,12 @@ class Archive:
         return tuple(self._members)
 
     def size_bytes(self, name: str) -> int | None:
-        """Return a file's size; ``None`` where there is no such file."""
+        """Return the size of a file; ``None`` where there is no such file."""
         member = self._members.get(name)
         return None if member is None else member.size_bytes
 
     def crc32(self, name: str) -> int:
-        """Return the checksum that the archive states for a file; :meth:`read` compares it."""
+        """Return the CRC-32 of a file, as the archive states it; only :meth:`read` checks it."""
         return self._members[name].crc32
 
     def open(self, name: str) -> BinaryIO:
@@ -237,10 +237,10 @@ class Archive:
         return io.BufferedReader(_Window(self, self._fd, member.data_offset, member.size_bytes))
 
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """Read a file whole.
+        """Read a whole file, and check its CRC-32.
 
         Raises:
-            BundleError: There is no such file, it has more than ``max_bytes``, or is not what its checksum says.
+            BundleError: There is no such file, it has more than ``max_bytes``, or its checksum does not match.
         """
         with self.open(name) as file:
             data = read_all(file, max_bytes, f"{name!r} in {str(self.path)!r}")
@@ -289,7 +289,7 @@ class Archive:
         return iter(members)
 
     def _read_end(self) -> tuple[int, int, int]:
-        """Read how many entries the central directory has, its size and its place."""
+        """Return the number of entries, the size and the offset of the central directory, both in bytes."""
         if self._size_bytes < _END.size:
             self._refuse("it is too short for a zip file")
         _, _, _, _, count, size_bytes, offset, _ = _END.unpack(self._bytes(self._size_bytes - _END.size, _END.size))
@@ -309,7 +309,7 @@ class Archive:
         return self._bytes(self._size_bytes - len(end), len(end)) == end
 
     def _parse(self, data: bytes, position: int) -> _Member:
-        """Read an entry of the central directory, and refuse by name what other zip files may hold."""
+        """Read an entry of the central directory; refuse features of other zip files with a message for each."""
         if position + _CENTRAL.size > len(data):
             self._refuse("its list of files is cut short")
         fields = _CENTRAL.unpack_from(data, position)
@@ -347,10 +347,10 @@ class Archive:
 
 
 class _Window(io.RawIOBase):
-    """A part of an open file, as a file."""
+    """A range of an open file that reads like a file of its own."""
 
     def __init__(self, owner: Archive, fd: int, start: int, size_bytes: int) -> None:
-        self._owner = owner  # closes the descriptor when nobody reads any more
+        self._owner = owner  # keeps the descriptor open as long as this window exists
         self._fd, self._start, self._size_bytes, self._position = fd, start, size_bytes, 0
 
     def readable(self) -> bool:

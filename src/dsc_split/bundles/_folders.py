@@ -1,4 +1,4 @@
-"""Put a finished bundle folder where it belongs, so that there is the old one or the new one at every moment."""
+"""Replace a bundle folder by a finished new one, so that at every moment the old or the new one exists."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dsc_split.errors import DscError
 __all__ = ["discard", "put_in_place", "unfinished_folder"]
 
 _KEPT = ("cells", "memory")
-"""What a replaced bundle hands on: it is keyed by what was measured, so it stays true."""
+"""Folders that the new bundle takes over: their files name what was measured, so they stay valid."""
 
 _LOCK = ".lock"
-"""Held by whoever writes a folder; the name is that of a bundle's own lock."""
+"""Lock file of a bundle, as in ``lock_folder``."""
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -29,25 +29,25 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """Make an empty folder beside ``folder``, gone after the block unless it was moved away.
+    """Make an empty folder beside ``folder``; after the block it is removed, unless it was moved.
 
-    What processes that were killed have left there is removed: a living one holds the lock of its own.
+    Folders that killed processes left are removed, too. A running process has locked its folder.
 
     Raises:
-        DscError: It cannot be made.
+        DscError: The folder cannot be made.
     """
     prefix, suffix = f".{folder.name}.", ".partial"
     with contextlib.ExitStack() as stack:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             for path in folder.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-                with _held(path, wait=False) as is_ours:
+                with _locked(path, wait=False) as is_ours:
                     if is_ours:
                         discard(path)
             while True:
                 partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=suffix))
-                if stack.enter_context(_held(partial, wait=True)):
-                    break  # and no other process took it for litter before it was held
+                if stack.enter_context(_locked(partial, wait=True)):
+                    break  # otherwise another process has removed it before it was locked
         except OSError as e:
             raise DscError(f"cannot make a folder beside {str(folder)!r}: {e.strerror or e}.") from e
         try:
@@ -57,8 +57,8 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Lock an unfinished folder during the block; yield whether it is there and no other process holds it."""
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Lock an unfinished folder during the block; yield whether it exists and this process has the lock."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # it is gone, or is no folder
@@ -79,10 +79,10 @@ def _held(folder: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Move the finished folder ``new`` to ``folder``; a bundle that stands there is replaced and removed.
+    """Move the finished folder ``new`` to ``folder``; an existing bundle is replaced and removed.
 
     Raises:
-        OSError: The file system refuses; the old folder then stands as it was.
+        OSError: The file system refuses; the old folder is then unchanged.
     """
     umask = os.umask(0)
     os.umask(umask)
@@ -93,13 +93,13 @@ def put_in_place(new: Path, folder: Path) -> None:
         return
     for name in _KEPT:
         if (folder / name).is_dir():
-            shutil.copytree(folder / name, new / name, dirs_exist_ok=True, ignore=_those_in(new / name))
+            shutil.copytree(folder / name, new / name, dirs_exist_ok=True, ignore=_skip_existing(new / name))
     if _exchange(new, folder):
         return
     if not any(folder.iterdir()):
         new.rename(folder)
         return
-    # No exchange on this system: for the moment between two renames the old bundle has another name.
+    # This system cannot exchange folders: between two renames the old bundle has another name.
     aside = folder.with_name(f".{folder.name}.old")
     discard(aside)
     folder.rename(aside)
@@ -107,18 +107,18 @@ def put_in_place(new: Path, folder: Path) -> None:
     discard(aside)
 
 
-def _those_in(folder: Path) -> Callable[[str, list[str]], list[str]]:
-    """Make what tells ``copytree`` which files stay as they are in ``folder``."""
+def _skip_existing(folder: Path) -> Callable[[str, list[str]], list[str]]:
+    """Return an ``ignore`` function for ``copytree`` that skips files which ``folder`` already has."""
     return lambda _, names: [name for name in names if (folder / name).exists()]
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder that nobody needs, if it is there."""
+    """Remove a folder, if it exists; errors are ignored."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step (Linux ``renameat2``); tell whether the system could."""
+    """Swap two folders in one step with Linux ``renameat2``; return whether that worked."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The lock of a bundle folder: one process writes it at a time."""
+"""Lock a bundle folder, so that one process writes it at a time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["lock_folder"]
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a bundle folder; the holder is named in the error.
+    """Lock a bundle folder for writing during the block, without waiting.
 
     Raises:
-        BundleBusyError: Another process holds it.
-        DscError: The folder cannot be written.
+        BundleBusyError: Another process has the lock; the message names its process id.
+        DscError: The lock file cannot be written.
     """
-    from filelock import FileLock, Timeout  # what only reads a table needs no lock
+    from filelock import FileLock, Timeout  # programs that only read tables may lack this package
 
     lock_path = folder / ".lock"
     holder_path = folder / ".lock.holder"

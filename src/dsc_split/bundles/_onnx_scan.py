@@ -1,7 +1,7 @@
-"""What an ONNX graph refers to beyond itself, read from its bytes before any library takes them.
+"""Find the files and the compiled code that an ONNX graph refers to, before a library loads the graph.
 
-A back-end that resolves references by itself would open whatever a graph names. And a graph with EPContext nodes holds
-a compiled engine, native code like any other. Both are found without the package ``onnx``, which a device lacks.
+A back-end may open every file that a graph names. A graph with EPContext nodes contains a compiled engine, which is
+native code. This module finds both in the bytes, without the package ``onnx``, which a device does not have.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dsc_split.errors import DamagedError
 __all__ = ["GraphFacts", "scan_graph"]
 
 CONTEXT = b"EPContext"
-"""Operator whose nodes carry a compiled engine, in whatever domain."""
+"""Operator whose nodes hold a compiled engine, in any domain."""
 MARKS = (CONTEXT, b"location")
-"""A message without these bytes holds neither such a node nor a reference to a file."""
+"""A message without these bytes has no such node and no reference to a file."""
 MAX_TAG_BYTES = 5
 MAX_DEPTH = 100
-"""Messages within messages; graphs that nest deeper are refused."""
+"""Most levels of messages within messages."""
 
 # Fields of the messages of onnx.proto that lead to nodes and tensors.
 _INNER: Mapping[str, Mapping[int, str]] = {
@@ -43,18 +43,18 @@ class GraphFacts:
     """What :func:`scan_graph` found."""
 
     locations: tuple[str, ...]
-    """Files that hold its weights, as it names them; sorted, each once."""
+    """Files with weights, as the graph names them; sorted, each once."""
     has_ep_context: bool
-    """Whether nodes of it carry a compiled engine."""
+    """Whether a node holds or names a compiled engine."""
     context_files: tuple[str, ...]
-    """Files that hold such engines, as it names them; those in the graph itself are not among them."""
+    """Files with compiled engines, as the graph names them, sorted; engines inside the graph are not listed."""
 
 
 def scan_graph(data: bytes) -> GraphFacts:
-    """Find what a graph refers to, in functions and the bodies of If, Loop and Scan, too.
+    """Find external files and compiled code in a model, including functions and the bodies of If, Loop and Scan.
 
     Raises:
-        DamagedError: It is no ONNX model, or is damaged.
+        DamagedError: The bytes are no ONNX model, or are damaged.
     """
     scan = _Scan(data)
     scan.walk("model", (0, len(data)), 0)
@@ -66,7 +66,7 @@ def scan_graph(data: bytes) -> GraphFacts:
 
 
 class _Scan:
-    """One walk through a model."""
+    """Collects the facts of one model."""
 
     def __init__(self, data: bytes) -> None:
         self.locations: set[str] = set()
@@ -75,7 +75,7 @@ class _Scan:
         self._data = data
 
     def walk(self, kind: str, span: _Span, depth: int) -> None:
-        """Visit a message and all in it that may matter."""
+        """Visit a message, and the messages in it that may hold a reference or an EPContext node."""
         if depth > MAX_DEPTH:
             raise DamagedError(f"it is no ONNX model: messages lie in it more than {MAX_DEPTH} deep")
         inner = _INNER.get(kind, {})
@@ -102,7 +102,7 @@ class _Scan:
             self.locations.add(entry.get(_VALUE, ""))
 
     def _add_context(self, attributes: list[_Span]) -> None:
-        """Note the file that a node names, unless it says that the engine is in the node."""
+        """Add the file that an EPContext node names, unless the engine is inside the node (``embed_mode`` 1)."""
         embedded, file = 1, None
         for span in attributes:
             fields = dict(self._fields(span))
@@ -116,7 +116,7 @@ class _Scan:
             self.context_files.add(file)
 
     def _texts(self, span: _Span) -> dict[int, str]:
-        """Return the fields of a message that may be text, by number."""
+        """Return all fields of a message that can be text, by field number."""
         found = {number: value for number, value in self._fields(span) if isinstance(value, tuple)}
         return {number: self._bytes(value).decode(errors="replace") for number, value in found.items()}
 
@@ -124,7 +124,7 @@ class _Scan:
         return self._data[span[0] : span[1]]
 
     def _fields(self, span: _Span) -> Iterator[_Field]:
-        """Yield the fields of a message: numbers as they are, everything else as its place in the file."""
+        """Yield the number and value of each field of a message; a text or message is given as its (start, end)."""
         position, end = span
         while position < end:
             start = position

@@ -15,7 +15,7 @@ def open_storage(path: Path) -> Storage:
     """Open a bundle's folder or packed file.
 
     Raises:
-        UsageError: There is nothing, or something else.
+        UsageError: There is no such file or folder, or the folder has no manifest.
         BundleError: The packed file is damaged or hostile.
     """
     if path.is_file():

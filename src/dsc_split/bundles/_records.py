@@ -1,4 +1,4 @@
-"""What a manifest says, as records. No other file names a key of a manifest."""
+"""The records of a manifest. No other file names a key of a manifest."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FORMAT: Literal["dsc-split/bundle"] = "dsc-split/bundle"
 VERSION: Literal[2] = 2
 SIDES = ("device", "server")
 SEALED_ROLES = ("cell", "memory", "table")
-"""Roles of files that come and go while a bundle is worked on: it lists them only when it is sealed, as `pack` does."""
+"""Roles of files that only a sealed manifest lists, as `pack` writes it: work on a bundle adds and removes them."""
 
 Precision = Literal["fp32", "fp16"]
 Side = Literal["device", "server"]
@@ -60,14 +60,14 @@ GemmPolicy = Literal["conv", "sum", "fp16"]
 
 
 class TensorInfo(Record):
-    """One tensor at a border of a graph: an input, an output, or what crosses a cut."""
+    """An input or an output of a graph, or a tensor that crosses a cut."""
 
     name: Text
     """ONNX value name."""
     dtype: Text
     """Lower-case ONNX element type: ``float32``, ``int64``, ..."""
     shape: tuple[Count | Text, ...]
-    """Dimensions; a string is an expression in the batch symbol."""
+    """Dimensions; a text is an expression in the batch symbol: ``2*N``."""
     elements_by_batch: tuple[Integer, Integer]
     """``(per_batch, constant)``: the tensor has ``per_batch * batch + constant`` elements."""
     itemsize: Count
@@ -79,14 +79,14 @@ class TensorInfo(Record):
         return per_batch * batch + constant
 
     def size_bytes(self, batch: int) -> int:
-        """Count the bytes at ``batch``, as the tensor lies in memory."""
+        """Count the bytes at ``batch``, in memory."""
         return self.elements(batch) * self.itemsize
 
     def shape_at(self, batch: int) -> tuple[int, ...]:
-        """Return the shape at ``batch``; the size of the free dimension follows from the count of elements.
+        """Return the shape at ``batch``; the size of the symbolic dimension follows from the number of elements.
 
         Raises:
-            UsageError: More than one dimension is free.
+            UsageError: More than one dimension is symbolic.
         """
         free = [dim for dim in self.shape if isinstance(dim, str)]
         if len(free) > 1:
@@ -103,15 +103,15 @@ class CrossingTensor(TensorInfo):
     """A tensor that crosses a cut."""
 
     passthrough: bool
-    """Whether it is an input of the model, which the device sends as it is."""
+    """Whether it is an input of the model, which the device sends unchanged."""
     op_type: str = ""
-    """Op that makes it; empty for an input."""
+    """Operator that computes it; empty for an input."""
     sample_bytes: Count = field(default=0, name="size_bytes")
-    """Its bytes at batch 1."""
+    """Bytes at batch 1."""
 
 
 class Proof(Record):
-    """What a pair was proven with."""
+    """The settings of a pair's proof: its outputs were compared with the whole model's."""
 
     seeds: tuple[Integer, ...] = ()
     """Seeds of the random inputs."""
@@ -123,9 +123,9 @@ class Split(Record):
     """A pair: head and tail of one cut."""
 
     name: Text
-    """The cut's name: file-name safe, unique without regard to case."""
+    """Name of the cut: valid in a file name; no other cut has it, also in other case."""
     tensors: tuple[CrossingTensor, ...]
-    """What crosses the cut, passthrough inputs included."""
+    """Tensors that cross the cut, passthrough inputs included."""
     head: Text
     """Path of the head graph, relative to the bundle."""
     tail: Text
@@ -133,7 +133,7 @@ class Split(Record):
     early_outputs: tuple[Text, ...]
     """Model outputs that the head computes; they stay on the device."""
     modules: tuple[str, ...] = ()
-    """Every module that ends here, the outermost first."""
+    """Modules that end at the cut, the outermost first."""
     position: Count = 0
     """Position in graph order of the last node before the cut."""
     sample_elements: Count = field(default=0, name="elements")
@@ -141,7 +141,7 @@ class Split(Record):
     sample_bytes: Count = field(default=0, name="size_bytes")
     """Bytes that cross at batch 1."""
     ratio: float | None = None
-    """Size against the input, in the unit that was asked for."""
+    """Size of the crossing tensors divided by the size of the input, both in the unit that the user chose."""
     natural: bool = False
     """Whether ``ratio`` is below 1."""
     compressive: bool = False
@@ -149,24 +149,24 @@ class Split(Record):
     frontier: bool = False
     """Whether it is strictly smaller than every earlier cut, whatever its ratio."""
     refused: bool = False
-    """Always false: a cut that is refused becomes no pair."""
+    """Always false: a refused cut becomes no pair."""
     reason: str = ""
     """Why it is not compressive; empty where it is."""
     max_abs_error: float | None = None
-    """Largest absolute difference from the whole model; ``None`` where it was not proven."""
+    """Largest absolute difference from the whole model; ``None`` without a proof."""
     max_rel_error: float | None = None
-    """Largest ``max|difference| / max|reference|`` of one output; ``None`` where it was not proven."""
+    """Largest ``max|difference| / max|reference|`` of one output; ``None`` without a proof."""
     proof: Proof | UnsetType = UNSET
-    """What it was proven with."""
+    """Settings of the proof."""
 
     def __post_init__(self) -> None:
-        """Refuse a name that no file can have."""
+        """Refuse a name that a file cannot have."""
         if not self.name.isprintable() or set(self.name) & set("/\\"):
             raise ValueError(f"the name is {shown(self.name)}; one that a file can have was expected.")
 
     @property
     def passthrough(self) -> tuple[str, ...]:
-        """Names of the model's inputs among ``tensors``: the device sends them as they are."""
+        """Names of the model's inputs in ``tensors``, which the device sends unchanged."""
         return tuple(tensor.name for tensor in self.tensors if tensor.passthrough)
 
     def size_bytes(self, batch: int) -> int:
@@ -183,10 +183,10 @@ class Split(Record):
 
 
 class FailedSplit(Record):
-    """A pair that failed its proof, and was left out."""
+    """A pair that failed its proof and is not in the bundle."""
 
     name: str = ""
-    """The cut's name."""
+    """Name of the cut."""
     reason: str = ""
     """Why it failed."""
 
@@ -195,47 +195,47 @@ class WeightsEntry(Record):
     """The weights of the model."""
 
     path: Text | None
-    """Their file, relative to the bundle; ``None`` where the graphs hold them themselves."""
+    """Path of their file, relative to the bundle; ``None`` where they are inside the graphs."""
     origin: Text | UnsetType = UNSET
-    """Where they came from, in words."""
+    """Description of their source."""
 
 
 class ModelEntry(Record):
     """The whole model."""
 
     path: Text
-    """Its graph, relative to the bundle."""
+    """Path of its graph, relative to the bundle."""
     weights: WeightsEntry
     """Its weights."""
     name: Text | UnsetType = UNSET
-    """What it is called."""
+    """Name of the model."""
     opset: dict[str, Count] | UnsetType = UNSET
     """Version of each operator set by domain."""
     source: str | UnsetType = UNSET
-    """What it was exported from, as the user named it."""
+    """Source of the export, as the user wrote it."""
     export_max_rel_error: float | UnsetType | None = UNSET
-    """How far the graph is off from PyTorch; ``None`` where there is nothing to compare with."""
+    """Largest relative difference of the graph from PyTorch; ``None`` where they were not compared."""
     uint8_input: bool | UnsetType = UNSET
-    """Whether it takes 8-bit images."""
+    """Whether the inputs are 8-bit images."""
 
     @property
     def title(self) -> str:
-        """What it is called; empty where that is not said."""
+        """Name of the model; empty where it is not recorded."""
         return "" if isinstance(self.name, UnsetType) else self.name
 
     @property
     def own_opset(self) -> int:
-        """Version of ONNX's own operators; 0 where that is not said."""
+        """Version of the default ONNX operator set; 0 where it is not recorded."""
         return 0 if isinstance(self.opset, UnsetType) else self.opset.get("", 0)
 
 
 class BatchRange(Record):
-    """The batch sizes that the model takes."""
+    """The batch sizes that the model accepts."""
 
     fixed: Positive | None
-    """The only one; ``None`` where the batch is a symbol."""
+    """The only batch size; ``None`` where the batch dimension is a symbol."""
     max: Positive
-    """The largest one that was proven to run."""
+    """The largest batch size that was run successfully."""
     symbol: str | UnsetType | None = UNSET
     """The batch symbol in the graphs' shapes."""
 
@@ -244,26 +244,26 @@ class KeptNode(Record):
     """A node that stayed float32 in a float16 graph."""
 
     name: Text | None
-    """The node's name, where it has one."""
+    """Name of the node; ``None`` where it has none."""
     op_type: Text
     """Its operator."""
     reason: Text
-    """Why it stayed, as the end of a sentence."""
+    """Why it stayed float32, as the end of a sentence."""
 
 
 class Conversion(Record):
     """The conversion of the graph to float16."""
 
     source: Literal["fp32"] = field(name="from")
-    """What the graph was."""
+    """Precision of the graph before."""
     io_precision: Precision
-    """What its inputs and outputs are."""
+    """Precision of its inputs and outputs."""
     weights_converted: Count
-    """Weights that became float16."""
+    """Number of weights that became float16."""
     weights_overflowed: Count
-    """Weights beyond float16, which became its largest number."""
+    """Number of weights too large for float16, which became the largest float16 number."""
     weights_vanished: Count
-    """Weights that became 0."""
+    """Number of weights that became 0."""
     kept_float32: tuple[KeptNode, ...]
     """Nodes that stayed float32."""
     max_abs_error: NotNegative | None
@@ -273,126 +273,125 @@ class Conversion(Record):
 
 
 class RecordedOptions(Record):
-    """How the engines of a target were built: what is needed to find and to rebuild them."""
+    """The options of a target's engines, which are needed to find them and to build them again."""
 
     batches: Annotated[tuple[Positive, ...], Meta(min_length=1)]
     """Batch sizes that they run at, ascending."""
     opt_batch: Positive | None
-    """The batch size to be fastest at; ``None``: the middle one."""
+    """Batch size that they are optimised for; ``None``: the middle one."""
     per_batch: bool
-    """Whether every batch size has an engine of its own."""
+    """Whether every batch size has its own engine."""
     gemm: GemmPolicy
-    """What became of float32 matrix products where the GPU has none."""
+    """How float32 matrix products are rewritten for a GPU that has none."""
     workspace_bytes: Positive | None
-    """Scratch memory that one layer may take; ``None``: the library's choice."""
+    """Most scratch memory of one layer; ``None``: the library chooses."""
     timing_cache_sha256: Text | None
-    """Digest of the kernel timings that were used; ``None`` where they were not pinned."""
+    """Digest of the file of kernel timings, where the user pinned it; ``None`` where not."""
     device_memory_bytes: Positive | None
-    """Memory of the GPU that they were built for; ``None``: not looked at."""
+    """Memory of the GPU that will run them, if the user gave it; ``None``: no limit."""
 
 
 class BuilderMemory(Record):
-    """What the builder of an engine said of its memory."""
+    """The memory of an engine, as its builder reported it."""
 
     activation_bytes: (
         Annotated[dict[Annotated[str, Meta(pattern="^[0-9]{1,15}$")], Count], Meta(min_length=1)] | UnsetType
     ) = UNSET
-    """By batch size, as text."""
+    """Bytes of the activations by batch size, which is a text: ``"8"``."""
     weights_bytes: Count | UnsetType = UNSET
-    """What its weights take."""
+    """Bytes of the weights."""
     scratch_bytes: Count | UnsetType = UNSET
-    """What its greediest layer takes."""
+    """Scratch bytes of the layer that needs most."""
 
     @property
     def activations(self) -> dict[int, int]:
-        """Bytes of its activations by batch size; empty where it said nothing."""
+        """Bytes of the activations by batch size; empty where the builder reported none."""
         known = {} if isinstance(self.activation_bytes, UnsetType) else self.activation_bytes
         return {int(batch): size_bytes for batch, size_bytes in known.items()}
 
 
 class Rewritten(Record):
-    """Matrix products that were rewritten for a GPU without float32 ones, by node name."""
+    """Names of nodes whose matrix product was rewritten for a GPU without float32 matrix products."""
 
     converted: tuple[Text, ...]
-    """They became 1x1 convolutions."""
+    """Nodes that became 1x1 convolutions."""
     summed: tuple[Text, ...]
-    """They became a multiplication and a sum."""
+    """Nodes that became a multiplication and a sum."""
     halved: tuple[Text, ...]
-    """They became float16."""
+    """Nodes that became float16."""
     why: str | UnsetType = UNSET
-    """Why."""
+    """Why they were rewritten."""
     graph_sha256: str | UnsetType = UNSET
-    """Digest of the graph that was built instead."""
+    """Digest of the rewritten graph, from which the engine was built."""
     max_rel_error: float | UnsetType = UNSET
-    """Largest relative difference of that graph from the one that it came from."""
+    """Largest relative difference of the rewritten graph from the graph before."""
 
 
 class EnginePrecision(Record):
-    """What an engine computes in."""
+    """The number types that an engine computes in."""
 
     layers: dict[str, Count]
-    """Layers by type."""
+    """Number of layers by the type of their first output."""
     tf32: bool
     """Whether float32 may be computed in TF32."""
     compute_layers: dict[str, Count] | UnsetType = UNSET
-    """Layers that compute, by type."""
+    """Number of the layers that take most of the time, by the type of their first input."""
 
 
 class EngineFacts(Record):
-    """What a back-end says of an engine that it built."""
+    """The facts that a back-end reports of an engine."""
 
     profile: tuple[Positive, Positive, Positive]
     """Smallest, best and largest batch size."""
     memory: BuilderMemory = BuilderMemory()
-    """What it takes, as far as the builder says."""
+    """Memory that it needs, where the builder reports it."""
     rewritten: Rewritten | None = None
-    """What was rewritten; ``None`` where nothing was."""
+    """Matrix products that were rewritten; ``None`` where none was."""
     lowered: Text | None = None
-    """Why it was built for smaller batches than were asked for; ``None`` where it was not."""
+    """Why it was built for smaller batch sizes than requested; ``None`` where it was not."""
     precision: EnginePrecision | UnsetType = UNSET
-    """What it computes in."""
+    """Number types that it computes in."""
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
     system: Text | UnsetType = UNSET
     """The operating system that it runs on; unset where it runs on any."""
     machine: Text | UnsetType = UNSET
-    """The processor's architecture that it runs on; unset where it runs on any."""
+    """The processor architecture that it runs on; unset where it runs on any."""
 
 
 class EngineEntry(EngineFacts):
     """An engine file."""
 
     graph: Text
-    """Path of the graph that it was built from."""
+    """Path of its graph, relative to the bundle."""
     graph_digest: Text
-    """Digest of that graph with its weights."""
+    """Digest of the graph with its weights."""
     path: Text
-    """Its file, relative to the bundle."""
+    """Path of the engine, relative to the bundle."""
 
 
 class FailedEngine(Record):
     """An engine that could not be built."""
 
     graph: Text
-    """Path of the graph."""
+    """Path of the graph, relative to the bundle."""
     reason: Text
-    """Why."""
+    """Why the build failed."""
 
 
 class CheckRow(Record):
-    """One engine that was run on the samples."""
+    """The result of one engine on the samples."""
 
     graph: str
     """Path of the graph, relative to the bundle."""
     label: str
-    """What it is, in words."""
+    """What the graph is: ``whole model``, ``head NAME``."""
     max_abs_error: float | None
     """Largest absolute difference over all outputs; ``None`` where nothing could be compared."""
     max_rel_error: float | None
-    """Largest ``max|difference| / max|reference|`` of one output; infinite where type or shape differ, which is null in
-    JSON."""
+    """Largest ``max|difference| / max|reference|`` of one output; infinite (JSON: null) where type or shape differ."""
     tolerance: float
-    """Largest relative error that passes, for what the engine computes in."""
+    """Largest relative error that passes, for the precision of the engine."""
     passed: bool
     """Whether the relative error is within the tolerance."""
     reason: str
@@ -400,23 +399,23 @@ class CheckRow(Record):
 
 
 class CheckResult(Record):
-    """What a check of a side's engines found."""
+    """The result of a check of a side's engines."""
 
     side: str
     """``device`` or ``server``."""
     target: str
     """The target, in its canonical text."""
     against: str
-    """What was compared with: ``golden samples``, or the file that was given."""
+    """The reference: ``golden samples``, or the file that the user gave."""
     fallback_reason: str | None
     """Why the graphs ran on ONNX Runtime instead of the engines; ``None`` where they did not."""
     rows: tuple[CheckRow, ...]
-    """One per graph of the side, the whole model first."""
+    """One row per graph of the side, the whole model first."""
     passed: bool
     """Whether every engine passed."""
 
     def finite(self) -> CheckResult:
-        """Return the result as JSON takes it: an error that is infinite is ``None``."""
+        """Return the result for JSON, where an infinite error becomes ``None``."""
         return replace(
             self,
             rows=tuple(
@@ -435,31 +434,31 @@ def _finite(error: float | None) -> float | None:
 
 
 class TargetEntry(Record):
-    """A target of one side, on one kind of machine, with what was built for it."""
+    """A target of one side, on one kind of machine, with its engines."""
 
     target: Text
     """Its canonical text."""
     fingerprint: Facts
     """Its build fingerprint."""
     id: Text
-    """A slug and 12 digits of the build fingerprint; the name of its folder."""
+    """Short name with 12 digits of the build fingerprint's digest; the name of its folder."""
     options: RecordedOptions | UnsetType = UNSET
-    """How its engines were built; unset where nothing is compiled."""
+    """Options of its engines; unset where nothing is compiled."""
     engines: tuple[EngineEntry, ...] | UnsetType = UNSET
     """Its engines; unset where nothing is compiled."""
     failed: tuple[FailedEngine, ...] | UnsetType = UNSET
     """The engines that could not be built; unset where nothing is compiled."""
     check: CheckResult | UnsetType = UNSET
-    """What the last check of its engines found; unset where there was none."""
+    """Result of the last check of its engines; unset where there was none."""
 
     @property
     def library(self) -> object:
-        """Import name of the library that it is for, as its fingerprint says; ``None`` where that does not."""
+        """Import name of its library, from the fingerprint; ``None`` where the fingerprint has none."""
         return self.fingerprint.get("library")
 
     @property
     def is_compiled(self) -> bool:
-        """Whether engines were built for it, or tried."""
+        """Whether it needs engines; they were built, or the build failed."""
         return not isinstance(self.engines, UnsetType)
 
     @property
@@ -474,19 +473,19 @@ class TargetEntry(Record):
 
 
 class Targets(Record):
-    """The targets of both sides, those that were asked for last at the end."""
+    """The targets of both sides; the last one of a side is the newest choice of the user."""
 
     device: tuple[TargetEntry, ...]
-    """Of the device."""
+    """Targets of the device."""
     server: tuple[TargetEntry, ...]
-    """Of the server."""
+    """Targets of the server."""
 
     def of(self, side: str) -> tuple[TargetEntry, ...]:
         """Return the targets of a side."""
         return self.device if side == "device" else self.server
 
     def named(self, side: str, target: str) -> tuple[TargetEntry, ...]:
-        """Return the entries of a side's target, given in its canonical text: one for each kind of machine."""
+        """Return a side's entries of a target, given as canonical text: one for each kind of machine."""
         return tuple(entry for entry in self.of(side) if entry.target == target)
 
     def __iter__(self) -> Iterator[TargetEntry]:
@@ -500,13 +499,13 @@ class FileEntry(Record):
     sha256: Sha256
     """Digest of its bytes."""
     size_bytes: Count = field(name="size")
-    """Its size."""
+    """Size in bytes."""
     role: Text | UnsetType = UNSET
-    """What it is: ``model``, ``weights``, ``head``, ``tail``, ``engine``, ``sample``, ``cell``, ``table``, ..."""
+    """Kind of file: ``model``, ``weights``, ``head``, ``tail``, ``engine``, ``sample``, ``cell``, ``table``, ..."""
 
     @property
     def comes_and_goes(self) -> bool:
-        """Whether only a sealed bundle lists it: a cell, a memory report or a table."""
+        """Whether only a sealed bundle lists it, because it is a cell, a memory report or a table."""
         return self.role in SEALED_ROLES
 
 
@@ -516,85 +515,85 @@ class SampleFiles(Record):
     batch: Positive | UnsetType = UNSET
     """Their batch size."""
     files: dict[str, Text] | UnsetType = UNSET
-    """Path by cut name; that of the whole model under ``model``."""
+    """Path by cut name; ``model`` for the whole model."""
 
 
 class SourceFile(Record):
-    """What a bundle was exported from."""
+    """The source of an export."""
 
     name: str
-    """As the user named it, without the folder."""
+    """Its name, as the user wrote it, without the folder."""
     sha256: str | None
-    """Digest of the file; ``None`` where it is no file."""
+    """Digest of the file; ``None`` where the source is no file."""
 
 
 class Provenance(Record):
-    """Where a bundle comes from."""
+    """How a bundle was made."""
 
     command: str | UnsetType = UNSET
     """The command that exported it."""
     versions: dict[str, str] | UnsetType = UNSET
-    """Versions of what took part."""
+    """Versions of the packages that exported it."""
     source: SourceFile | UnsetType = UNSET
-    """What was exported."""
+    """The source of the export."""
     model_sha256: str | UnsetType | None = UNSET
     """Digest of the whole model's graph."""
     weights_sha256: str | UnsetType | None = UNSET
-    """Digest of the weights; ``None`` where the graphs hold them."""
+    """Digest of the weights; ``None`` where they are inside the graphs."""
 
 
 class Manifest(Record):
-    """All that a bundle says of itself."""
+    """The contents and the history of a bundle."""
 
     format: Literal["dsc-split/bundle"] = FORMAT
-    """What kind of document it is."""
+    """Kind of document."""
     version: Literal[2] = VERSION
     """Version of the format."""
     pair_id: Text
-    """What heads and tails of one export have in common: ``sha256:`` and 64 digits."""
+    """Id that all heads and tails of one export share: ``sha256:`` and 64 digits."""
     revision: Count
-    """Seconds since 1970 of its last change: what is newer has a higher one."""
+    """Higher in a newer bundle: the time of its last change in seconds since 1970, or the number given to ``pack``."""
     sealed: bool
-    """Whether it lists every file, as ``pack`` does."""
+    """Whether it lists every file, as ``pack`` writes it."""
     side: Side | None
-    """The side that it is a part for; ``None`` for a whole bundle."""
+    """The side of a part; ``None`` for a whole bundle."""
     model: ModelEntry
     """The whole model."""
     precision: Precision
-    """What the graphs compute in."""
+    """Precision of the graphs."""
     batch: BatchRange
-    """The batch sizes that the model takes."""
+    """The batch sizes that the model accepts."""
     inputs: tuple[TensorInfo, ...]
     """Inputs of the model, in order."""
     outputs: tuple[TensorInfo, ...]
     """Outputs of the model, in order. Shapes that depend on the data have no fixed size and count as zero."""
     input_bytes_stated: Count | None
-    """What full offload sends per sample, where the user said so: a JPEG is smaller than its pixels."""
+    """Bytes per sample that full offload sends, if the user gave them: a JPEG is smaller than its pixels."""
     full_offload: bool
-    """Whether inputs may be sent to the server as they are."""
+    """Whether the device may send the model's inputs unchanged to the server."""
     splits: tuple[Split, ...]
-    """The pairs that passed their proof, in graph order."""
+    """Pairs that passed their proof, in graph order."""
     failed_splits: tuple[FailedSplit, ...]
-    """The pairs that did not."""
+    """Pairs that failed their proof."""
     targets: Targets
-    """What engines were built for, or timed on."""
+    """Targets for which engines were built, or on which graphs were timed."""
     files: dict[str, FileEntry]
-    """The files that it holds, by path."""
+    """The files of the bundle by path."""
     left_out: dict[str, FileEntry]
-    """The files of the whole bundle that a part does not hold, by path."""
+    """The files of the whole bundle that a part does not have, by path."""
     notes: tuple[Text, ...] | UnsetType = UNSET
-    """What the user should know of the export."""
+    """Notes on the export for the user."""
     conversion: Conversion | UnsetType = UNSET
     """The conversion to float16; unset where there was none."""
     provenance: Provenance | UnsetType = UNSET
-    """Where it comes from."""
+    """How the bundle was made."""
     released: Count | UnsetType = UNSET
-    """Revision that it had when it was sealed; what is timed on a device makes it no newer than the next release."""
+    """Revision of the sealed bundle that it was; timings on a device do not make it newer than the next release."""
     samples: SampleFiles | UnsetType = UNSET
     """The golden samples."""
 
     def __post_init__(self) -> None:
-        """Refuse two splits of one name, head or tail; file systems may not tell upper from lower case."""
+        """Refuse two splits with one name, head or tail; upper and lower case are one on some file systems."""
         for key in ("name", "head", "tail"):
             seen: set[str] = set()
             for i, split in enumerate(self.splits):
@@ -611,7 +610,7 @@ class Manifest(Record):
 
     @property
     def released_revision(self) -> int:
-        """Revision of the release that it is, or that it was unpacked from."""
+        """Revision of the sealed bundle that it is, or that it was before later changes."""
         return self.revision if isinstance(self.released, UnsetType) else self.released
 
     @property
@@ -622,16 +621,16 @@ class Manifest(Record):
 
     @property
     def sample_paths(self) -> dict[str, str]:
-        """Paths of the golden samples by cut name; that of the whole model under ``model``."""
+        """Paths of the golden samples by cut name; ``model`` for the whole model."""
         files = UNSET if isinstance(self.samples, UnsetType) else self.samples.files
         return {} if isinstance(files, UnsetType) else files
 
     @property
     def lasting_files(self) -> dict[str, FileEntry]:
-        """The files that are listed also while the bundle is worked on."""
+        """The files that also an unsealed manifest lists."""
         return {path: entry for path, entry in self.files.items() if not entry.comes_and_goes}
 
     @property
     def all_files(self) -> dict[str, FileEntry]:
-        """The files that it holds or has left out."""
+        """The files of the bundle, and those that a part does not have."""
         return {**self.left_out, **self.files}

@@ -1,4 +1,4 @@
-"""Inputs to run a model on: real ones from a file, or made up from a seed."""
+"""Inputs to run a model on: real inputs from a file, or random inputs from a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, MemoryError, zipfile.BadZipFile)
-"""What numpy raises on files that are damaged or hostile."""
+"""Errors of numpy for files that are damaged or hostile."""
 
 
 def load_sample(path: Path) -> dict[str, np.ndarray]:
@@ -34,7 +34,7 @@ def load_sample(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         UsageError: There is no such file.
-        ModelFileError: It is no ``.npz`` file, is damaged, is empty, or holds Python objects.
+        ModelFileError: The file is no ``.npz`` file, is damaged, is empty, or contains Python objects.
     """
     if not path.is_file():
         raise UsageError(f"no such sample file: {str(path)!r}.")
@@ -60,11 +60,11 @@ def read_samples(source: Path | bytes, name: str) -> dict[str, np.ndarray]:
     """Read samples: arrays under keys like ``input:NAME``.
 
     Args:
-        source: A user's file, or the bytes of a bundle's, which are not compressed.
-        name: Of the file, for messages.
+        source: A file; or the bytes of one, which must not be compressed: a small file may unpack to any size.
+        name: Name of the file, for messages.
 
     Raises:
-        BundleError: They cannot be read, or hold anything but plain arrays.
+        BundleError: The samples cannot be read, or contain anything but plain arrays.
     """
     try:
         if isinstance(source, bytes):
@@ -82,9 +82,9 @@ def read_samples(source: Path | bytes, name: str) -> dict[str, np.ndarray]:
 
 
 def _read_arrays(file: IO[bytes]) -> dict[str, np.ndarray] | None:
-    """Read the arrays of an ``.npz`` file by name; ``None`` where it is one array without a name.
+    """Read the arrays of an ``.npz`` file by name; ``None`` for a single array without a name.
 
-    The file is opened by the caller, because numpy forgets to close one that it fails to read.
+    The caller opens the file, because numpy does not close a file that it fails to read.
     """
     archive = np.load(file, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -100,7 +100,7 @@ def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray]
         Keys ``input:NAME``, ``output:NAME`` for the whole model, ``cut:NAME``, ``early:NAME`` for a pair.
 
     Raises:
-        BundleError: They are not what the manifest lists, or cannot be read.
+        BundleError: The file differs from the manifest, or cannot be read.
     """
     relative = "samples/model.npz" if split is None else f"samples/{split.name}.npz"
     if relative in bundle.manifest.files:
@@ -111,7 +111,7 @@ def golden_samples(bundle: Bundle, split: Split | None) -> dict[str, np.ndarray]
 
 
 def strip_prefix(samples: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Return the entries under ``prefix``, without it."""
+    """Return the entries whose keys start with ``prefix``, without the prefix."""
     return {key[len(prefix) :]: value for key, value in samples.items() if key.startswith(prefix)}
 
 
@@ -123,11 +123,11 @@ def make_inputs(
     Args:
         specs: The inputs; each has at most one symbolic dimension.
         batch: Batch size.
-        seed: Two calls with the same arguments give the same arrays.
-        sample: Real inputs by name; repeated or cut along the batch axis. Inputs it lacks are made up.
+        seed: Seed of the random inputs; equal arguments give equal arrays.
+        sample: Real inputs by name; repeated or cut along the batch axis. Missing inputs are random.
 
     Raises:
-        UsageError: ``sample`` names an input that there is none of.
+        UsageError: ``sample`` has an input that the model does not have, or a spec has two symbolic dimensions.
         ModelFileError: An array of ``sample`` does not fit its input.
     """
     sample = sample or {}
@@ -149,9 +149,9 @@ def make_inputs(
 
 
 def make_array(shape: Sequence[int], dtype: np.dtype, seed: int | Sequence[int]) -> np.ndarray:
-    """Make up one array.
+    """Make one random array.
 
-    Floats are standard normal, ``uint8`` is uniform over 0..255, other integers are 0 or 1, booleans random.
+    Floats are standard normal, ``uint8`` is uniform over 0..255, other integers are 0 or 1, booleans are uniform.
     """
     generator = np.random.default_rng(seed)
     if dtype == np.bool_:
@@ -164,13 +164,13 @@ def make_array(shape: Sequence[int], dtype: np.dtype, seed: int | Sequence[int])
 
 
 def resize_batch(array: np.ndarray, axis: int, batch: int) -> np.ndarray:
-    """Repeat or cut ``array`` so that it has ``batch`` entries along ``axis``; it must have at least one."""
+    """Repeat or cut ``array`` to ``batch`` entries along ``axis``, where it must have at least one."""
     repeated: np.ndarray = np.take(array, np.arange(batch) % array.shape[axis], axis=axis)
     return repeated
 
 
 def _fit_sample(spec: TensorInfo, shape: tuple[int, ...], array: np.ndarray) -> np.ndarray:
-    """Bring a real input to the type and shape of ``spec``; the batch axis alone may differ."""
+    """Convert a real input to the type and shape of ``spec``; only the batch axis may have another size."""
     dtype = np.dtype(spec.dtype)
     whole = np.issubdtype(dtype, np.integer) or dtype == np.bool_
     if whole and not (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_):

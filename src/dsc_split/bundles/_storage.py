@@ -1,4 +1,4 @@
-"""Where the files of a bundle lie: in a folder, or in one packed file."""
+"""Read the files of a bundle: the interface for folders and packed files, and the reader of folders."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dsc_split.table._table import PACKED_SUFFIX
 __all__ = ["MAX_READ_BYTES", "SUFFIX", "Folder", "Storage", "is_plain_name", "read_all"]
 
 SUFFIX = PACKED_SUFFIX
-"""How the name of a packed bundle ends."""
+"""End of the file name of a packed bundle."""
 MAX_READ_BYTES = 64 * 1024 * 1024
-"""A file whose size nobody stated is read up to this."""
+"""Largest file that is read without a stated size."""
 MAX_NAME_BYTES = 400
 
-_NOT_OURS = (".lock", ".lock.holder")
+_LOCK_FILES = (".lock", ".lock.holder")
 
 
 class Storage(Protocol):
@@ -28,10 +28,10 @@ class Storage(Protocol):
     """The folder, or the packed file."""
 
     def names(self) -> tuple[str, ...]:
-        """List every file that is there, sorted, lock files and unfinished ones excepted."""
+        """List all files, sorted, without lock files and unfinished files."""
 
     def size_bytes(self, name: str) -> int | None:
-        """Return a file's size; ``None`` where there is no such regular file."""
+        """Return the size of a file; ``None`` where there is no such regular file."""
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading.
@@ -41,7 +41,7 @@ class Storage(Protocol):
         """
 
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """Read a file whole.
+        """Read a whole file.
 
         Raises:
             BundleError: There is no such regular file, or it has more than ``max_bytes``.
@@ -49,25 +49,25 @@ class Storage(Protocol):
 
 
 class Folder:
-    """A bundle's folder. Links are not followed, and devices and pipes not opened."""
+    """Reads a bundle's folder. It does not follow links, and does not open devices and pipes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def names(self) -> tuple[str, ...]:
-        """List every file that is there, links and devices too, lock files and unfinished ones excepted."""
+        """List all files, sorted, also links and devices, without lock files and unfinished files."""
         found = []
         for folder, folders, files in os.walk(self.path):
             folders[:] = [name for name in folders if not name.endswith(".partial")]
             for path in [Path(folder, name) for name in (*files, *folders)]:
                 name = path.relative_to(self.path).as_posix()
-                passing = name in _NOT_OURS or name.endswith(".partial")
-                if path.is_symlink() or (path.name in files and not passing):
+                is_temporary = name in _LOCK_FILES or name.endswith(".partial")
+                if path.is_symlink() or (path.name in files and not is_temporary):
                     found.append(name)
         return tuple(sorted(found))
 
     def size_bytes(self, name: str) -> int | None:
-        """Return a file's size; ``None`` where there is no such regular file."""
+        """Return the size of a file; ``None`` where there is no such regular file."""
         try:
             state = self._resolve(name).lstat()
         except (OSError, BundleError):
@@ -78,7 +78,7 @@ class Folder:
         """Open a file for reading.
 
         Raises:
-            BundleError: There is no such regular file, or it is or lies behind a link.
+            BundleError: There is no such regular file, or its path contains a link.
         """
         try:
             fd = os.open(self._resolve(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -90,7 +90,7 @@ class Folder:
         return os.fdopen(fd, "rb")
 
     def read(self, name: str, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
-        """Read a file whole.
+        """Read a whole file.
 
         Raises:
             BundleError: There is no such regular file, or it has more than ``max_bytes``.
@@ -99,7 +99,7 @@ class Folder:
             return read_all(file, max_bytes, f"{name!r} in {str(self.path)!r}")
 
     def _resolve(self, name: str) -> Path:
-        """Return a file's path; its folders are no links."""
+        """Return the path of a file; raise ``BundleError`` for an unsafe name, or if one of its folders is a link."""
         path, folder = self.path / name, self.path
         folders = [folder := folder / part for part in PurePosixPath(name).parts[:-1]]
         if not is_plain_name(name) or any(folder.is_symlink() for folder in folders):
@@ -111,7 +111,7 @@ def read_all(file: BinaryIO, max_bytes: int, what: str) -> bytes:
     """Read an open file to its end.
 
     Raises:
-        BundleError: It has more than ``max_bytes``, or cannot be read.
+        BundleError: The file has more than ``max_bytes``, or cannot be read.
     """
     try:
         data = file.read(max_bytes + 1)
@@ -123,7 +123,7 @@ def read_all(file: BinaryIO, max_bytes: int, what: str) -> bytes:
 
 
 def is_plain_name(name: str) -> bool:
-    """Return whether a path is relative, stays inside the bundle, and has no part that could be written otherwise."""
+    """Return whether a path is relative, inside the bundle, valid on every system, and not longer than needed."""
     plain = PurePosixPath(name)
     return (
         0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES

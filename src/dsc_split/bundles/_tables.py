@@ -1,4 +1,4 @@
-"""Tables by path: what commands that take a bundle or a table's file read."""
+"""Read a lookup table by path, for commands that accept a bundle or a table's file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ __all__ = ["load_table"]
 
 
 def load_table(source: str | os.PathLike[str]) -> LookupTable:
-    """Read the table of a bundle, of a packed bundle, or of a file.
-
-    A folder that is no bundle may hold a ``table.json``, too.
+    """Read the table of a bundle or a packed bundle, a table's file, or ``table.json`` in another folder.
 
     Raises:
         UsageError: There is no such file or folder, or it has no table.

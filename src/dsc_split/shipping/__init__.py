@@ -1,3 +1,3 @@
-"""Bundles on their way to other machines: sign, verify, pack, unpack."""
+"""Sign, verify, pack and unpack bundles, to send them to other machines."""
 
 __all__: list[str] = []

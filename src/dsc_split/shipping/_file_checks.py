@@ -1,4 +1,4 @@
-"""What may lie in a bundle, by kind of file: checks of bytes whose digest was checked before."""
+"""Check the contents of a bundle's files, by kind of file, after their digests were checked."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ __all__ = [
 ]
 
 PICKLES = (".pickle", ".pkl", ".pt", ".pth")
-"""How names of files end that run code when they are read."""
-
+"""Ends of the names of files that run code when they are read."""
 
 RECORDS = {"cells": "cell", "memory": "memory"}
-"""Folder to the role of the files in it: JSON files with a digest of themselves."""
+"""Folder to the role of its files, which are JSON files with a digest of themselves."""
 
 
 def role_of(name: str) -> str:
@@ -36,19 +35,19 @@ def role_of(name: str) -> str:
 
 
 def is_record(name: str) -> bool:
-    """Return whether a path is that of a cell or a memory report."""
+    """Return whether a path belongs to a cell or a memory report."""
     path = PurePosixPath(name)
     return path.parent.as_posix() in RECORDS and path.suffix == ".json"
 
 
 def is_table(name: str) -> bool:
-    """Return whether a path is that of a lookup table."""
+    """Return whether a path belongs to a lookup table."""
     path = PurePosixPath(name)
     return name == "table.json" or (path.parent.as_posix() == "tables" and path.suffix == ".json")
 
 
 def record_fault(name: str, data: bytes) -> str:
-    """Return what is wrong with a cell or a memory report; an empty text where nothing is."""
+    """Return the fault of a cell or a memory report; an empty text where there is none."""
     try:
         document = read_json(data, role_of(name), DamagedError)
     except DamagedError as e:
@@ -64,7 +63,7 @@ def record_fault(name: str, data: bytes) -> str:
 
 
 def table_fault(data: bytes, pair_id: str) -> str:
-    """Return what is wrong with a lookup table; an empty text where it can be read and is of these pairs."""
+    """Return the fault of a lookup table: it is damaged or of other pairs; an empty text where there is none."""
     try:
         table = LookupTable.load(data)
     except DscError as e:
@@ -76,11 +75,11 @@ def graph_faults(data: bytes, weights: str | None) -> tuple[str, bool]:
     """Look for external data and compiled code in an ONNX file.
 
     Args:
-        data: The file.
-        weights: Name of the weights' file, the only one that a graph may refer to.
+        data: Bytes of the file.
+        weights: Name of the weights' file, the only one that a graph may refer to; ``None``: no file is allowed.
 
     Returns:
-        What is wrong, nothing where nothing is, and whether the file holds EPContext nodes.
+        The fault, an empty text where there is none, and whether the file contains EPContext nodes.
     """
     try:
         facts = scan_graph(data)
@@ -93,7 +92,7 @@ def graph_faults(data: bytes, weights: str | None) -> tuple[str, bool]:
 
 
 def samples_fault(data: bytes) -> str:
-    """Return what is wrong with a file of samples; an empty text where it holds plain arrays."""
+    """Return the fault of a file of samples; an empty text where it contains only plain arrays."""
     from numpy.lib import format as npy
 
     try:

@@ -1,4 +1,4 @@
-"""Pack a bundle, or the part of it that one side needs, into one file, sealed: its manifest lists everything."""
+"""Pack a bundle, or the part that one side needs, into one file. Its manifest is sealed: it lists every file."""
 
 from __future__ import annotations
 
@@ -43,39 +43,39 @@ TABLE = "table.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RoleSize:
-    """The files of one role."""
+    """Number and size of the files of one role."""
 
     role: str
-    """What they are: ``model``, ``weights``, ``head``, ``tail``, ``engine``, ``sample``, ``cell``, ``table``, ..."""
+    """Kind of file: ``model``, ``weights``, ``head``, ``tail``, ``engine``, ``sample``, ``cell``, ``table``, ..."""
     files: int
-    """How many there are."""
+    """Number of files."""
     size_bytes: int
-    """Their size together."""
+    """Total size of the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackResult:
-    """What :func:`pack_bundle` wrote."""
+    """The result of :func:`pack_bundle`."""
 
     path: str
     """The packed file."""
     side: str | None
-    """The side that it is a part for; ``None`` for a whole bundle."""
+    """The side of a part; ``None`` for a whole bundle."""
     revision: int
     """Its revision."""
     size_bytes: int
-    """What it takes on disk."""
+    """Size of the packed file."""
     roles: tuple[RoleSize, ...]
-    """What it holds, the largest first."""
+    """Its files by role, the largest role first."""
     left_out_bytes: int
-    """Size of the whole bundle's files that it does not hold."""
+    """Total size of the whole bundle's files that are not in it."""
     signatures: int
-    """How many signatures it has."""
+    """Number of signatures."""
     notes: tuple[str, ...]
-    """What one should know."""
+    """Notes for the user."""
 
     def to_json(self) -> dict[str, object]:
-        """Return the result as JSON takes it."""
+        """Return the result as plain data for JSON."""
         return asdict(self)
 
 
@@ -95,22 +95,22 @@ def pack_bundle(
     """Pack a bundle into one file; the same bundle gives the same bytes.
 
     Args:
-        bundle: The bundle, as a folder or packed.
-        output: The file to write, ``NAME.dscb``; a file there is replaced.
-        side: ``device`` or ``server`` for what that side needs and no more; ``None`` for everything.
-        device: Target of the device, as text or id: its engines alone are held, and the table is its. Default: all.
-        server: The same of the server.
-        with_onnx: Whether a part holds the graphs, too, where it has engines.
-        with_cells: Whether the measurements are held; default: unless a side is chosen.
-        revision: Number that tells new bundles from old ones; default: seconds since 1970 of the newest change.
-        sign: Private keys to sign it with; engines of a packed bundle are signed only where it is trusted. Signatures
-            that it has stay where nothing changed.
-        progress: Told how many MB were packed.
+        bundle: The bundle: a folder or a packed file.
+        output: The file to write, ``NAME.dscb``; an existing file is replaced, but no signed bundle by an unsigned one.
+        side: ``device`` or ``server`` for only the files that this side needs; ``None`` for all files.
+        device: Target of the device, as text or id; only its engines and tables are packed. ``None``: all targets.
+        server: The same for the server.
+        with_onnx: Whether a part contains the graphs even if it has engines for them.
+        with_cells: Whether to pack the measurements; ``None``: only without ``side``.
+        revision: Revision of the packed bundle, higher for newer ones; ``None``: seconds since 1970 of its last change.
+        sign: Private keys to sign it with. Existing signatures are kept if the manifest is unchanged. A packed bundle
+            with engines can be signed again only if it is trusted.
+        progress: Called with the number of MB packed.
 
     Raises:
         UsageError: An argument is unknown or does not fit the bundle.
-        BundleError: A file is missing, damaged or not what the manifest says.
-        SignatureError: It was to be signed, and holds engines of a packed bundle that is not trusted.
+        BundleError: A file is missing, damaged or differs from the manifest.
+        SignatureError: ``sign`` is given, and the bundle is packed, has engines and is not trusted.
         BundleBusyError: Another command is writing the bundle.
         DscError: The file cannot be written.
     """
@@ -130,7 +130,7 @@ def pack_bundle(
         data = encode_manifest(manifest)
         envelope = _envelope(bundle, data, sign)
         if envelope is None:
-            _keep_signed(target)
+            _refuse_signed(target)
         extra = {MANIFEST: data, **({ENVELOPE: envelope} if envelope else {})}
         entries = [*packing.entries(), *(_entry(name, content) for name, content in extra.items())]
         if bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) != data:
@@ -151,10 +151,10 @@ def pack_bundle(
 
 
 class _Packing:
-    """Chooses what is packed; the bundle stays as it is.
+    """Chooses the files to pack; it does not change the bundle.
 
     Attributes:
-        notes: What one should know.
+        notes: Notes for the user.
     """
 
     def __init__(self, bundle: Bundle, side: str | None, asked: dict[str, str | None], *, with_onnx: bool) -> None:
@@ -180,7 +180,7 @@ class _Packing:
         self._newest_s = 0
 
     def choose_files(self, *, with_cells: bool | None) -> None:
-        """Choose among the files that the manifest lists, and among what was measured, which it may not list yet."""
+        """Choose from the files that the manifest lists, and from the measurements, which it may not list yet."""
         manifest = self._bundle.manifest
         held = set(manifest.lasting_files)
         if self._side is not None:
@@ -202,7 +202,7 @@ class _Packing:
         self._choose_tables()
 
     def manifest(self, revision: int | None) -> Manifest:
-        """Return the manifest of what is packed."""
+        """Return the manifest of the packed bundle."""
         whole = self._bundle.manifest
         sealed = {
             name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), role=role_of(name))
@@ -227,7 +227,7 @@ class _Packing:
         )
 
     def entries(self) -> list[Entry]:
-        """List what is to be packed."""
+        """List the files to pack, without the manifest and the signatures."""
         storage = self._bundle.storage
         return [
             *(
@@ -238,12 +238,12 @@ class _Packing:
         ]
 
     def _engines_of_others(self) -> set[str]:
-        """Return the engines of the targets that a whole bundle was not asked to hold."""
+        """Return the paths of the engines of targets that were not chosen."""
         kept = {engine.path for entries in self._targets.values() for entry in entries for engine in entry.built}
         return {engine.path for entry in self._bundle.manifest.targets for engine in entry.built} - kept
 
     def _read_sealed(self) -> None:
-        """Read what only a sealed bundle lists, and check what it says of itself."""
+        """Read and check the files that only a sealed bundle lists: cells, memory reports and tables."""
         manifest, storage = self._bundle.manifest, self._bundle.storage
         listed = {path for path, entry in manifest.files.items() if entry.comes_and_goes}
         names = {name for name in storage.names() if is_record(name) or (is_table(name) and not manifest.sealed)}
@@ -258,7 +258,7 @@ class _Packing:
                 self._newest_s = max(self._newest_s, _measured_s(data))
 
     def _choose_tables(self) -> None:
-        """Keep the tables of the chosen targets, and let the newest of them be the one that is used."""
+        """Keep the tables of the chosen targets; if ``table.json`` does not fit them, use the most similar of these."""
         asked = {*self._asked, *([self._side] if self._side and self._targets[self._side] else [])}
         tables = {name: data for name, data in self._sealed.items() if is_table(name)}
         others = {name: data for name, data in tables.items() if name != TABLE}
@@ -273,15 +273,15 @@ class _Packing:
             used = None
         if used is None and fitting:
             before = json.loads(tables[TABLE]) if TABLE in tables else {}
-            used = others[max(fitting, key=lambda name: (_likeness(json.loads(others[name]), before), name))]
+            used = others[max(fitting, key=lambda name: (_count_equal(json.loads(others[name]), before), name))]
         if used is None and tables:
             self.notes.append("it holds no lookup table: none is of the targets that were chosen")
         kept = {**{name: others[name] for name in fitting}, **({TABLE: used} if used is not None else {})}
         self._sealed = {name: data for name, data in self._sealed.items() if name not in tables} | kept
 
 
-def _likeness(table: dict[str, Any], other: dict[str, Any]) -> int:
-    """Count in how much two tables agree of what they are for: sides, link, count, batch sizes."""
+def _count_equal(table: dict[str, Any], other: dict[str, Any]) -> int:
+    """Count the settings that two tables share: sides, link, count and batch sizes."""
     keys = ("device", "server", "link", "count")
     batches = [[item["batch"] for item in each.get("batches", ())] for each in (table, other)]
     return sum([*(table.get(key) == other.get(key) for key in keys), batches[0] == batches[1]])
@@ -293,10 +293,10 @@ def _entry(name: str, data: bytes) -> Entry:
 
 
 def _refuse_code(bundle: Bundle, manifest: Manifest) -> None:
-    """Refuse to sign native code that came from elsewhere; graphs may hold some, too.
+    """Raise an error if a bundle that is not trusted contains native code, in engines or in graphs.
 
     Raises:
-        SignatureError: There is some.
+        SignatureError: It contains some.
     """
     code = engine_files(manifest)
     if not code:
@@ -309,7 +309,7 @@ def _refuse_code(bundle: Bundle, manifest: Manifest) -> None:
 
 
 def _envelope(bundle: Bundle, manifest: bytes, keys: Sequence[Path]) -> bytes | None:
-    """Sign a manifest, and keep the signatures that it has."""
+    """Return the envelope of a manifest with new signatures and the bundle's present ones; ``None`` without any."""
     from dsc_split.shipping._signature import sign_manifest
 
     unchanged = bundle.has(ENVELOPE) and bundle.storage.read(MANIFEST) == manifest
@@ -317,15 +317,15 @@ def _envelope(bundle: Bundle, manifest: bytes, keys: Sequence[Path]) -> bytes | 
     return sign_manifest(manifest, keys, before) if keys else before
 
 
-def _keep_signed(target: Path) -> None:
-    """Refuse to put an unsigned file in the place of a signed one.
+def _refuse_signed(target: Path) -> None:
+    """Raise an error if an unsigned bundle would replace a signed one.
 
     Raises:
-        UsageError: A signed bundle has the name.
+        UsageError: ``target`` is a signed bundle.
     """
     try:
         is_signed = target.is_file() and ENVELOPE in Archive(target).names()
-    except BundleError:  # damaged, and no loss
+    except BundleError:  # damaged; replacing it loses nothing
         return
     if is_signed:
         raise UsageError(
@@ -335,15 +335,15 @@ def _keep_signed(target: Path) -> None:
 
 
 def _measured_s(cell: bytes) -> int:
-    """Return when a cell was measured last, in seconds since 1970; 0 where nothing was."""
+    """Return the time of a cell's last measurement in seconds since 1970; 0 where there is none."""
     rounds = json.loads(cell).get("rounds")
     if not rounds:
         return 0
     try:
         started_s = datetime.fromisoformat(rounds[-1]["started"]).timestamp()
-    except (KeyError, TypeError, ValueError, OverflowError):  # it is no time, and makes nothing newer
+    except (KeyError, TypeError, ValueError, OverflowError):  # no valid time
         return 0
-    return int(min(started_s, time.time()))  # a clock that is wrong makes no bundle newer than today's
+    return int(min(started_s, time.time()))  # a wrong clock must not give a time in the future
 
 
 def _by_role(files: Mapping[str, FileEntry]) -> tuple[RoleSize, ...]:

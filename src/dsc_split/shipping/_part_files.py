@@ -1,4 +1,4 @@
-"""Which files of a bundle a part of it holds: what one side needs, and no more."""
+"""Choose the files of a part of a bundle: only those that one side needs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["choose_targets", "fits_record", "fits_table", "held_files", "put_las
 
 
 def choose_targets(manifest: Manifest, side: str, asked: str | None) -> list[TargetEntry]:
-    """Find the entries of a side's targets; all of them where none is asked for.
+    """Return the entries of one target of a side, or of all its targets.
 
     Args:
         manifest: The bundle's manifest.
         side: ``device`` or ``server``.
-        asked: A target's text or its id.
+        asked: The target's text or id; ``None``: all targets.
 
     Raises:
         UsageError: There is no such target.
@@ -33,7 +33,7 @@ def choose_targets(manifest: Manifest, side: str, asked: str | None) -> list[Tar
 
 
 def put_last(recorded: Sequence[TargetEntry], chosen: Sequence[TargetEntry]) -> tuple[TargetEntry, ...]:
-    """Move the chosen targets to the end, where those stand that were asked for last."""
+    """Return the recorded targets with the chosen ones at the end, because the last target is the one in use."""
     return (*(entry for entry in recorded if entry not in chosen), *chosen)
 
 
@@ -44,16 +44,16 @@ def side_graphs(manifest: Manifest, side: str) -> set[str]:
 
 
 def held_files(manifest: Manifest, side: str, targets: Sequence[TargetEntry], *, with_onnx: bool) -> set[str]:
-    """Return the paths of the listed files that a side needs: engines or graphs, and the samples to try them on.
+    """Return the paths of the listed files that a side needs: engines or graphs, and the samples.
 
     Args:
         manifest: The bundle's manifest.
         side: ``device`` or ``server``.
-        targets: Entries of the targets that it is for.
-        with_onnx: Whether graphs are held that have engines, too.
+        targets: Entries of the part's targets.
+        with_onnx: Whether to include the graphs even if all targets have engines.
 
     Raises:
-        UsageError: A graph is needed, and the bundle is itself a part without it.
+        UsageError: A needed file is missing because the bundle is already a part.
     """
     needed = {path for path, entry in manifest.files.items() if entry.role == "sample"}
     needed |= {engine.path for entry in targets for engine in entry.built}
@@ -69,9 +69,9 @@ def held_files(manifest: Manifest, side: str, targets: Sequence[TargetEntry], *,
 
 
 def fits_table(name: str, data: bytes, side: str, targets: Sequence[TargetEntry]) -> bool:
-    """Return whether a lookup table is of one of a side's targets.
+    """Return whether a lookup table was measured on one of a side's targets.
 
-    Several machines may have the same target, so the id in the name decides where the name has one.
+    Several kinds of machines may have the same target. So if the file's name has target ids, the side's id must fit.
     """
     if not any(entry.target == json.loads(data)[side]["target"] for entry in targets):
         return False
@@ -80,7 +80,7 @@ def fits_table(name: str, data: bytes, side: str, targets: Sequence[TargetEntry]
 
 
 def fits_record(name: str, data: bytes, side: str, graphs: Collection[str], targets: Sequence[TargetEntry]) -> bool:
-    """Return whether what was measured is of a side's graphs, by their digests, on one of its targets."""
+    """Return whether a cell or a memory report is of one of a side's targets and, by digest, of one of its graphs."""
     document = json.loads(data)
     if not any(entry.target == document["target"] for entry in targets):
         return False

@@ -1,9 +1,9 @@
-"""Signatures over a bundle's manifest: Ed25519 in a DSSE envelope, by keys that are named, never found.
+"""Sign a bundle's manifest, and check signatures: Ed25519 in a DSSE envelope. The user names every key.
 
-The envelope is the one of DSSE 1.0 (https://github.com/secure-systems-lab/dsse): what signs is
-``DSSEv1 <type's length> <type> <manifest's length> <manifest>``, and the manifest itself is inside in base64. A key's
-id is the SHA-256 of its public half in DER form. What is written here has a digest of itself in addition, by which a
-flipped bit is found without any key; envelopes of other programs may lack it.
+The envelope has the form of DSSE 1.0 (https://github.com/secure-systems-lab/dsse). The signed bytes are
+``DSSEv1 <length of type> <type> <length of manifest> <manifest>``; the envelope also contains the manifest in base64. A
+key's id is the SHA-256 of the public key in DER form. Envelopes of dsc-split also have a digest of themselves, so that
+damage is found without a key; envelopes of other programs may have none.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = ["PAYLOAD_TYPE", "PUBLIC_SUFFIX", "Trust", "generate_key", "key_name",
 logger = logging.getLogger(__name__)
 
 PAYLOAD_TYPE: Literal["application/vnd.dsc-split.manifest+json"] = "application/vnd.dsc-split.manifest+json"
-"""What an envelope says that it holds."""
+"""Type of the signed document."""
 PUBLIC_SUFFIX = ".pub"
-"""What the file name of a public key adds to that of its private one."""
+"""Added to the file name of a private key for its public key."""
 MAX_SIGNATURES = 64
 MAX_KEY_BYTES = 64 * 1024
 SIGNATURE_BYTES = 64
@@ -47,18 +47,18 @@ SIGNATURE_BYTES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Trust:
-    """Whose signature is asked for, and whether anything passes without one.
+    """The trusted keys, and whether a bundle passes without a signature.
 
     Raises:
-        UsageError: A signature is required and unsigned bundles are allowed at once.
+        UsageError: ``require`` and ``allow_unsigned`` are both set.
     """
 
     keys: tuple[Path, ...] = ()
-    """PEM files of the public keys that are trusted; each of them is enough."""
+    """PEM files of the trusted public keys; a signature by one of them is enough."""
     allow_unsigned: bool = False
-    """Whether a bundle without any envelope passes."""
+    """Whether a bundle without an envelope passes."""
     require: bool = False
-    """Whether a bundle must be signed by one of ``keys``, even where there are none."""
+    """Whether one of ``keys`` must have signed a bundle; without keys, no bundle passes."""
 
     def __post_init__(self) -> None:
         if self.require and self.allow_unsigned:
@@ -67,20 +67,20 @@ class Trust:
             )
 
     def check(self, manifest: bytes, envelope: bytes | None, what: str) -> tuple[str, ...]:
-        """Find out which trusted keys signed a manifest.
+        """Check the signatures of a manifest, and return the names of the trusted keys that signed it.
 
         Args:
             manifest: The manifest's bytes.
             envelope: The envelope's bytes; ``None`` where there is none.
-            what: What is signed, in words, for messages.
+            what: Name of the signed bundle for messages: ``bundle 'b4'``.
 
         Returns:
-            Names of the keys, in the order of ``keys``; none where it is not signed, or no key is trusted.
+            Names of the keys, in the order of ``keys``; empty where there is no envelope, or no key is trusted.
 
         Raises:
-            UsageError: A key's file cannot be read, or holds something else.
-            SignatureError: There is no envelope, and one is asked for; it is damaged, or of another manifest; none of
-                the keys signed it; or a signature is said to be of one of them, and is not.
+            UsageError: The file of a key cannot be read, or contains no public key.
+            SignatureError: A signature is required and there is none; the envelope is damaged or of another manifest;
+                no trusted key signed it; or a signature names a trusted key that did not make it.
         """
         keys: dict[str, _PublicKey] = {}
         for path in self.keys:
@@ -89,11 +89,11 @@ class Trust:
         if envelope is None:
             if (keys or self.require) and not self.allow_unsigned:
                 raise SignatureError(
-                    f"{what} is not signed; a signature by {_either(keys)} was expected. "
+                    f"{what} is not signed; a signature by {_names_of(keys)} was expected. "
                     "Ask who made it for the signed one, or give --allow-unsigned."
                 )
             return ()
-        message = _authenticated(manifest)
+        message = _signed_bytes(manifest)
         signed_by = set()
         for signature in _read_envelope(envelope, manifest, what):
             claimed = signature.key_id in keys
@@ -107,7 +107,7 @@ class Trust:
             signed_by.update(found)
         if (keys or self.require) and not signed_by:
             raise SignatureError(
-                f"{what} is signed, but not by {_either(keys)}. Give the public key of who signed it with --trust, "
+                f"{what} is signed, but not by {_names_of(keys)}. Give the public key of who signed it with --trust, "
                 "if you trust it."
             )
         return tuple(key.name for key_id, key in keys.items() if key_id in signed_by)
@@ -119,16 +119,16 @@ def sign_manifest(manifest: bytes, keys: Sequence[Path], envelope: bytes | None 
     Args:
         manifest: The manifest's bytes.
         keys: PEM files of private keys.
-        envelope: An envelope there is already; the signatures in it are kept where they are of this very manifest.
+        envelope: An existing envelope; its signatures are kept if it is of the same manifest.
 
     Returns:
         The envelope's bytes.
 
     Raises:
-        UsageError: A key's file cannot be read, or holds something else; or there would be too many signatures.
-        SignatureError: The envelope there is already is damaged.
+        UsageError: The file of a key cannot be read, or contains no private key; or there are too many signatures.
+        SignatureError: The existing envelope is damaged.
     """
-    message = _authenticated(manifest)
+    message = _signed_bytes(manifest)
     made = {}
     for path in keys:
         private = _load_private(path)
@@ -152,13 +152,13 @@ def sign_manifest(manifest: bytes, keys: Sequence[Path], envelope: bytes | None 
 
 
 def generate_key(path: Path) -> Path:
-    """Make a pair of keys: the private one at ``path``, for its owner alone, the public one beside it.
+    """Make a pair of keys: a private key at ``path``, which only its owner may read, and a public key beside it.
 
     Returns:
-        The public key's file: that of the private one with ``.pub`` behind.
+        Path of the public key: ``path`` with ``.pub`` added.
 
     Raises:
-        UsageError: One of the files is there already; no key is ever overwritten.
+        UsageError: One of the files exists; a key is never overwritten.
         DscError: One of the files cannot be written.
     """
     serialization = _serialization()
@@ -181,10 +181,10 @@ def generate_key(path: Path) -> Path:
 
 
 def key_name(path: Path) -> str:
-    """Name a public key by its file and the first digits of its id, as messages and results do.
+    """Return the name of a public key in messages and results: its file and the first digits of its id.
 
     Raises:
-        UsageError: The file cannot be read, or holds something else.
+        UsageError: The file cannot be read, or contains no public key.
     """
     return _load_public(path)[1].name
 
@@ -196,12 +196,12 @@ class _Signature(Record, forbid_unknown_fields=True):
     """One signature of an envelope."""
 
     key_id: str = field(default="", name="keyid")
-    """Which key is said to have made it; other programs may say nothing, or something of their own."""
+    """Id of the key that made it, not yet checked; other programs may leave it out or have other ids."""
     sig: str
-    """The signature itself, in base64."""
+    """The signature in base64."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no Ed25519 signature."""
+        """Refuse everything but an Ed25519 signature."""
         if len(_base64(self.sig, "sig")) != SIGNATURE_BYTES:
             expected = f"base64 of the {SIGNATURE_BYTES} bytes of an Ed25519 signature"
             raise ValueError(f"sig: got {shown(self.sig)}; expected {expected}.")
@@ -213,28 +213,28 @@ class _Signature(Record, forbid_unknown_fields=True):
 
 
 class _Envelope(Record, forbid_unknown_fields=True):
-    """A DSSE envelope. An unknown key is refused, so that a known one with a damaged name is not taken for one."""
+    """A DSSE envelope. Unknown keys are refused, because one may be a known key whose name was damaged."""
 
     payload_type: Literal["application/vnd.dsc-split.manifest+json"] = field(name="payloadType")
-    """What it holds."""
+    """Type of the signed document."""
     payload: Text
     """The manifest, in base64."""
     signatures: Annotated[tuple[_Signature, ...], Meta(min_length=1, max_length=MAX_SIGNATURES)]
-    """Who signed it."""
+    """Its signatures."""
     body_sha256: Text | UnsetType = UNSET
-    """Digest of all the rest; other programs write none."""
+    """Digest of all other keys; other programs write none."""
 
 
-def _authenticated(manifest: bytes) -> bytes:
-    """Return what is signed: DSSE's pre-authentication encoding."""
+def _signed_bytes(manifest: bytes) -> bytes:
+    """Return the bytes that are signed: DSSE's pre-authentication encoding."""
     return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(manifest), manifest)
 
 
 def _base64(text: str, where: str) -> bytes:
-    """Decode base64 that is written in the one way that bytes are written.
+    """Decode base64 in its standard form, which is the only text for the bytes.
 
     Raises:
-        ValueError: It is something else; the message says where.
+        ValueError: The text is no base64, or not in its standard form; the message starts with ``where``.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -246,10 +246,10 @@ def _base64(text: str, where: str) -> bytes:
 
 
 def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> tuple[_Signature, ...]:
-    """Read an envelope of ``manifest``; no key is needed for this.
+    """Return the signatures in an envelope of ``manifest``, without checking them.
 
     Raises:
-        SignatureError: It is damaged, or of something else.
+        SignatureError: The envelope is damaged, or of another manifest.
     """
     document = read_json(envelope, f"the envelope of {what}", SignatureError)
     try:
@@ -273,7 +273,7 @@ def _read_envelope(envelope: bytes, manifest: bytes, what: str) -> tuple[_Signat
 
 
 def _payload(envelope: bytes) -> bytes:
-    """Return the manifest that an envelope holds; it may be of another bundle than the one at hand."""
+    """Return the manifest in an envelope, which may be the manifest of another bundle."""
     document = read_json(envelope, "the envelope to add signatures to", SignatureError)
     try:
         return _base64(str(document.get("payload")), "payload")
@@ -286,15 +286,15 @@ def _payload(envelope: bytes) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class _PublicKey:
-    """A public key that is trusted."""
+    """A trusted public key."""
 
     name: str
-    """Its file's name, and the first digits of its id."""
+    """Name of its file, and the first digits of its id."""
     key: Ed25519PublicKey
     """The key itself."""
 
     def signed(self, signature: bytes, message: bytes) -> bool:
-        """Return whether the key made a signature."""
+        """Return whether ``signature`` is by this key and of ``message``."""
         from cryptography.exceptions import InvalidSignature
 
         try:
@@ -322,16 +322,16 @@ def _key_id(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def _either(keys: dict[str, _PublicKey]) -> str:
+def _names_of(keys: dict[str, _PublicKey]) -> str:
     return " or ".join(key.name for key in keys.values()) or "a trusted key (none is given: --trust)"
 
 
 def _load_public(path: Path) -> tuple[str, _PublicKey]:
-    """Read a public key; returns its id and itself."""
+    """Read a public key; return its id and the key."""
     pem = _read_pem(path, wanted="public")
     key = _parse(path, "public", lambda: _serialization().load_pem_public_key(pem))
     if not isinstance(key, _ed25519().Ed25519PublicKey):
-        raise _no_key(path, "public", _other_kind(key))
+        raise _key_error(path, "public", _other_kind(key))
     key_id = _key_id(key)
     return key_id, _PublicKey(name=f"{path.name} ({key_id[:12]})", key=key)
 
@@ -340,7 +340,7 @@ def _load_private(path: Path) -> Ed25519PrivateKey:
     pem = _read_pem(path, wanted="private")
     key = _parse(path, "private", lambda: _serialization().load_pem_private_key(pem, password=None))
     if not isinstance(key, _ed25519().Ed25519PrivateKey):
-        raise _no_key(path, "private", _other_kind(key))
+        raise _key_error(path, "private", _other_kind(key))
     private: Ed25519PrivateKey = key
     return private
 
@@ -349,11 +349,11 @@ def _parse(path: Path, wanted: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (TypeError, ValueError, _crypto("exceptions").UnsupportedAlgorithm) as e:
-        raise _no_key(path, wanted, str(e).partition(". ")[0]) from e
+        raise _key_error(path, wanted, str(e).partition(". ")[0]) from e
 
 
 def _read_pem(path: Path, *, wanted: str) -> bytes:
-    """Read a key's file, which may be a pipe; a private key that others may read is warned of."""
+    """Read the file of a key, which may be a pipe; log a warning if others may read a private key."""
     try:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
@@ -361,7 +361,7 @@ def _read_pem(path: Path, *, wanted: str) -> bytes:
     except OSError as e:
         raise UsageError(f"{wanted} key {str(path)!r} cannot be read: {e.strerror or e}.") from e
     if len(data) > MAX_KEY_BYTES or data.count(b"-----BEGIN ") != 1:
-        raise _no_key(path, wanted, "it holds no PEM block, or more than one")
+        raise _key_error(path, wanted, "it holds no PEM block, or more than one")
     is_private = b"PRIVATE KEY-----" in data
     if wanted == "public" and is_private:
         raise UsageError(
@@ -383,7 +383,7 @@ def _read_pem(path: Path, *, wanted: str) -> bytes:
     return data
 
 
-def _no_key(path: Path, wanted: str, reason: str) -> UsageError:
+def _key_error(path: Path, wanted: str, reason: str) -> UsageError:
     return UsageError(
         f"{str(path)!r} is no {wanted} Ed25519 key in PEM form: {reason}. Make a pair: dsc-split keygen NAME"
     )
@@ -394,7 +394,7 @@ def _other_kind(key: object) -> str:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    """Write a file that is not there yet; what cannot be written whole is removed again."""
+    """Write a new file; remove it if it cannot be written completely."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError as e:

@@ -1,4 +1,4 @@
-"""Unpack a bundle: everything is verified before anything of it can be seen, and nothing is left where it is wrong."""
+"""Unpack a bundle. The folder appears after all checks have passed; if one fails, no file is left behind."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def unpack_bundle(
 
     Args:
         source: The packed file.
-        output: The folder to make. A bundle that stands there is replaced, its measurements kept, unless it is newer;
-            anything else is not touched.
-        trust: Whose signature is asked for. Engines are native code: where there are any, a trusted key must have
-            signed, or unsigned bundles be allowed.
-        allow_older: Whether a newer bundle may be replaced by an older one.
-        progress: Told how many MB were unpacked.
+        output: The folder to make. An existing bundle is replaced unless it is newer; its measurements are kept.
+            Other folders and files are not replaced.
+        trust: Which signatures are enough. Engines are native code: a bundle with engines must be signed by a trusted
+            key, or ``trust`` must allow unsigned bundles.
+        allow_older: Whether an older bundle may replace a newer one.
+        progress: Called with the number of MB unpacked.
 
     Returns:
         The bundle in the folder.
 
     Raises:
-        UsageError: There is no such file, or ``output`` is something else than a bundle.
-        BundleError: The packed bundle is damaged or hostile, or older than the one that it would replace.
-        SignatureError: It is not signed as ``trust`` asks, or holds engines that nobody trusted has signed.
-        BundleBusyError: Another command is writing the bundle that stands there.
+        UsageError: There is no such file, or ``output`` must not be replaced, for example because it is no bundle.
+        BundleError: The packed bundle is damaged or hostile, or older than the existing one.
+        SignatureError: ``trust`` refuses its signatures, or it has engines and no trusted key signed it.
+        BundleBusyError: Another command is writing the existing bundle.
         DscError: The folder cannot be written.
     """
     path, folder = Path(source), Path(output)
@@ -74,13 +74,13 @@ def unpack_bundle(
     place = folder.resolve()
     with unfinished_folder(place) as partial:
         try:
-            check.files(progress, lambda name: _new(partial / name))
+            check.files(progress, lambda name: _create(partial / name))
             _refuse_faults(check, path)
             if not trusted and check.ep_context:
                 _refuse_code(path, set(check.ep_context))
             for name, data in ((MANIFEST, check.manifest_data), (ENVELOPE, check.envelope)):
                 if data is not None:
-                    with _new(partial / name) as file:
+                    with _create(partial / name) as file:
                         file.write(data)
             with lock_folder(place) if Bundle.is_bundle(place) else contextlib.nullcontext():
                 _check_place(folder, manifest, allow_older=allow_older)
@@ -91,8 +91,8 @@ def unpack_bundle(
 
 
 @contextlib.contextmanager
-def _new(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that is not there yet, with its folder."""
+def _create(path: Path) -> Iterator[BinaryIO]:
+    """Create a file and its folder, and open the file for writing; it must not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         yield file
@@ -119,7 +119,7 @@ def _refuse_code(path: Path, files: set[str]) -> None:
 
 
 def _check_place(folder: Path, new: Manifest, *, allow_older: bool) -> None:
-    """Refuse to replace what is no bundle, a bundle by a part of one, and a newer bundle by an older one."""
+    """Raise an error if ``folder`` is no bundle, would lose files to a part of a bundle, or is newer than ``new``."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"--output {str(folder)!r} is a file or a link; it is not replaced. Choose another name.")
     if not folder.exists() or not any(folder.iterdir()):

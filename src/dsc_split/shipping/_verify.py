@@ -1,4 +1,4 @@
-"""Verify a bundle, file by file: it holds what its manifest says, and nothing that a bundle must not hold."""
+"""Verify a bundle, file by file: its files are those of its manifest, and contain nothing that is not allowed."""
 
 from __future__ import annotations
 
@@ -39,55 +39,55 @@ __all__ = ["Verification", "VerifyResult", "VerifyRow", "engine_files", "progres
 
 REPORT = "report.html"
 MAX_CONTENT_BYTES = 2**31
-"""Graphs, samples and tables beyond this are refused: they are looked into in memory."""
+"""Larger graphs, samples and tables are refused, because their contents are checked in memory."""
 
 Sink = Callable[[str], AbstractContextManager[BinaryIO]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyRow:
-    """Something that is wrong."""
+    """One fault of a bundle."""
 
     path: str
     """The file, relative to the bundle."""
     fault: str
-    """What is wrong with it, to go on after its name."""
+    """The fault, as a predicate after the file's name: ``is missing``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult:
-    """What :func:`verify_bundle` found."""
+    """The result of :func:`verify_bundle`."""
 
     path: str
     """The bundle."""
     pair_id: str | None
-    """What its heads and tails have in common; ``None`` where the manifest cannot be read."""
+    """Id that its heads and tails share; ``None`` where the manifest cannot be read."""
     revision: int | None
     """Its revision; ``None`` where the manifest cannot be read."""
     side: str | None
-    """The side that it is a part for; ``None`` for a whole bundle."""
+    """The side of a part; ``None`` for a whole bundle, or where the manifest cannot be read."""
     sealed: bool
     """Whether its manifest lists every file."""
     files: int
-    """Number of files that were looked at, the manifest and the signatures not counted."""
+    """Number of files that were checked, without the manifest and the signatures."""
     size_bytes: int
-    """Their size together."""
+    """Total size of these files."""
     rows: tuple[VerifyRow, ...]
-    """Everything that is wrong."""
+    """All faults, sorted by path."""
     notes: tuple[str, ...]
-    """What one should know, and is not wrong."""
+    """Notes for the user that are no faults."""
     signed_by: tuple[str, ...]
     """Names of the trusted keys that signed it."""
     is_signed: bool = False
-    """Whether it has signatures at all, whoever made them."""
+    """Whether it has signatures, by any key."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no faults."""
         return not self.rows
 
     def to_json(self) -> dict[str, object]:
-        """Return the result as JSON takes it."""
+        """Return the result as plain data for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
 
@@ -98,13 +98,13 @@ def verify_bundle(
     min_revision: int | None = None,
     progress: ProgressListener = silent,
 ) -> VerifyResult:
-    """Check every byte of a bundle, and do not stop at the first fault.
+    """Check every byte of a bundle, and list all faults.
 
     Args:
         source: The folder or the packed file.
-        trust: Whose signature is asked for; ``None``: nobody's.
-        min_revision: An older bundle is a fault.
-        progress: Told how many MB were read.
+        trust: Which signatures are enough; ``None``: no signature is required.
+        min_revision: A lower revision is a fault.
+        progress: Called with the number of MB read.
 
     Raises:
         UsageError: There is no bundle, or a key's file cannot be read.
@@ -128,12 +128,13 @@ def verify_bundle(
 
 
 class Verification:
-    """Collects what is wrong with a bundle.
+    """Collects the faults of a bundle.
 
     Attributes:
         bundle: The bundle; ``None`` where its manifest cannot be read.
-        rows: What is wrong.
-        ep_context: Graphs that hold compiled code.
+        rows: The faults.
+        ep_context: Paths of graphs that contain compiled code.
+        signed_by: Names of the trusted keys that signed the manifest.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -143,14 +144,14 @@ class Verification:
         self.signed_by: tuple[str, ...] = ()
         self._storage = storage
         self._notes: list[str] = []
-        self._looked_at: dict[str, int] = {}
+        self._checked_bytes: dict[str, int] = {}
 
     def fault(self, path: str, fault: str) -> None:
-        """Note that something is wrong."""
+        """Add a fault."""
         self.rows.append(VerifyRow(path=path, fault=fault))
 
     def result(self) -> VerifyResult:
-        """Return what was found."""
+        """Return the result of the checks so far."""
         manifest = self.bundle.manifest if self.bundle else None
         notes = [*self._notes]
         if self.ep_context:
@@ -162,8 +163,8 @@ class Verification:
             revision=manifest.revision if manifest else None,
             side=manifest.side if manifest else None,
             sealed=bool(manifest and manifest.sealed),
-            files=len(self._looked_at),
-            size_bytes=sum(self._looked_at.values()),
+            files=len(self._checked_bytes),
+            size_bytes=sum(self._checked_bytes.values()),
             rows=tuple(sorted(set(self.rows), key=lambda row: (row.path, row.fault))),
             notes=tuple(notes),
             signed_by=self.signed_by,
@@ -174,19 +175,19 @@ class Verification:
 
     @functools.cached_property
     def manifest_data(self) -> bytes:
-        """The manifest's file, read once: what was signed is what is parsed and copied."""
+        """Bytes of the manifest's file, read once, so that the signed bytes are also parsed and copied."""
         return self._storage.read(MANIFEST)
 
     @functools.cached_property
     def envelope(self) -> bytes | None:
-        """The signatures' file, read once; ``None`` where there is none."""
+        """Bytes of the signatures' file, read once; ``None`` where there is none."""
         return self._storage.read(ENVELOPE) if self._storage.size_bytes(ENVELOPE) is not None else None
 
     def signature(self, trust: Trust | None) -> None:
-        """Find out who signed the manifest.
+        """Check the signatures of the manifest, and store the names of the keys in ``signed_by``.
 
         Raises:
-            SignatureError: As ``trust`` says.
+            SignatureError: ``trust`` refuses the signatures.
         """
         from dsc_split.shipping._signature import Trust
 
@@ -196,7 +197,7 @@ class Verification:
             self._notes.append("it is signed; give --trust PUBLIC_KEY to know by whom")
 
     def manifest(self, min_revision: int | None = None) -> bool:
-        """Check the manifest itself; return whether it can be read, and the rest be checked by it."""
+        """Check the manifest's file; return whether it can be read, so that the other checks are possible."""
         try:
             data = self.manifest_data
             manifest = parse_manifest(data, MANIFEST)
@@ -216,7 +217,7 @@ class Verification:
         return True
 
     def lists(self) -> None:
-        """Check what the manifest says by itself: names, the pair's id, graphs, samples, engines and their digests."""
+        """Check the manifest's contents without the files: names, pair id, graphs, samples, engines, their digests."""
         bundle = self.require_bundle()
         manifest = bundle.manifest
         listed = manifest.all_files
@@ -248,7 +249,7 @@ class Verification:
     # ---- the files -----------------------------------------------------------------------------------------
 
     def files(self, progress: ProgressListener = silent, sink: Sink | None = None) -> None:
-        """Check every file, and copy it where there is a sink; what is there and not listed is judged last."""
+        """Check all files, listed ones first; ``sink`` opens the file to copy a listed file into, by its path."""
         manifest = self.require_bundle().manifest
         listed, there = manifest.files, self._storage.names()
         if isinstance(self._storage, Folder):
@@ -260,15 +261,15 @@ class Verification:
             for path, entry in sorted(listed.items()):
                 with contextlib.ExitStack() as stack:
                     copy = stack.enter_context(sink(path)) if sink else None
-                    self._listed(path, entry, hasher, copy, tell)
+                    self._check_listed(path, entry, hasher, copy, tell)
         extra = [name for name in there if name not in listed and name not in (MANIFEST, ENVELOPE)]
         for name in extra:
-            self._unlisted(name, sealed=manifest.sealed)
+            self._check_unlisted(name, sealed=manifest.sealed)
         kept = sum(manifest.sealed and is_record(name) for name in extra)
         if kept and isinstance(self._storage, Folder):
             self._notes.append(f"{kept} files of cells and memory were written or kept here since it was sealed")
 
-    def _listed(
+    def _check_listed(
         self, path: str, entry: FileEntry, hasher: Hasher, copy: BinaryIO | None, tell: Callable[[str, int], None]
     ) -> None:
         if path.lower().endswith(PICKLES):
@@ -277,12 +278,12 @@ class Verification:
         if size_bytes is None:
             self.fault(path, "is missing, or is no regular file")
             return
-        self._looked_at[path] = size_bytes
+        self._checked_bytes[path] = size_bytes
         if size_bytes != entry.size_bytes:
             self.fault(path, f"has {size_bytes} bytes; the manifest says {entry.size_bytes}")
             return
         try:
-            if self._is_looked_into(path):
+            if self._has_checked_content(path):
                 data = self._storage.read(path, max_bytes=min(size_bytes, MAX_CONTENT_BYTES))
                 if copy is not None:
                     copy.write(data)
@@ -303,10 +304,10 @@ class Verification:
         elif not crc_fits:
             self.fault(path, "is not what the packed file's checksum says")
         else:
-            self._content(path, data)
+            self._check_content(path, data)
 
-    def _unlisted(self, name: str, *, sealed: bool) -> None:
-        """Judge a file that the manifest does not list: what is measured comes and goes while a bundle is open."""
+    def _check_unlisted(self, name: str, *, sealed: bool) -> None:
+        """Check a file that the manifest does not list; in an unsealed bundle, measurements are never listed."""
         in_folder = isinstance(self._storage, Folder)
         if name.lower().endswith(PICKLES):
             self.fault(name, "is a pickle, which runs code when it is read; a bundle holds none")
@@ -318,18 +319,18 @@ class Verification:
             except BundleError as e:
                 self.fault(name, str(e))
                 return
-            self._looked_at[name] = len(data)
-            self._content(name, data)
+            self._checked_bytes[name] = len(data)
+            self._check_content(name, data)
         elif name != REPORT:
             self._notes.append(f"{name!r} is no file of a bundle's, and is not looked at")
 
-    def _is_looked_into(self, path: str) -> bool:
+    def _has_checked_content(self, path: str) -> bool:
         if path.endswith((".onnx", ".npz")) or is_record(path) or is_table(path):
             return True
         return path in self.require_bundle().manifest.graphs
 
-    def _content(self, path: str, data: bytes) -> None:
-        """Look into a file whose digest is right."""
+    def _check_content(self, path: str, data: bytes) -> None:
+        """Check the contents of a file whose digest is right, by its kind."""
         manifest = self.require_bundle().manifest
         weights = manifest.model.weights.path
         fault = ""
@@ -360,7 +361,7 @@ class Verification:
 
 
 def engine_files(manifest: Manifest) -> set[str]:
-    """Return the paths of all files that are native code, whatever else the manifest calls them."""
+    """Return the paths of all files that may be native code, by entry, role or folder."""
     named = {engine.path for entry in manifest.targets for engine in entry.built}
     return {
         path
@@ -370,7 +371,7 @@ def engine_files(manifest: Manifest) -> set[str]:
 
 
 def progress_in_mb(stage: str, size_bytes: int, progress: ProgressListener) -> Callable[[str, int], None]:
-    """Make what is told a file's name and how many bytes of it were read, and tells the listener of every MB."""
+    """Return a function that takes a file's name and a number of bytes read, and calls ``progress`` once per MB."""
     done_bytes, shown_mb = 0, -1
 
     def tell(name: str, count: int) -> None:
@@ -384,7 +385,7 @@ def progress_in_mb(stage: str, size_bytes: int, progress: ProgressListener) -> C
 
 
 def _file_fault(path: Path) -> str:
-    """Return what is wrong with a file of a folder: it is no regular file, or has hard links."""
+    """Return the fault of a folder's file that is not regular or has hard links; an empty text where there is none."""
     state = path.lstat()
     if stat.S_ISLNK(state.st_mode):
         return "is a symbolic link; a bundle holds plain files"

@@ -1,8 +1,7 @@
-"""The arithmetic of the lookup table: T of every choice, and where the best one changes.
+"""The arithmetic of the lookup table: compute T of every choice, and the rates at which the best choice changes.
 
-For a fixed batch, T is a straight line in the inverse of the data rate. A :class:`Lines` holds these lines
-ready for evaluation; everything that compares choices goes through :func:`evaluate`, so that all answers
-agree to the last bit.
+For a fixed batch size, T is a straight line in the inverse of the data rate. A :class:`Lines` holds the numbers of
+these lines. All comparisons of choices use :func:`evaluate`, so that all answers agree to the last bit.
 """
 
 from __future__ import annotations
@@ -29,34 +28,34 @@ __all__ = [
 ]
 
 _TINY_MB_S = 1e-290
-"""Rates below this overflow."""
+"""Lower rates are not tried, because T overflows there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """The choices at one batch size under one link, load and queue."""
+    """The choices at one batch size, with one link, load and queue."""
 
     measured_batch: int
-    """The batch size whose times these are."""
+    """The measured batch size of the times."""
     choices: tuple[Choice, ...]
-    """By ascending uplink bytes, then id: of equal times the first wins."""
+    """The choices by ascending uplink bytes, then id; of choices with equal T, the first wins."""
     rows: tuple[Row, ...]
-    """One per choice, with the bytes of the batch asked."""
+    """One row per choice, with the bytes at the batch size of the state."""
     numbers: tuple[tuple[float, float, float, float, bool], ...]
-    """Per choice: head_ms; the server's and network's part that no rate changes, in ms; uplink MB; downlink
-    MB (0 unless counted); whether it uses the server."""
+    """Per choice: head_ms; the time of server and network that does not depend on the rate, in ms; uplink MB; downlink
+    MB (0 unless the link counts them); whether it uses the server."""
     one_way: tuple[tuple[float, float, float], ...]
-    """The first three of ``numbers``: all that counts where nothing comes back."""
+    """The first three of ``numbers``, which are enough where the link does not count the downlink."""
     link: Link
-    """Cost of the network; its round-trip time is not the one that counts here."""
+    """Cost of the network; ``rtt_ms`` below replaces its round-trip time."""
     rtt_ms: float
     """Round-trip time in milliseconds."""
     server_load: float
-    """Ratio of the tail's time now to its time when measured."""
+    """Time of the tail now divided by its measured time."""
     queue_ms: float
-    """Wait in milliseconds before the tail starts."""
+    """Time in milliseconds that a request waits before the tail starts."""
     downlink_rate_mb_s: float | None
-    """A downlink rate that does not follow the uplink's."""
+    """Fixed downlink rate in MB/s; ``None``: the rate of the uplink."""
 
     def variance_ms2(self, index: int) -> float:
         """Return the squared half-width of the confidence interval of one choice's head plus tail, in ms^2."""
@@ -64,7 +63,7 @@ class Lines:
 
 
 def in_order(rows: Iterable[tuple[Choice, Row]]) -> tuple[tuple[Choice, Row], ...]:
-    """Sort choices with their rows as :class:`Lines` has them: by ascending uplink bytes, then id."""
+    """Sort choices and their rows by ascending uplink bytes, then id, as :class:`Lines` requires."""
     return tuple(sorted(rows, key=lambda item: (item[1].uplink_bytes, item[0].id)))
 
 
@@ -78,7 +77,7 @@ def make_lines(
     queue_ms: float,
     downlink_rate_mb_s: float | None,
 ) -> Lines:
-    """Prepare the lines of ``rows``, which are :func:`in_order`; the sums are taken in the order of the format."""
+    """Compute the lines of ``rows``, which :func:`in_order` has sorted; sums are in the order of the format."""
     numbers = []
     for choice, row in rows:
         if not choice.uses_server:
@@ -109,7 +108,7 @@ def make_lines(
 
 
 def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
-    """Return T in milliseconds of every choice at ``rate_mb_s``; infinite for what cannot be sent."""
+    """Return T in milliseconds of every choice at ``rate_mb_s``; infinite where the bytes cannot be sent."""
     if rate_mb_s > 0.0 and not lines.link.count_downlink:
         return [head + (fixed + 1000.0 * (up / rate_mb_s)) for head, fixed, up in lines.one_way]
     downlink = lines.downlink_rate_mb_s
@@ -128,7 +127,7 @@ def evaluate(lines: Lines, rate_mb_s: float) -> list[float]:
 
 
 def best_index(times_ms: list[float]) -> int:
-    """Find the best choice; of equal ones the first, which has the smaller uplink or the lower id."""
+    """Return the index of the best choice; of equal ones the first, which has fewer uplink bytes or the lower id."""
     return times_ms.index(min(times_ms))
 
 
@@ -166,16 +165,16 @@ def _transfer_ms(size_mb: float, rate_mb_s: float, sends: bool) -> float:
 
 
 def slopes(lines: Lines) -> list[float]:
-    """Return the MB that the data rate divides, for every choice."""
+    """Return the MB of every choice that are divided by the data rate: the slopes of the lines."""
     follows = lines.downlink_rate_mb_s is None
     return [up + down if follows else up for _, _, up, down, _ in lines.numbers]
 
 
 def switch_rates(lines: Lines) -> tuple[Segment, ...]:
-    """Find over which data rates each choice is the best: the lower envelope of the lines.
+    """List the ranges of data rates in which each choice is the best: the lower envelope of the lines.
 
-    Every boundary is the very binary64 number at which :func:`evaluate` gives the next choice, while the
-    number just below it still gives the one before. Empty where no choice is finite at any rate.
+    Every boundary is exact: at this binary64 number :func:`evaluate` makes the next choice the best, at the number
+    just below it the choice before. The result is empty where no choice has a finite T at any rate.
     """
     at_infinity = evaluate(lines, math.inf)
     if min(at_infinity) == math.inf:
@@ -185,7 +184,7 @@ def switch_rates(lines: Lines) -> tuple[Segment, ...]:
     def best_at(rate_bits: int) -> int:
         return best_index(evaluate(lines, _from_bits(rate_bits)))
 
-    # At low rates the flattest line is the best; where rounding hides that, start lower still.
+    # At low rates the line with the smallest slope is the best. If rounding hides that, start at a lower rate.
     start = _lowest_crossing(slopes_mb, at_infinity) / 2.0
     while start > _TINY_MB_S and slopes_mb[best_at(_to_bits(start))] > min(slopes_mb):
         start /= 1024.0
@@ -195,7 +194,7 @@ def switch_rates(lines: Lines) -> tuple[Segment, ...]:
     ends: list[tuple[int, int]] = []
     _bisect(best_at, low, best_at(low), high, last, ends)
 
-    # Where three lines meet within rounding, a choice may seem to come back; what lies between is no segment.
+    # Where three lines meet within rounding, a choice may appear twice; the segments between are removed.
     segments: list[tuple[int, float | None]] = []
     for index, bits in [*((index, bits) for index, bits in ends), (last, None)]:
         for position, (earlier, _) in enumerate(segments):
@@ -214,7 +213,7 @@ def _bisect(
     high_best: int,
     ends: list[tuple[int, int]],
 ) -> None:
-    """Append (choice, first rate at which it is no longer the best) for each change between two rates."""
+    """Append (index, bits) for each change: the choice, and the first rate at which it is no longer the best."""
     while low_best != high_best:
         if high - low == 1:
             ends.append((low_best, high))
@@ -230,7 +229,7 @@ def _bisect(
 
 
 def _lowest_crossing(slopes_mb: list[float], intercepts_ms: list[float]) -> float:
-    """Find the lowest rate at which any two lines cross, at most 1 MB/s; below it nothing changes."""
+    """Return the lowest rate at which two lines cross, at most 1 MB/s; below it the best choice does not change."""
     lowest = 1.0
     for i, (slope, intercept) in enumerate(zip(slopes_mb, intercepts_ms, strict=True)):
         for other_slope, other_intercept in zip(slopes_mb[:i], intercepts_ms[:i], strict=True):
@@ -248,11 +247,11 @@ def neighbour(batches: Sequence[BatchTable], position: int, choice: int) -> tupl
 
     Args:
         batches: The measured batch sizes, ascending.
-        position: Of the batch size whose row of the choice is at hand.
-        choice: The choice's id.
+        position: Index of the batch size of the known row.
+        choice: Id of the choice.
 
     Returns:
-        The batch size and the row, or ``None``.
+        The batch size and the row; ``None`` where there is no other row.
     """
     for table in (*reversed(batches[:position]), *batches[position + 1 :]):
         for row in table.rows:
@@ -264,13 +263,13 @@ def neighbour(batches: Sequence[BatchTable], position: int, choice: int) -> tupl
 def bytes_at(batch: int, *, near: tuple[int, int], other: tuple[int, int] | None) -> int:
     """Return the bytes at a batch size that was not measured.
 
-    Bytes are a straight line in the batch size: so much per sample, plus what has no batch axis. Two measured
-    batch sizes fix it; with one alone the bytes are in proportion.
+    Bytes are a straight line in the batch size: bytes per sample, plus the bytes of tensors without a batch axis. Two
+    measured batch sizes determine the line. With only one, the bytes are proportional to the batch size.
 
     Args:
-        batch: The batch size asked.
+        batch: The batch size.
         near: Batch size and bytes of the row whose times are used.
-        other: Batch size and bytes of another row of the same choice, if there is one.
+        other: Batch size and bytes of another row of the choice; ``None`` where there is none.
     """
     near_batch, near_bytes = near
     other_batch, other_bytes = other or (0, 0)

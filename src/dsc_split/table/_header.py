@@ -1,4 +1,4 @@
-"""A lookup table as a C++ header: constants alone, checked by the compiler, for programs without heap or parser."""
+"""Write a lookup table as a C++ header of constants, for programs without heap or parser. The compiler checks it."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ KEYWORDS = frozenset(
     """.split()
 )
 TAKEN = frozenset({"dsc_split", "main", "std"})
-"""Names that are no keywords, and mean something else all the same."""
+"""Names that have another meaning in C++, but are no keywords."""
 MOST_CELLS = 4096
-"""A batch size that was not measured is checked in tables up to so many choices times batches: clang gives up a
-constant that takes it more than 2^20 steps."""
+"""Most choices times batches for a check at a batch size that was not measured: clang refuses a constant that takes
+more than 2^20 steps."""
 MOST_CERTAIN = 64
-"""Where no rounding can change the choice is found at compile time for up to so many rows: it takes their square."""
+"""Most rows for which the compiler finds the rates where no rounding can change the choice: it takes rows^2 steps."""
 
 _CHECKS = """\
 constexpr bool in_order(const dsc_split::TableView& table) noexcept {
@@ -70,29 +70,29 @@ constexpr bool picks(const dsc_split::TableView& table, const dsc_split::State& 
 
 
 def header_name(path: Path) -> str:
-    """Derive a variable's name from the name of the header's file."""
+    """Return the name of the variable for a header file: ``my-table.hpp`` gives ``my_table``."""
     return re.sub(r"[^A-Za-z0-9]+", "_", path.stem).strip("_")
 
 
 def table_header(table: LookupTable, name: str) -> str:
-    """Write a table as a C++17 header that needs ``dsc_split/lookup_table.hpp`` alone.
+    """Write a table as a C++17 header that includes only ``dsc_split/lookup_table.hpp``.
 
-    The same table gives the same bytes. Every number is exact: decimal where that is short, else hexadecimal.
-    The compiler checks the order of the content, and that the table picks what it picks here: at every switch rate
+    The same table gives the same bytes. Every number is exact: decimal where that is exact, otherwise hexadecimal.
+    The compiler checks the order of the content, and that C++ and Python pick the same choices: at every switch rate
     of every measured batch size, and in a few other states.
 
     Args:
         table: The table.
-        name: The variable's name; namespaces may stand before it: ``fleet::b4``. What it refers to is in a namespace
-            beside it: ``fleet::b4_data``.
+        name: Name of the variable, with or without namespaces: ``fleet::b4``. Its data is in a namespace beside it:
+            ``fleet::b4_data``.
 
     Returns:
         The header, in ASCII.
 
     Raises:
-        UsageError: ``name`` is no name for a variable in C++, or a time of the table overflows binary64.
+        UsageError: ``name`` is no valid name of a variable in C++, or a time of the table overflows binary64.
     """
-    *namespaces, variable = _parts(name)
+    *namespaces, variable = _split_name(name)
     _refuse_overflow(table)
     data = f"{variable}_data"
     lines = [
@@ -114,7 +114,7 @@ def table_header(table: LookupTable, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _parts(name: str) -> list[str]:
+def _split_name(name: str) -> list[str]:
     parts = name.split("::")
     for part in parts:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", part) or "__" in part or part in KEYWORDS | TAKEN:
@@ -126,7 +126,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _refuse_overflow(table: LookupTable) -> None:
-    """Refuse a table with an infinite constant: a compiler refuses it too, in words that nobody understands."""
+    """Refuse a table with an infinite constant: the compiler would refuse it, too, with an unclear message."""
     choices = {choice.id: choice for choice in table.choices}
     for item in table.batches:
         lines = make_lines(
@@ -169,8 +169,8 @@ def _data(table: LookupTable) -> Iterator[str]:
     position = {choice.id: i for i, choice in enumerate(table.choices)}
     yield "inline constexpr dsc_split::Choice choices[] = {"
     for choice in table.choices:
-        kind = choice.kind.replace("-", "_")
-        yield f"    {{{choice.id}, dsc_split::Kind::{kind}, {_boolean(choice.passthrough)}, {_view_of(choice.name)}}},"
+        kind, name = choice.kind.replace("-", "_"), _string_view(choice.name)
+        yield f"    {{{choice.id}, dsc_split::Kind::{kind}, {_boolean(choice.passthrough)}, {name}}},"
     yield "};"
     yield ""
     link = table.link
@@ -200,7 +200,7 @@ def _data(table: LookupTable) -> Iterator[str]:
 
 
 def _row(row: TableRow, position: int, other: tuple[int, TableRow] | None) -> Iterable[str]:
-    """Write the fields of ``dsc_split::Row`` up to those that follow from the others."""
+    """Write the fields of ``dsc_split::Row``, without those that ``dsc_split::completed`` computes from them."""
     return (
         str(position),
         _number(row.head_ms),
@@ -231,7 +231,7 @@ def _view(table: LookupTable, variable: str, data: str) -> Iterator[str]:
     yield f"    {{{data}::batches, {len(table.batches)}}},"
     yield f"    {data}::link,"
     for text in texts:
-        yield f"    {_view_of(text)},"
+        yield f"    {_string_view(text)},"
     yield f"    {_boolean(table.emulated is not None)},"
     yield "};"
 
@@ -243,9 +243,9 @@ def _assertions(table: LookupTable, variable: str, data: str) -> Iterator[str]:
     for state in _states(table):
         try:
             pick = table.pick(state)
-        except UsageError:  # nothing that is finite, or no 95th percentiles: there is no pick to compare
+        except UsageError:  # there is no pick, because no time is finite or known at the 95th percentile
             continue
-        if math.inf in pick.times_ms:  # what overflows is no constant
+        if math.inf in pick.times_ms:  # an infinite time is no constant in C++
             continue
         yield (
             f"static_assert({data}::picks({variable}, {_state(state)}, {pick.choice.id}, "
@@ -254,12 +254,12 @@ def _assertions(table: LookupTable, variable: str, data: str) -> Iterator[str]:
 
 
 def _states(table: LookupTable) -> Iterator[State]:
-    """List the states in which the compiler compares."""
+    """Yield the states in which the compiler checks the pick."""
     rate_mb_s = 1.0
     for item in table.batches:
         try:
             segments = table.switch_rates(State(batch=item.batch))
-        except UsageError:  # nothing is finite at any rate
+        except UsageError:  # no time is finite at any rate
             continue
         ends = [segment.below_rate_mb_s for segment in segments if segment.below_rate_mb_s is not None]
         rate_mb_s = ends[0] / 2.0 if ends else 1.0
@@ -280,7 +280,7 @@ def _states(table: LookupTable) -> Iterator[State]:
 
 
 def _number(value: float) -> str:
-    """Write a number as its binary64 value exactly, so that nothing is left for a compiler to round."""
+    """Write the exact binary64 value of a number, so that the compiler does not round."""
     decimal = repr(float(value))
     if Decimal(decimal) == Decimal(value):
         return decimal
@@ -300,7 +300,7 @@ def _boolean(value: bool) -> str:
 
 
 def _state(state: State) -> str:
-    """Write a state without a mask; with batch size and rate alone where the rest is the default."""
+    """Write a state without a mask; fields after batch size and rate are left out if all have their default."""
     texts = [str(state.batch), _number(state.rate_mb_s)]
     if state != State(batch=state.batch, rate_mb_s=state.rate_mb_s):
         texts += [
@@ -314,18 +314,18 @@ def _state(state: State) -> str:
     return f"{{{', '.join(texts)}}}"
 
 
-def _view_of(text: str) -> str:
-    """Write a ``std::string_view``; with its length, for the text may hold a NUL."""
+def _string_view(text: str) -> str:
+    """Write a ``std::string_view`` with its length, because the text may contain a NUL."""
     return f"{{{_text(text)}, {len(text.encode())}}}"
 
 
 def _text(text: str) -> str:
-    """Write a string literal in ASCII: nothing in it ends it, or the comment that it stands in."""
+    """Write a string literal in ASCII that no character ends early, also inside a comment."""
     return '"' + "".join(map(_character, text.encode())) + '"'
 
 
 def _character(byte: int) -> str:
     if byte in b'"\\':
         return f"\\{byte:c}"
-    # A question mark may begin a trigraph; three octal digits end by themselves.
+    # A question mark may start a trigraph. An octal escape has at most three digits, so the next character is safe.
     return chr(byte) if 0x20 <= byte < 0x7F and byte != ord("?") else f"\\{byte:03o}"

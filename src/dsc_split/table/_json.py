@@ -1,4 +1,4 @@
-"""``table.json``, version 1: reading what may be damaged or hostile, and writing."""
+"""Read and write ``table.json``, version 1. The reader accepts damaged and hostile input, and raises errors for it."""
 
 from __future__ import annotations
 
@@ -37,36 +37,36 @@ __all__ = [
 FORMAT = "dsc-split/table"
 VERSION = 1
 MAX_TABLE_BYTES = 8 * 1024 * 1024
-"""A larger file is refused before it is parsed; real tables have a few KB."""
+"""Largest file; larger ones are refused before they are parsed. Real tables have a few KB."""
 MAX_CHOICES = 1000
-"""More choices are refused: the checks take time by their square."""
+"""Most choices; the time of the checks grows with their square."""
 MAX_CHOICE_ID = 2**31 - 1
 """Largest id of a choice."""
 MAX_BATCHES = 4096
-"""More batch sizes are refused."""
+"""Most batch sizes."""
 MAX_BATCH = 2**20
 """Largest batch size."""
 MAX_BYTES = 2**42
-"""Most bytes that a row sends, for the whole batch: with :data:`MAX_BATCH`, what a batch size in between sends is
-computed in 64 bits."""
+"""Most bytes of a row, for the whole batch; with :data:`MAX_BATCH`, bytes between two batch sizes fit in 64 bits."""
 MAX_VERSION = 2**53
-"""Larger versions are no versions."""
+"""Largest number that is accepted as a version."""
 _ROUNDING = 1e-9
-"""Relative difference within which another writer's switch rates are taken as the same."""
+"""Relative difference that is allowed between the segments of a file and those computed here."""
 
 _KINDS = (FULL_OFFLOAD, SPLIT, NO_OFFLOAD)
 _Table = TypeVar("_Table", bound=TableContent)
 
 
 def read_table(document: Mapping[str, object], kind: type[_Table]) -> _Table:
-    """Read a table's content; segments are checked for form alone.
+    """Read a table from a parsed ``table.json``; whether the segments fit the rows is not checked.
 
     Args:
-        document: The form of ``table.json``.
+        document: The parsed file.
         kind: The class of the table to make.
 
     Raises:
-        TableError: Something is missing, of the wrong type or out of range; the message names the place.
+        TableError: A value is missing, of the wrong type or out of range; the message says where. Or the version is
+            newer, or the table requires an unknown feature.
     """
     if not isinstance(document, Mapping):
         _fail("lookup table", document, "an object")
@@ -111,8 +111,8 @@ def read_link(document: Mapping[str, object], where: str, *, defaults: Link | No
 
     Args:
         document: The object.
-        where: What stands before a key in messages.
-        defaults: Where missing keys are taken from; ``None``: none may miss.
+        where: Text before a key in messages: ``link.``.
+        defaults: Values for missing keys; ``None``: every key is required.
 
     Raises:
         TableError: A key is missing, of the wrong type or out of range.
@@ -139,7 +139,7 @@ def read_link(document: Mapping[str, object], where: str, *, defaults: Link | No
 
 
 def table_document(table: TableContent) -> dict[str, object]:
-    """Return the form of ``table.json``."""
+    """Return a table as the document of ``table.json``."""
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -166,13 +166,13 @@ def table_document(table: TableContent) -> dict[str, object]:
 
 
 def segment_at_fault(segments: Sequence[Segment], lines: Lines) -> tuple[int, str] | None:
-    """Find a segment whose choice is not the best there, by more than rounding.
+    """Find the first segment whose choice is not the best, by more than rounding.
 
-    A choice's distance from the lower envelope is a convex function of the inverse rate, so it is the best
-    within a segment if it is at both ends.
+    The distance of a choice's T from the smallest T is a convex function of the inverse rate. So a choice that is the
+    best at both ends of a segment is the best in all of it.
 
     Returns:
-        The segment's position and the reason, or ``None``.
+        The segment's position and the reason; ``None`` where every segment is right.
     """
     index_of = {choice.id: index for index, choice in enumerate(lines.choices)}
     slope = slopes(lines)

@@ -16,32 +16,32 @@ __all__ = ["Pick"]
 
 @dataclass(frozen=True, init=False)
 class Pick:
-    """The answer of a table in one state, and how sure it is."""
+    """The answer of a table in one state, and how certain it is."""
 
     choice: Choice
     """The fastest choice."""
     latency_ms: float
-    """Its T in milliseconds."""
+    """T of the choice in milliseconds."""
     batch: int
-    """Batch size asked."""
+    """Batch size of the state."""
     rate_mb_s: float
-    """Uplink data rate asked, in MB/s."""
+    """Uplink data rate of the state, in MB/s."""
     table: TableContent = field(repr=False, compare=False)
-    """The content of the table that answered."""
+    """The table that answered."""
     lines: Lines = field(repr=False, compare=False)
     """The choices that were compared."""
     times_ms: list[float] = field(repr=False, compare=False)
-    """T in milliseconds of each of them."""
+    """T in milliseconds of each compared choice, in the order of ``lines``."""
     _state: State | None = field(repr=False, compare=False)
-    """The state, where more was given than batch size and rate."""
+    """The state; ``None`` where only batch size and rate were given."""
 
     def __init__(self, **fields: object) -> None:
-        # A third of the time of the frozen class's own, which sets field by field; picking is what must be fast.
+        # Three times as fast as the __init__ of a frozen dataclass, which sets field by field; picks must be fast.
         self.__dict__.update(fields)
 
     @property
     def state(self) -> State:
-        """The state that was asked about."""
+        """The state of the question."""
         return self._state or State(batch=self.batch, rate_mb_s=self.rate_mb_s)
 
     @property
@@ -51,18 +51,18 @@ class Pick:
 
     @property
     def timing_valid(self) -> bool:
-        """Whether the choice's times were taken on what the table names; else measure them again."""
+        """Whether the choice was timed on the machines that the table names; if not, measure it again."""
         return self.lines.rows[self.lines.choices.index(self.choice)].timing_valid
 
     @property
     def runner_up(self) -> Choice | None:
-        """The second fastest choice; ``None`` where nothing else can answer."""
+        """The second fastest choice; ``None`` where no other choice has a finite T."""
         second = self._second()
         return None if second is None else self.lines.choices[second]
 
     @property
     def margin_ms(self) -> float:
-        """How many milliseconds slower the runner-up is; infinite without one."""
+        """T of the runner-up minus ``latency_ms``, in milliseconds; infinite without a runner-up."""
         second = self._second()
         return math.inf if second is None else self.times_ms[second] - self.latency_ms
 
@@ -70,8 +70,8 @@ class Pick:
     def uncertainty_ms(self) -> float:
         """Half-width of the 95 % confidence interval of ``margin_ms``, in milliseconds.
 
-        That of the medians, also where 95th percentiles were asked for: theirs is not measured. The root of the
-        sum of the squared half-widths of both choices' head and tail; 0 without a runner-up.
+        It is the root of the sum of the squared half-widths of both choices' head and tail; 0 without a runner-up.
+        The half-widths are always those of the medians, because those of 95th percentiles are not measured.
         """
         second = self._second()
         if second is None:
@@ -81,7 +81,7 @@ class Pick:
 
     @property
     def margin_ratio(self) -> float:
-        """How much slower the runner-up is, relative to ``latency_ms``; infinite without one."""
+        """``margin_ms`` divided by ``latency_ms``; infinite without a runner-up."""
         if self.margin_ms == 0.0:
             return 0.0
         return self.margin_ms / self.latency_ms if self.latency_ms > 0.0 else math.inf
@@ -104,17 +104,17 @@ class Pick:
 
     @property
     def ranking(self) -> tuple[Terms, ...]:
-        """Every choice that was allowed, the fastest first."""
+        """The terms of every allowed choice, the fastest first."""
         return ranking(self.lines, self.rate_mb_s)
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The best choice over all data rates, all else as asked."""
+        """The best choice at every data rate, with all other fields of the state unchanged."""
         return switch_rates(self.lines)
 
     @property
     def best_from_mb_s(self) -> float:
-        """The data rate in MB/s from which on the choice is the best; 0 where it is from the start."""
+        """The lowest data rate in MB/s at which the choice is the best; 0 where it is the best from the start."""
         segments = self.segments
         for before, segment in itertools.pairwise(segments):
             if segment.choice == self.choice.id and before.below_rate_mb_s is not None:
@@ -130,7 +130,7 @@ class Pick:
         return math.inf
 
     def to_json(self) -> dict[str, object]:
-        """Return the answer with all it rests on as plain data; infinite numbers become ``None``."""
+        """Return the answer, its ranking and its segments as plain data; infinite numbers become ``None``."""
         names = {choice.id: choice.name for choice in self.table.choices}
         return {
             "choice": self.choice.name,

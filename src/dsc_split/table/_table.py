@@ -1,19 +1,19 @@
-"""The split lookup table: for a batch size and a data rate, which choice is the fastest.
+"""The split lookup table: returns the fastest choice for a batch size and a data rate.
 
-The table keeps terms, not answers: what head and tail take, what goes over the link, and the link's cost. So
-one table answers any rate, round-trip time, server load and mask::
+The table contains terms, not answers: times of head and tail, bytes over the link, and the link's cost. So one
+table can answer for any data rate, round-trip time, server load and set of allowed choices::
 
     table = LookupTable.load("b4/table.json")
     pick = table.pick(8, 12.0)
     print(pick.choice.name, pick.latency_ms)
 
-Every answer is the least T over the rows of a batch size, in binary64 and in this order::
+The answer is the choice with the smallest T at a batch size. T is computed in binary64 and in this order::
 
     T = head_ms + [uses the server] * (tail_ms * server_load + queue_ms + rtt_ms * round_trips + c0_ms
         + c1_ms_per_mb * (U + V) + 1000 * (U / rate + V / downlink_rate))
 
-with U the MB up (10^6 bytes) and V the MB back, 0 unless the link counts them. Of equal choices the one with
-fewer bytes up wins, then the lower id. This module needs the standard library alone.
+U is the number of MB (10^6 bytes) to the server, V the number of MB back, 0 unless the link counts them. Of choices
+with equal T the one with the smaller U wins, then the lower id. This module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _Rows: TypeAlias = tuple[tuple[Choice, Row], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class LookupTable(TableContent):
-    """The terms of every choice at every measured batch size, on one device and one server.
+    """The terms of every choice at every measured batch size, for one device and one server.
 
-    It does not change, and any number of threads may ask it.
+    A table does not change, and many threads may use it at once.
     """
 
     _plain: dict[int, Lines] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -67,9 +67,9 @@ class LookupTable(TableContent):
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> LookupTable:
-        """Read a table from its file, or from the bytes of one.
+        """Read a table from its path, or from the bytes of its file.
 
-        The table of a bundle is read with :meth:`dsc_split.bundle.Bundle.table`.
+        To read the table of a bundle, use :meth:`dsc_split.bundle.Bundle.table`.
 
         Raises:
             UsageError: There is no such file, or it is a bundle.
@@ -86,11 +86,11 @@ class LookupTable(TableContent):
 
     @classmethod
     def from_json(cls, document: Mapping[str, object]) -> LookupTable:
-        """Read the form of ``table.json``, version 1. Unknown keys are ignored.
+        """Read a table from a parsed ``table.json``, version 1. Unknown keys are ignored.
 
         Raises:
-            TableError: Something is missing, of the wrong type, out of range or contradictory; the message
-                names the place. Or the version is newer, or something unknown is required.
+            TableError: A value is missing, of the wrong type, out of range or contradictory; the message says
+                where. Or the version is newer, or the table requires an unknown feature.
         """
         table = _table_json.read_table(document, cls)
         for position in range(len(table.batches)):
@@ -98,7 +98,7 @@ class LookupTable(TableContent):
         return table
 
     def to_json(self) -> dict[str, object]:
-        """Return the form of ``table.json``, version 1."""
+        """Return the table as the document of ``table.json``, version 1."""
         return _table_json.table_document(self)
 
     # ---- asking --------------------------------------------------------------------------------------------
@@ -135,18 +135,18 @@ class LookupTable(TableContent):
         """Return the fastest choice in one state: ``pick(State(batch=8, rate_mb_s=12.0))``, or ``pick(8, 12.0)``.
 
         Args:
-            batch: A :class:`State`, and nothing else; or its batch size, and then its other fields.
-            rate_mb_s: As in :class:`State`, as all that follow.
-            downlink_rate_mb_s: In MB/s.
-            rtt_ms: In milliseconds.
-            server_load: A ratio.
-            queue_ms: In milliseconds.
-            allow: Names or ids; an iterator is used up.
+            batch: A :class:`State` without other arguments, or a batch size.
+            rate_mb_s: Uplink data rate in MB/s; this and all other arguments are the fields of :class:`State`.
+            downlink_rate_mb_s: Downlink rate in MB/s.
+            rtt_ms: Round-trip time in milliseconds.
+            server_load: Time of the tail now divided by its measured time.
+            queue_ms: Time in milliseconds that a request waits before the tail starts.
+            allow: Names or ids of the allowed choices; an iterator is consumed.
             percentile: 50 or 95.
 
         Raises:
             UsageError: A number is NaN, negative or out of range, the batch is larger than all measured ones,
-                a choice is unknown, nothing that is allowed can answer, or more is given beside a state.
+                a choice is unknown, no allowed choice has a finite T, or a state has other arguments beside it.
         """
         plain = (
             downlink_rate_mb_s is None
@@ -162,7 +162,7 @@ class LookupTable(TableContent):
                 raise UsageError("pick takes a State, or batch size, data rate and more; got both. Put all into one.")
             state, plain = batch, batch.is_plain
             batch, rate_mb_s = state.batch, state.rate_mb_s
-        # True and 1.0 would find the lines of 1.
+        # As keys of a dictionary, True and 1.0 equal 1, so they must be refused here.
         batch = batch if type(batch) is int else batch_size(batch)
         rate = rate_mb_s if type(rate_mb_s) is float and rate_mb_s >= 0.0 else data_rate("data rate", rate_mb_s)
         lines = self._plain.get(batch) if plain else None
@@ -200,27 +200,27 @@ class LookupTable(TableContent):
         """List every allowed choice with the terms of its T, the fastest first.
 
         Raises:
-            UsageError: As in :meth:`pick`; but where nothing can answer, every T is infinite.
+            UsageError: As in :meth:`pick`, but not where every T is infinite.
         """
         lines = self._lines(state)
         return ranking(lines, data_rate("data rate", state.rate_mb_s))
 
     def latency_ms(self, choice: str | int, state: State) -> float:
-        """Return T in milliseconds of one choice, by name or id; infinite where it cannot be sent.
+        """Return T in milliseconds of one choice, by name or id; infinite where its bytes cannot be sent.
 
-        The state's mask does not count.
+        ``allow`` of the state is ignored.
 
         Raises:
             UsageError: As in :meth:`ranking`.
         """
-        lines = self._lines(replace(state, allow=[choice]))
+        lines = self._lines(replace(_as_state(state), allow=[choice]))
         return evaluate(lines, data_rate("data rate", state.rate_mb_s))[0]
 
     def switch_rates(self, state: State) -> tuple[Segment, ...]:
-        """List the best choice over all data rates: where it changes, to the last bit.
+        """List the ranges of data rates in which each choice is the best, with exact boundaries.
 
-        At a boundary :meth:`pick` gives the next segment's choice, at the number just below it this one's. The
-        state's own rate does not count: ``table.switch_rates(State(batch=8))``.
+        At a boundary :meth:`pick` returns the choice of the next segment, at the number just below it that of this
+        segment. The rate of the state is ignored: ``table.switch_rates(State(batch=8))``.
 
         Raises:
             UsageError: As in :meth:`pick`.
@@ -246,14 +246,14 @@ class LookupTable(TableContent):
         raise UsageError(f"unknown choice {name!r}; the table has {_names(self.choices)}.")
 
     def without_inputs_sent(self) -> tuple[int, ...]:
-        """List the ids of the choices that keep the model's inputs on the device, for ``allow``."""
+        """Return the ids of the choices that do not send the model's inputs, to use as ``allow``."""
         return tuple(choice.id for choice in self.choices if not choice.sends_inputs)
 
     # ---- inside --------------------------------------------------------------------------------------------
 
     def _lines(self, state: State) -> Lines:
-        """Prepare the lines of a state, whose rate does not count; those of the plain one are kept."""
-        batch = batch_size(state.batch)
+        """Return the lines of a state without its rate; lines of plain states are cached."""
+        batch = batch_size(_as_state(state).batch)
         if state.is_plain and batch in self._plain:
             return self._plain[batch]
         rows = self._rows_at(batch)
@@ -286,12 +286,12 @@ class LookupTable(TableContent):
             server_load=1.0 if load is None else finite_number("server load", "times", load),
             queue_ms=0.0 if queue is None else finite_number("queue", "ms", queue),
         )
-        if state.is_plain and len(self._plain) < _MOST_KEPT:
+        if state.is_plain and len(self._plain) < _MAX_CACHED:
             self._plain[batch] = lines
         return lines
 
     def _position(self, batch: int) -> int:
-        """Find the batch table whose times are those of ``batch``."""
+        """Return the index of the smallest measured batch size that is at least ``batch``."""
         position = bisect.bisect_left(self.batches, batch, key=lambda item: item.batch)
         if position == len(self.batches):
             measured = ", ".join(str(item.batch) for item in self.batches)
@@ -302,7 +302,7 @@ class LookupTable(TableContent):
         return position
 
     def _rows_at(self, batch: int) -> _Rows:
-        """Return every choice that has a row there, with the times and the bytes of ``batch``, in order."""
+        """Return each choice that has a row at ``batch``, with the row, sorted by :func:`in_order`; cached."""
         if batch in self._rows:
             return self._rows[batch]
         position = self._position(batch)
@@ -322,12 +322,12 @@ class LookupTable(TableContent):
             )
             rows.append((choices[row.choice], at_batch))
         ordered = in_order(rows)
-        if len(self._rows) < _MOST_KEPT:
+        if len(self._rows) < _MAX_CACHED:
             self._rows[batch] = ordered
         return ordered
 
     def _check_segments(self, position: int) -> None:
-        """Refuse segments that the rows contradict by more than rounding."""
+        """Raise an error if segments contradict the rows by more than rounding."""
         table = self.batches[position]
         wrong = _table_json.segment_at_fault(table.segments, self._lines(State(batch=table.batch)))
         if wrong is not None:
@@ -336,16 +336,16 @@ class LookupTable(TableContent):
 
 
 PACKED_SUFFIX = ".dscb"
-"""How the name of a packed bundle ends."""
-_MOST_KEPT = 8192
-"""Batch sizes, measured or not, whose lines are kept."""
+"""End of the file name of a packed bundle."""
+_MAX_CACHED = 8192
+"""Most batch sizes whose lines and rows are cached."""
 
 
 def _path_of(source: str | os.PathLike[str]) -> Path:
     """Return the path of a table's file.
 
     Raises:
-        UsageError: It is no path, there is no such file, or it is a bundle.
+        UsageError: ``source`` is no path, there is no such file, or it is a bundle or a folder.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(f"{source!r} is no lookup table; a path or the bytes of a table were expected.")
@@ -362,6 +362,12 @@ def _path_of(source: str | os.PathLike[str]) -> Path:
             "Read the table of a bundle with Bundle.open(PATH).table()."
         )
     return path
+
+
+def _as_state(state: object) -> State:
+    if not isinstance(state, State):
+        raise UsageError(f"got {shown(state)}; a State was expected: State(batch=8, rate_mb_s=12.0).")
+    return state
 
 
 def _names(choices: tuple[Choice, ...]) -> str:

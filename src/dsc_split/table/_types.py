@@ -1,4 +1,4 @@
-"""What a lookup table is made of: plain records, as they stand in ``table.json``."""
+"""The records of a lookup table, in the form of ``table.json``."""
 
 from __future__ import annotations
 
@@ -29,46 +29,46 @@ NO_OFFLOAD = "no-offload"
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One way to run the model that the table picks from."""
+    """One way to run the model."""
 
     id: int
-    """Number of the choice, unique in the table; among equals the lower one wins."""
+    """Number of the choice, unique in the table; of choices with equal T and bytes, the lowest id wins."""
     kind: str
     """``full-offload``, ``split`` or ``no-offload``."""
     name: str
-    """The cut's name; for the other two kinds, the kind itself."""
+    """Name of the cut; for the other two kinds, the kind."""
     passthrough: bool = False
-    """Whether the split sends an input of the model as it is, because the tail reads it too."""
+    """Whether the split sends an input of the model unchanged, because the tail reads it, too."""
 
     @property
     def uses_server(self) -> bool:
-        """Whether anything is sent: everything but no offload."""
+        """Whether the server takes part: for every kind but ``no-offload``."""
         return self.kind != NO_OFFLOAD
 
     @property
     def sends_inputs(self) -> bool:
-        """Whether an input of the model leaves the device as it is."""
+        """Whether the device sends an input of the model unchanged."""
         return self.kind == FULL_OFFLOAD or self.passthrough
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What one side was measured on."""
+    """The target and the machine that one side was measured on."""
 
     target: str
-    """The target that its engines were built for."""
+    """The target of its engines."""
     fingerprint: str
-    """Run fingerprint: 64 hexadecimal digits over machine, library and options."""
+    """Digest of the run fingerprint, 64 hexadecimal digits: machine, library and options."""
     run_fingerprint: Mapping[str, object] | None = field(default=None, compare=False)
-    """What ``fingerprint`` is the digest of: all that the times depend on; ``None`` where the table does not say."""
+    """The facts that the times depend on; ``fingerprint`` is their digest. ``None`` where the table has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """The cost of the network, apart from the data rate; the defaults are the paper's Eq. 4."""
+    """The cost of the network, without the data rate; the defaults are the paper's Eq. 4."""
 
     c0_ms: float = 0.0
-    """Milliseconds that every request costs (serialising, framing)."""
+    """Milliseconds per request (serialising, framing)."""
     c1_ms_per_mb: float = 0.0
     """Milliseconds per MB (10^6 bytes) sent or received, whatever the rate."""
     rtt_ms: float = 0.0
@@ -76,11 +76,11 @@ class Link:
     round_trips: float = 1.0
     """Round trips per request."""
     count_downlink: bool = False
-    """Whether the outputs' way back is counted."""
+    """Whether T includes the time to send the outputs back."""
     downlink_rate_mb_s: float | None = None
-    """Downlink rate in MB/s; ``None``: the same as the uplink's."""
+    """Downlink rate in MB/s; ``None``: the rate of the uplink."""
     source: str = "paper"
-    """Where these numbers are from, in words."""
+    """Description of the source of these numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +106,10 @@ class Row:
     downlink_bytes: int
     """Bytes of the outputs that come back for the whole batch."""
     timing_valid: bool = True
-    """Whether the times were taken on what the table names; false where they must be measured again."""
+    """Whether the times were measured on the machines that the table names; if not, they must be measured again."""
 
     def at_p95(self) -> Row | None:
-        """Put the 95th percentiles in place of the medians; ``None`` where they are not known."""
+        """Return the row with 95th percentiles instead of medians; ``None`` where they are not known."""
         if self.head_p95_ms is None or self.tail_p95_ms is None:
             return None
         return replace(self, head_ms=self.head_p95_ms, tail_ms=self.tail_p95_ms)
@@ -122,18 +122,18 @@ class Row:
 
 
 def half_width(interval: tuple[float, float] | None) -> float:
-    """Return half of an interval's width; 0 where it is not known."""
+    """Return half of the width of an interval; 0 where it is not known."""
     return 0.0 if interval is None else (interval[1] - interval[0]) / 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A range of data rates over which one choice is the best; it begins where the one before it ends."""
+    """A range of data rates in which one choice is the best; it starts at the end of the segment before."""
 
     choice: int
     """Id of the choice."""
     below_rate_mb_s: float | None
-    """The choice is the best below this rate in MB/s, not at it; ``None`` at the last one: without end."""
+    """The choice is the best below this rate in MB/s, but not at it; ``None`` in the last segment, which has no end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,33 +143,33 @@ class BatchTable:
     batch: int
     """Batch size."""
     rows: tuple[Row, ...]
-    """One row per choice that could be measured, by ascending id; never empty."""
+    """One row per measured choice, by ascending id; never empty."""
     segments: tuple[Segment, ...]
-    """Best choice by data rate, ascending, for the table's own link, load 1, no mask."""
+    """Best choices by ascending data rate, for the table's own link, load 1 and all choices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableContent:
-    """All that ``table.json`` says."""
+    """The content of ``table.json``."""
 
     pair_id: str
-    """Identity of the pairs that were measured: ``sha256:...``."""
+    """Id of the measured pairs: ``sha256:...``."""
     precision: str
     """``fp32`` or ``fp16``."""
     emulated: str | Mapping[str, object] | None
-    """What was emulated, and how; ``None`` where every time was measured as it stands."""
+    """Description of emulated times, such as a slowdown; ``None`` where every time is as measured."""
     device: Side
-    """What the heads were measured on."""
+    """Target and machine of the heads."""
     server: Side
-    """What the tails were measured on."""
+    """Target and machine of the tails."""
     link: Link
-    """Cost of the network, apart from the rate."""
+    """Cost of the network, without the data rate."""
     choices: tuple[Choice, ...]
-    """By ascending id."""
+    """The choices, by ascending id."""
     batches: tuple[BatchTable, ...]
-    """By ascending batch size."""
+    """The measured batch sizes, ascending."""
     count: str = "bytes"
-    """``bytes``, or ``elements`` where every element counts as one byte, as in the paper."""
+    """``bytes``, or ``elements``: every element counts as one byte, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,21 +181,21 @@ class Terms:
     head_ms: float
     """Milliseconds on the device."""
     uplink_ms: float
-    """Milliseconds that the bytes need on the way up."""
+    """Milliseconds to send the bytes to the server at the uplink rate."""
     network_ms: float
-    """Milliseconds of the network that no rate shortens: round trips, cost per request and per byte."""
+    """Milliseconds of the network that do not depend on the rate: round trips, cost per request and per byte."""
     queue_ms: float
     """Milliseconds of waiting on the server before the tail starts."""
     tail_ms: float
-    """Milliseconds on the server, at the load asked."""
+    """Milliseconds on the server, at the load of the state."""
     downlink_ms: float
-    """Milliseconds that the outputs need on the way back, where they are counted."""
+    """Milliseconds to send the outputs back at the downlink rate; 0 where the link does not count them."""
     latency_ms: float
-    """T in milliseconds, evaluated in the order of the format; infinite where nothing can be sent."""
+    """T in milliseconds, computed in the order of the format; infinite where nothing can be sent."""
     uplink_bytes: int
-    """Bytes on the way up, at the batch asked."""
+    """Bytes that the device sends, at the batch size of the state."""
     downlink_bytes: int
-    """Bytes on the way back, at the batch asked, whether they are counted or not."""
+    """Bytes that the server sends back, at the batch size of the state, also where the link does not count them."""
 
     def to_json(self) -> dict[str, object]:
         """Return plain data; infinite times become ``None``."""
