@@ -68,7 +68,7 @@ def make_input(info: TensorInfo, batch: int, seed: int = 0) -> np.ndarray:
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Give the largest difference over the largest expected magnitude; infinite where shapes or NaN differ."""
+    """Return the largest difference over the largest expected magnitude; infinite where shapes or NaN differ."""
     a, b = found.astype(np.float64), expected.astype(np.float64)
     if a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
         return float("inf")

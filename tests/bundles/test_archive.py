@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from tests.support.packed_bundles import make_zip
+from tests.support.full_bundles import make_zip
 
 from dsc_split.bundles import _archive
 from dsc_split.bundles._archive import Archive, Entry, name_faults, write_archive

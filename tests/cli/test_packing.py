@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.packed_bundles import NEW_ENGINE, OLD, full_bundle
+from tests.support.full_bundles import NEW_ENGINE, OLD, full_bundle
 
 from dsc_split.bundle import Bundle
 

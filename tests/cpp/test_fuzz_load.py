@@ -19,7 +19,7 @@ VALUES = ["null", "true", "false", "0.0", "1e308", "5e-324", "1048576", "2147483
 
 
 def has_libfuzzer(folder: Path) -> bool:
-    """Say whether clang++ can link a fuzz target."""
+    """Return whether clang++ can link a fuzz target."""
     source = folder / "target.cpp"
     source.write_text('extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }\n')
     command = [require("clang++"), f"-fsanitize=fuzzer,{SANITIZERS}", str(source), "-o", str(folder / "target")]

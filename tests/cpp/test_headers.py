@@ -95,7 +95,7 @@ def write_sources(folder: Path, sources: Sequence[str]) -> list[Path]:
 
 
 def first_error(printed: str) -> str:
-    """Give the first line that says what is wrong."""
+    """Return the first line that says what is wrong."""
     return next(line for line in printed.splitlines() if "error: " in line)
 
 

@@ -66,9 +66,7 @@ def verdicts(program: Path, documents: Iterable[bytes]) -> list[Verdict]:
 
 
 def python_place(document: bytes) -> str | None:
-    """Say at which place the Python reader refuses a document; empty where it is about no value, ``None`` where it
-    accepts.
-    """
+    """Return the place that the Python reader refuses; empty for the document itself, ``None`` where it accepts."""
     try:
         LookupTable.load(document)
     except TableError as error:

@@ -72,7 +72,7 @@ def generated_program(
 
 
 def has_header(table: LookupTable) -> bool:
-    """Say whether the table's numbers are small enough for constants: no sum of times is infinite."""
+    """Return whether the table's numbers are small enough for constants: no sum of times is infinite."""
     try:
         table_header(table, "t")
     except UsageError:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
-from tests.support.packed_bundles import list_file
+from tests.support.full_bundles import list_file
 
 from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import Bundle

@@ -32,7 +32,7 @@ Load = Callable[[Bundle, str], EngineLike]
 
 
 def usable(name: str) -> str:
-    """Give a target's text, complete; skips the test, with the reason, where it cannot run here."""
+    """Return a target's text, complete; skips the test, with the reason, where it cannot run here."""
     try:
         text = name if name != "tensorrt-rtx" else f"tensorrt-rtx:{rtx_architecture()}"
         get_backend(text).run_fingerprint()
@@ -74,7 +74,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def export(exported: Path, tmp_path: Path) -> Export:
-    """Give a fresh copy of the small model's bundle: ``export("fp16")``."""
+    """Return a fresh copy of the small model's bundle: ``export("fp16")``."""
 
     def give(precision: str) -> Bundle:
         folder = exported / precision

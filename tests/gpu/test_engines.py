@@ -34,7 +34,7 @@ def reference(bundle: Bundle, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
-    """Give the largest difference as a share of the largest value, as proofs do."""
+    """Return the largest difference as a share of the largest value, as proofs do."""
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
     return float(np.abs(found.astype(float) - expected).max() / np.abs(expected).max())

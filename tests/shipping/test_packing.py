@@ -12,8 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from msgspec.structs import replace
-from tests.support.manifests import edited, targets_of
-from tests.support.packed_bundles import (
+from tests.support.full_bundles import (
     NEW,
     NEW_ENGINE,
     NEW_ID,
@@ -28,6 +27,7 @@ from tests.support.packed_bundles import (
     make_zip,
     relist,
 )
+from tests.support.manifests import edited, targets_of
 
 from dsc_split._support.strict_json import body_digest, canonical_json
 from dsc_split.bundle import Bundle

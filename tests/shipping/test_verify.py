@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tests.support.full_bundles import NEW_ENGINE, OLD_ENGINE, TABLE_OF_OLD, add_cell, full_bundle, list_file, relist
 from tests.support.manifests import document_of, edited, targets_of
-from tests.support.packed_bundles import NEW_ENGINE, OLD_ENGINE, TABLE_OF_OLD, add_cell, full_bundle, list_file, relist
 
 from dsc_split._support.progress import Progress
 from dsc_split.bundle import Bundle

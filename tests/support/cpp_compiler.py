@@ -88,7 +88,7 @@ def json_include() -> Path:
 
 
 def has_fma() -> bool:
-    """Say whether the processor fuses a product and a sum where the compiler lets it."""
+    """Return whether the processor fuses a product and a sum where the compiler lets it."""
     info = Path("/proc/cpuinfo")
     return info.exists() and bool({"fma", "asimd"} & set(info.read_text(encoding="utf-8").split()))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 from tests.support.engine_header import HEADER
-from tests.support.packed_bundles import list_file
+from tests.support.full_bundles import list_file
 
 from dsc_split._support.records import Facts
 from dsc_split.bundle import Bundle, TensorInfo

@@ -113,7 +113,7 @@ def to_document(record: object) -> dict[str, Any]:
 
 def _keep_unknown(value: object, document: Any) -> None:
     """Store in each record the keys of its document that it does not name."""
-    for item, part in _parts(value, document):
+    for item, part in _children(value, document):
         _keep_unknown(item, part)
     if isinstance(value, Record):
         known = set(value.__struct_encode_fields__) - {_UNKNOWN}
@@ -125,14 +125,14 @@ def _keep_unknown(value: object, document: Any) -> None:
 
 def _add_unknown(value: object, document: Any) -> None:
     """Put the unknown keys of each record into the document that was made of it."""
-    for item, part in _parts(value, document):
+    for item, part in _children(value, document):
         _add_unknown(item, part)
     if isinstance(value, Record) and isinstance(value.unknown_keys, str):
         del document[_UNKNOWN]
         document.update(json.loads(value.unknown_keys))
 
 
-def _parts(value: object, document: Any) -> Iterator[tuple[object, Any]]:
+def _children(value: object, document: Any) -> Iterator[tuple[object, Any]]:
     """Yield the parts of a value that may contain records, each with its part of the document."""
     parts: Iterable[tuple[object, Any]]
     if isinstance(value, Record):

@@ -45,7 +45,7 @@ def total(memory: MemoryReport) -> int:
 def brute_force(
     table: LookupTable, memory: Mapping[str, MemoryReport], budget: Mapping[str, int]
 ) -> tuple[int, float, int]:
-    """Give states without an answer, mean loss in the others, and minus the choices of the best set, the slow way."""
+    """Return states without an answer, mean loss in the others, and minus the choices of the best set, the slow way."""
     rated = {row.choice for item in table.batches for row in item.rows}
     names = [choice.name for choice in table.choices if choice.id in rated]
     losses: dict[str, list[float]] = {name: [] for name in names}

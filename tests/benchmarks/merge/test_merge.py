@@ -184,7 +184,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def engines_of(bundle: Bundle) -> dict[tuple[str, str, str], str]:
-    """Give the digest of every engine by side, target's id and graph; its file is what the manifest says."""
+    """Return the digest of every engine by side, target's id and graph; its file is what the manifest says."""
     found = {}
     for side in SIDES:
         for entry in bundle.manifest.targets.of(side):

@@ -51,7 +51,7 @@ def test_a_call_that_takes_no_time_is_measured_all_the_same() -> None:
 
 
 def spread() -> LookupTable:
-    """Give a table whose tails have a 95th percentile of twice their median."""
+    """Return a table whose tails have a 95th percentile of twice their median."""
     table = golden()
     batches = [
         replace(item, rows=tuple(replace(row, tail_p95_ms=2.0 * row.tail_ms) for row in item.rows))

@@ -27,7 +27,7 @@ def golden() -> LookupTable:
 
 
 def svg_texts(path: Path) -> str:
-    """Give the texts of a picture: matplotlib writes each as a comment beside its outlines."""
+    """Return the texts of a picture: matplotlib writes each as a comment beside its outlines."""
     picture = path.read_text()
     assert ET.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
     return "\n".join(html.unescape(text).strip() for text in re.findall("<!--(.*?)-->", picture, re.DOTALL))

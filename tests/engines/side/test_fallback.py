@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.full_bundles import list_file
 from tests.support.manifests import edited, stated, targets_of
 from tests.support.own_backend import OwnBackend
-from tests.support.packed_bundles import list_file
 
 from dsc_split.bundle import Bundle
 from dsc_split.engines import SideEngines, build_engines, check_engines

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.support.full_bundles import list_file
 from tests.support.own_backend import OwnBackend
-from tests.support.packed_bundles import list_file
 
 from dsc_split._support.strict_json import write_json
 from dsc_split.bundle import Bundle

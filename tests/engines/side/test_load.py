@@ -73,7 +73,7 @@ def loaded(engines: SideEngines, *batches: int) -> list[str]:
 
 
 def command_of(error: BaseException) -> list[str]:
-    """Give the command at the end of a message, without the program's name."""
+    """Return the command at the end of a message, without the program's name."""
     program, *words = shlex.split(str(error).rpartition(": ")[2])
     assert program == "dsc-split"
     return words

@@ -208,7 +208,7 @@ class Collector(ast.NodeVisitor):
 
 
 def classes_in(function: ast.FunctionDef) -> dict[str, str | None]:
-    """Tell of the names in a function of which class they are; ``None`` where it is none of the library."""
+    """Return the class of each name in a function; ``None`` where it is no class of the library."""
     classes: dict[str, str | None] = {}
     for node in ast.walk(function):
         match node:
@@ -291,7 +291,7 @@ def asked_in_vain(sources: dict[str, str], surfaces: list[Surface]) -> list[str]
 
 
 def names_of(surface: Surface, owner: str) -> set[str]:
-    """Give the names of a class or of the module; all there are where the owner is not known."""
+    """Return the names of a class or of the module; all there are where the owner is not known."""
     if owner == MODULE:
         return set(surface)
     if owner:

@@ -15,8 +15,8 @@ import onnx
 import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.full_bundles import list_file
 from tests.support.manifests import edited, stated, targets_of
-from tests.support.packed_bundles import list_file
 
 from dsc_split._support.hashing import sha256_file
 from dsc_split._support.progress import Progress

@@ -21,7 +21,7 @@ def tensor(name: str, size: int) -> TensorInfo:
 
 
 def shapes_of(tensors: dict[str, TensorInfo], profile: tuple[int, int, int]) -> Shapes:
-    """Give the shapes of a network ``x -> y`` of which the bundle knows some tensors."""
+    """Return the shapes of a network ``x -> y`` of which the bundle knows some tensors."""
     parsed: Any = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="y")])
     return profile_shapes(parsed, tensors, profile)
 

@@ -247,8 +247,7 @@ def test_weights_of_torchvision_come_from_the_local_cache_when_they_are_there(
     ("source", "shape"),
     [
         ("torchvision:resnet18", ("batch", 3, 224, 224)),
-        ("torchvision:convnext_tiny", ("batch", 3, 224, 224)),
-        ("torchvision:vit_b_16", ("batch", 3, 224, 224)),
+        ("timm:vit_tiny_patch16_224", ("batch", 3, 224, 224)),
         ("timm:efficientnet_b0", ("batch", 3, 224, 224)),
     ],
 )

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from msgspec.structs import replace
 from onnx import helper, numpy_helper
+from tests.support.full_bundles import list_file
 from tests.support.manifests import stated
-from tests.support.packed_bundles import list_file
 
 from dsc_split._support.hashing import sha256_file
 from dsc_split.bundle import Bundle

@@ -83,7 +83,7 @@ def add_engine(bundle: Bundle, target: str, path: str) -> TargetEntry:
 
 
 def add_cell(bundle: Bundle, graph: str, target: str) -> str:
-    """Write a cell as the room of benchmarks does; gives its path."""
+    """Write a stand-in for a cell, with the keys that packing looks at; return its path."""
     question = {"graph_digest": bundle.graph_digest(graph), "target": target}
     key = hashlib.sha256(canonical_json(question)).hexdigest()
     body = {"key": key, "question": question, "target": target, "rounds": [{"started": STARTED}]}
@@ -94,7 +94,7 @@ def add_cell(bundle: Bundle, graph: str, target: str) -> str:
 
 
 def table_of(bundle: Bundle, device: str) -> bytes:
-    """Give a lookup table of the bundle's pairs for a device."""
+    """Return a lookup table of the bundle's pairs for a device."""
     table = json.loads(GOLDEN.read_bytes())
     table["pair_id"] = bundle.manifest.pair_id
     table["device"]["target"], table["server"]["target"] = device, SERVER
