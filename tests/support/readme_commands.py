@@ -18,7 +18,7 @@ def scripts(readme: Path) -> list[tuple[str, bool]]:
     """
     blocks = BLOCK.finditer(readme.read_text(encoding="utf-8"))
     return [
-        (f"{block['script']} {block['options'] or ''}", block["mark"] == "slow")
+        (f"{block['script']} {block['options'] or ''}\n", block["mark"] == "slow")
         for block in blocks
         if block["mark"] != "not run"
     ]
