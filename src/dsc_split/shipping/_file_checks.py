@@ -107,6 +107,7 @@ def samples_fault(data: bytes) -> str:
                     _, _, dtype = read(file)
                 if dtype.hasobject:
                     return f"holds Python objects (pickled) in {name!r}; plain arrays alone were expected"
+    # On damaged bytes zipfile raises all of these (RuntimeError: encrypted), and NumPy the first three.
     except (ValueError, OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as e:
         return f"is no file of plain arrays: {e}"
     return ""
